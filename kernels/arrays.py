@@ -1,0 +1,143 @@
+"""NumPy and torch at the edge of a kernel: telling them apart, checking them, and converting without surprises.
+
+torch is never imported here: an object can only be a tensor if its owner imported torch already.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray | torch.Tensor
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether `x` is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def device_type(x: Array) -> str:
+    """``"cpu"`` for NumPy arrays and host tensors, else the tensor's device type (``"cuda"``, ...)."""
+    return x.device.type if is_tensor(x) else "cpu"  # type: ignore[union-attr]
+
+
+def dtype_name(x: Array) -> str:
+    """The dtype as NumPy and torch both spell it: ``"float32"``, ``"bfloat16"``, ..."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
+    """`x` as a floating-point array or detached tensor with one of the ranks in `ndim` and no empty axis.
+
+    Integer arrays become float32, lists become arrays. Values are not read: see `check_finite`.
+    """
+    if not is_tensor(x):
+        try:
+            x = np.asarray(x)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name}: expected an array or tensor of numbers, got {type(x).__name__} ({error})") from None
+        if x.dtype.kind in "iub":
+            x = x.astype(np.float32)
+    else:
+        x = x.detach()
+        if not (x.is_floating_point() or x.is_complex()):
+            x = x.float()
+    if dtype_name(x) not in _FLOATS:
+        raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)} or an integer, got {dtype_name(x)}")
+    if x.ndim not in ndim:
+        raise ValueError(
+            f"{name}: expected {' or '.join(str(n) for n in ndim)} dimensions, got shape {tuple(x.shape)}"
+        )
+    if any(size == 0 for size in x.shape):
+        raise ValueError(f"{name}: expected no empty axis, got shape {tuple(x.shape)}")
+    return x
+
+
+def check_finite(x: np.ndarray, name: str) -> None:
+    """Raise ValueError where a host array holds NaN or infinity, with the first place it does."""
+    # One reduction decides the common case: a sum is finite only if every term is (or it overflowed: look closer).
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(x)):
+            return
+    finite = np.isfinite(x)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        count = int(x.size - np.count_nonzero(finite))
+        raise ValueError(f"{name}: expected finite values, got {x[where]} at {where} ({count} non-finite in all)")
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """A host array of float16, float32, float64, bool or integers; bfloat16, which NumPy lacks, becomes float32."""
+    if not is_tensor(x):
+        return x  # type: ignore[return-value]
+    x = x.detach()  # type: ignore[union-attr]
+    if dtype_name(x) == "bfloat16":
+        x = x.float()  # type: ignore[union-attr]
+    return x.cpu().numpy()  # type: ignore[union-attr]
+
+
+def like(result: Any, template: Array) -> Any:
+    """`result` (an array, or a tuple of them) as the kind and on the device of `template`."""
+    if isinstance(result, tuple):
+        parts = [like(part, template) for part in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    if is_tensor(template) and isinstance(result, np.ndarray):
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(result)).to(template.device)  # type: ignore[union-attr]
+    return result
+
+
+def check_int(value: Any, name: str, minimum: int, maximum: int | None = None) -> int:
+    """`value` as an int within [minimum, maximum]."""
+    takes = f"an integer >= {minimum}" if maximum is None else f"an integer in [{minimum}, {maximum}]"
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected {takes}, got {value!r}") from None
+    if number < minimum or (maximum is not None and number > maximum):
+        raise ValueError(f"{name}: expected {takes}, got {number}")
+    return number
+
+
+def check_float(value: Any, name: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> float:
+    """`value` as a finite float within [low, high], or (low, high] with `open_low`."""
+    takes = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
+    try:
+        if isinstance(value, (bool, np.bool_, str)):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected {takes}, got {value!r}") from None
+    if not np.isfinite(number) or number > high or number < low or (open_low and number == low):
+        raise ValueError(f"{name}: expected {takes}, got {number!r}")
+    return number
+
+
+def check_option(value: Any, name: str, options: tuple[str, ...]) -> str:
+    """`value` if it is one of `options`."""
+    if value not in options:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def check_size(size: Any, name: str = "size") -> tuple[int, int]:
+    """`size` as (height, width), both at least 1; an integer stands for both."""
+    if isinstance(size, (int, np.integer)):
+        size = (size, size)
+    try:
+        height, width = size
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected (height, width), got {size!r}") from None
+    return check_int(height, f"{name}[0]", 1), check_int(width, f"{name}[1]", 1)

@@ -1,0 +1,114 @@
+"""Which backend serves a call: the argument, else the environment variable TTT4AS_BACKEND, else the fastest usable.
+
+An operation is a folder; its backends are the files in it. Each backend file defines
+
+- ``unavailable(device) -> str | None``: why it cannot serve arrays on that device type, None if it can. It tests the
+  capability (compile, call), not the import;
+- ``ARRAYS``: ``"numpy"`` if its functions take host arrays, ``"torch"`` if they take tensors;
+- functions with the names and results of those in ``reference.py``.
+
+Automatic choice falls back, with one warning when something that could be installed is missing. A named backend raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from . import arrays
+
+if TYPE_CHECKING:
+    from .arrays import Array
+
+ENVIRONMENT_VARIABLE = "TTT4AS_BACKEND"
+
+
+class BackendWarning(UserWarning):
+    """A faster backend exists but cannot be used here; the message says why. Shown once for each."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation and its backends, fastest first, for host arrays and for CUDA tensors."""
+
+    name: str
+    host: tuple[str, ...]
+    cuda: tuple[str, ...]
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Names of the backends that exist, ``reference`` last."""
+        names = dict.fromkeys((*self.cuda, *self.host))
+        return tuple(sorted(names, key=lambda name: name == "reference"))
+
+    def module(self, name: str) -> ModuleType:
+        """The backend's file, imported."""
+        return importlib.import_module(f"{__package__}.{self.name}.{name}")
+
+    def why_not(self, name: str, device: str) -> str | None:
+        """Why backend `name` cannot serve arrays on `device` here; None if it can."""
+        return _why_not(self, name, device)
+
+    def resolve(self, backend: str, device: str) -> ModuleType:
+        """The module that serves a call with this `backend` argument and arrays on `device`.
+
+        Raises
+        ------
+        ValueError
+            The backend is unknown to this operation.
+        RuntimeError
+            The backend was named, by argument or environment variable, and cannot serve.
+        """
+        source = "backend"
+        if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
+            backend, source = os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE
+        if backend != "auto":
+            if backend not in self.backends:
+                takes = ", ".join(map(repr, ("auto", *self.backends)))
+                raise ValueError(f"{source}: expected one of {takes} for {self.name}, got {backend!r}")
+            reason = self.why_not(backend, device)
+            if reason:
+                raise RuntimeError(f"{source}={backend!r} cannot serve {self.name} on {device}: {reason}")
+            return self.module(backend)
+        for name in self.cuda if device == "cuda" else self.host:
+            reason = self.why_not(name, device)
+            if reason is None:
+                return self.module(name)
+            _warn_once(f"{self.name}: backend {name!r} is not usable ({reason}); using a slower one")
+        raise RuntimeError(f"backend: no backend of {self.name} can serve arrays on {device!r}")
+
+    def run(self, function: str, inputs: tuple[Array, ...], backend: str, **options: Any) -> Any:
+        """Call `function` of the chosen backend on `inputs` and return its result as the kind of the first of them."""
+        template = inputs[0]
+        module = self.resolve(backend, arrays.device_type(template))
+        if module.ARRAYS == "numpy":
+            inputs = tuple(arrays.to_numpy(x) for x in inputs)
+        return arrays.like(getattr(module, function)(*inputs, **options), template)
+
+
+@functools.lru_cache(maxsize=None)
+def _why_not(operation: Operation, name: str, device: str) -> str | None:
+    try:
+        return operation.module(name).unavailable(device)
+    except ImportError as error:
+        return str(error)
+
+
+@functools.lru_cache(maxsize=None)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, BackendWarning, stacklevel=5)
+
+
+@functools.lru_cache(maxsize=None)
+def native_core() -> ModuleType | str:
+    """The compiled C++ core, or why it is absent."""
+    try:
+        return importlib.import_module(f"{__package__}._core")
+    except ImportError as error:
+        return f"the C++ core is not built ({error}); reinstall with a C++ compiler present"
