@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the folder of `path`, renamed to `path` when the block ends and removed if it raises.
 
-    The temporary name keeps the suffix of `path`, because writers such as Pillow and NumPy choose the format by it.
-    A reader sees the old file or the new one, never half of one; an interrupted run leaves the old one in place.
+    The temporary name keeps the suffix of `path`, because writers such as Pillow and NumPy choose the format by it,
+    and starts with a dot, so that a listing of the folder passes it over. A reader sees the old file or the new one,
+    never half of one; an interrupted run leaves the old one in place.
 
     Parameters
     ----------
@@ -24,12 +25,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     pathlib.Path
-        An empty file to write to.
+        Where to write. There is no file there yet.
 
     Raises
     ------
     FileNotFoundError
-        The folder of `path` does not exist.
+        The folder of `path` does not exist, or the block wrote nothing (a writer may have added a suffix of its own).
     IsADirectoryError
         `path` is a folder.
     """
@@ -38,18 +39,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(f"path: expected a file in an existing folder, got {str(path)!r}")
     if path.is_dir():
         raise IsADirectoryError(f"path: expected a file, got the folder {str(path)!r}")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.stem[:64]}-{secrets.token_hex(8)}{path.suffix}"
     try:
-        # mkstemp makes a private file; the result gets the permissions that a plain open() would have given it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         yield temporary
+        if not temporary.is_file():
+            raise FileNotFoundError(f"nothing was written to the temporary file of {str(path)!r}")
         with open(temporary, "rb+") as file:  # the rename must not reach the disk before the contents do
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
