@@ -1,0 +1,94 @@
+"""The operations that test-time training and PatchCore spend their time in, each with several backends.
+
+How to read this package
+------------------------
+One folder an operation, and every folder has the same doors::
+
+    bilinear/  knn/  coreset/  peaks/  linear_svm/  segment/
+        __init__.py     the public function: docstring, validation, dispatch - no arithmetic
+        reference.py    the plain statement of what it computes; every other file is held to it
+        cpu.py          the compiled core (C++)
+        gpu.py          Triton or CuPy
+                        (a further file is a further backend: numba.py, cuml.py)
+
+`segment` is the whole method in one call; the others are its parts and PatchCore's::
+
+    features --knn--> anomaly map --peaks--> pseudo-labels --bilinear--> samples --linear_svm--> w, b --> mask
+                 ^                                                                                   |
+              coreset                                   `segment` fuses everything right of the map -+
+
+How a backend is chosen
+-----------------------
+1. the ``backend`` argument, unless it is ``"auto"``;
+2. the environment variable ``TTT4AS_BACKEND``, if set;
+3. else the first usable one in the operation's order of speed for the device of its first argument.
+
+A backend that was named raises if it cannot serve; the automatic choice falls back and warns once where something
+that could be installed is missing. `backends` says what is usable here and why the rest is not. Usable means tried:
+a library that imports but finds no device is not usable.
+
+Arrays may be NumPy's or torch's. Results come back as the kind, and on the device, of the first argument. Tensors go
+through the operators ``torch.ops.ttt4as.*``, so that `torch.compile` and `torch.export` see one node a call.
+Nothing here imports torch, numba, triton or cupy before it is needed, and nothing imports from the rest of ttt4as_fast.
+"""
+
+from __future__ import annotations
+
+from . import bilinear, coreset, knn, linear_svm, peaks
+from . import segment as _segment
+from .bilinear import bilinear_sample, bilinear_upsample
+from .coreset import k_center_greedy
+from .dispatch import BackendWarning, Operation
+from .knn import KnnIndex, nearest_neighbors
+from .linear_svm import LinearSVMResult, fit_linear_svm
+from .peaks import dilate, local_maxima
+from .segment import Segmentation
+
+__all__ = [
+    "BackendWarning",
+    "KnnIndex",
+    "LinearSVMResult",
+    "Segmentation",
+    "backends",
+    "bilinear_sample",
+    "bilinear_upsample",
+    "dilate",
+    "fit_linear_svm",
+    "k_center_greedy",
+    "local_maxima",
+    "nearest_neighbors",
+    "segment",
+]
+
+OPERATIONS: tuple[Operation, ...] = tuple(
+    module.OPERATION for module in (bilinear, knn, coreset, peaks, linear_svm, _segment)
+)
+
+segment = _segment.segment
+
+
+def backends(device: str = "cpu") -> dict[str, dict[str, str | None]]:
+    """What can serve each operation here, fastest first, and why not what cannot.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        Where the arguments live: NumPy arrays and host tensors are ``"cpu"``.
+
+    Returns
+    -------
+    dict
+        ``{operation: {backend: reason}}`` with reason None for a usable backend. The first usable one of an operation
+        is what ``backend="auto"`` takes.
+
+    Raises
+    ------
+    ValueError
+        `device` is neither ``"cpu"`` nor ``"cuda"``.
+    """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
+    return {
+        operation.name: {name: operation.why_not(name, device) for name in operation.preference(device)}
+        for operation in OPERATIONS
+    }

@@ -5,6 +5,7 @@ torch is never imported here: an object can only be a tensor if its owner import
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
         try:
             x = np.asarray(x)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{name}: expected an array or tensor of numbers, got {type(x).__name__} ({error})") from None
+            raise TypeError(
+                f"{name}: expected an array or tensor of numbers, got {type(x).__name__} ({error})"
+            ) from None
         if x.dtype.kind in "iub":
             x = x.astype(np.float32)
     else:
@@ -54,9 +57,7 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
     if dtype_name(x) not in _FLOATS:
         raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)} or an integer, got {dtype_name(x)}")
     if x.ndim not in ndim:
-        raise ValueError(
-            f"{name}: expected {' or '.join(str(n) for n in ndim)} dimensions, got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"{name}: expected {' or '.join(str(n) for n in ndim)} dimensions, got shape {tuple(x.shape)}")
     if any(size == 0 for size in x.shape):
         raise ValueError(f"{name}: expected no empty axis, got shape {tuple(x.shape)}")
     return x
@@ -120,7 +121,7 @@ def check_float(value: Any, name: str, low: float, high: float = float("inf"), *
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected {takes}, got {value!r}") from None
-    if not np.isfinite(number) or number > high or number < low or (open_low and number == low):
+    if not math.isfinite(number) or number > high or number < low or (open_low and number == low):
         raise ValueError(f"{name}: expected {takes}, got {number!r}")
     return number
 

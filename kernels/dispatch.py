@@ -47,6 +47,10 @@ class Operation:
         names = dict.fromkeys((*self.cuda, *self.host))
         return tuple(sorted(names, key=lambda name: name == "reference"))
 
+    def preference(self, device: str) -> tuple[str, ...]:
+        """The backends that automatic choice tries for arrays on `device`, in that order."""
+        return self.cuda if device == "cuda" else self.host
+
     def module(self, name: str) -> ModuleType:
         """The backend's file, imported."""
         return importlib.import_module(f"{__package__}.{self.name}.{name}")
@@ -76,7 +80,7 @@ class Operation:
             if reason:
                 raise RuntimeError(f"{source}={backend!r} cannot serve {self.name} on {device}: {reason}")
             return self.module(backend)
-        for name in self.cuda if device == "cuda" else self.host:
+        for name in self.preference(device):
             reason = self.why_not(name, device)
             if reason is None:
                 return self.module(name)
@@ -92,7 +96,7 @@ class Operation:
         return arrays.like(getattr(module, function)(*inputs, **options), template)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _why_not(operation: Operation, name: str, device: str) -> str | None:
     try:
         return operation.module(name).unavailable(device)
@@ -100,12 +104,12 @@ def _why_not(operation: Operation, name: str, device: str) -> str | None:
         return str(error)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn_once(message: str) -> None:
     warnings.warn(message, BackendWarning, stacklevel=5)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def native_core() -> ModuleType | str:
     """The compiled C++ core, or why it is absent."""
     try:

@@ -1,0 +1,44 @@
+"""ttt4as_fast: anomaly maps into masks, by test-time training, in real time.
+
+>>> import ttt4as_fast as ttt
+>>> out = ttt.TTT4AS()(anomaly_map, features)  # doctest: +SKIP
+
+Names are loaded on first use: importing the package loads neither torch, timm, numba nor cupy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import kernels as kernels
+    from .patchcore import PatchCore as PatchCore
+    from .segmenter import TTT4AS as TTT4AS
+    from .segmenter import Segmentation as Segmentation
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "PatchCore": "patchcore",
+    "Segmentation": "segmenter",
+    "TTT4AS": "segmenter",
+}
+_MODULES = ("baselines", "backbones", "datasets", "evaluate", "figures", "kernels", "metrics")
+
+__all__ = [*_WHERE, *_MODULES, "__version__"]  # noqa: PLE0604 - the names are those of the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

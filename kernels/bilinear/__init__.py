@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import arrays
 from ..dispatch import Operation
 
@@ -82,21 +84,27 @@ def bilinear_sample(
     """
     features = arrays.as_float_array(features, "features", (3,))
     height, width = arrays.check_size(size)
-    rows = _coordinates(rows, "rows", height, features)
-    cols = _coordinates(cols, "cols", width, features)
+    rows = _coordinates(rows, "rows", features)
+    cols = _coordinates(cols, "cols", features)
     if rows.shape != cols.shape:
         raise ValueError(f"cols: expected as many as rows ({rows.shape[0]}), got {cols.shape[0]}")
     if arrays.is_tensor(features):
         from .. import torch_ops
 
         return torch_ops.bilinear_sample(features, height, width, rows, cols, backend)
+    return run_sample(features, height, width, rows, cols, backend)
+
+
+def run_sample(features: Array, height: int, width: int, rows: Array, cols: Array, backend: str) -> Array:
+    """`bilinear_sample` after validation of all but the values; the torch operator calls it too."""
+    for name, values, limit in (("rows", rows, height), ("cols", cols, width)):
+        if arrays.device_type(values) == "cpu" and len(values) and not (0 <= values.min() and values.max() < limit):
+            raise ValueError(f"{name}: expected pixels in [0, {limit}), got {int(values.min())} to {int(values.max())}")
     return OPERATION.run("sample", (features, rows, cols), backend, height=height, width=width)
 
 
-def _coordinates(values: Any, name: str, limit: int, features: Array) -> Array:
-    """`values` as 1-D int64 of the kind and device of `features`; bounds are read only on the host."""
-    import numpy as np
-
+def _coordinates(values: Any, name: str, features: Array) -> Array:
+    """`values` as 1-D int64 of the kind and device of `features`."""
     if arrays.is_tensor(values) and arrays.is_tensor(features):
         import torch
 
@@ -110,6 +118,4 @@ def _coordinates(values: Any, name: str, limit: int, features: Array) -> Array:
         values = arrays.like(values.astype(np.int64), features)
     if values.ndim != 1:
         raise ValueError(f"{name}: expected 1 dimension, got shape {tuple(values.shape)}")
-    if arrays.device_type(values) == "cpu" and len(values) and not (0 <= values.min() and values.max() < limit):
-        raise ValueError(f"{name}: expected pixels in [0, {limit}), got {int(values.min())} to {int(values.max())}")
     return values

@@ -1,0 +1,116 @@
+"""The operations as torch operators ``ttt4as::*``: one opaque node each under `torch.compile` and `torch.export`.
+
+Imported on the first torch tensor, never before. Each operator has one implementation for CPU and CUDA (the backend is
+chosen inside) and a fake that states the shapes and dtypes of what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import bilinear, knn, peaks
+from .segment import OPTION_NAMES, SegmentOptions, run_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LIBRARY = torch.library.Library("ttt4as", "DEF")
+
+
+def _define(schema: str, implementation: Callable, fake: Callable) -> None:
+    name = schema.split("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"ttt4as::{name}", fake, lib=_LIBRARY)
+
+
+def _upsample(features: Tensor, height: int, width: int, backend: str) -> Tensor:
+    result = bilinear.OPERATION.run("upsample", (features,), backend, height=height, width=width)
+    return result.to(features.dtype)  # bfloat16 takes the way over float32 on the host
+
+
+def _upsample_fake(features: Tensor, height: int, width: int, backend: str) -> Tensor:
+    return features.new_empty((*features.shape[:-2], height, width))
+
+
+def _sample(features: Tensor, height: int, width: int, rows: Tensor, cols: Tensor, backend: str) -> Tensor:
+    return bilinear.run_sample(features, height, width, rows, cols, backend)
+
+
+def _sample_fake(features: Tensor, height: int, width: int, rows: Tensor, cols: Tensor, backend: str) -> Tensor:
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return features.new_empty((rows.shape[0], features.shape[0]), dtype=dtype)
+
+
+def _nearest(query: Tensor, bank: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
+    return knn.KnnIndex(bank, backend=backend).search(query, k)
+
+
+def _nearest_fake(query: Tensor, bank: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
+    shape = (query.shape[0], k)
+    return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
+
+
+def _local_maxima(anomaly_map: Tensor, percentile: float, backend: str) -> Tensor:
+    return peaks.run_local_maxima(anomaly_map, percentile, backend)
+
+
+def _dilate(mask: Tensor, radius: int, backend: str) -> Tensor:
+    return peaks.run_dilate(mask, radius, backend)
+
+
+def _segment(
+    anomaly_map: Tensor, features: Tensor, score: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *values, backend = options
+    return run_batch(anomaly_map, features, score, SegmentOptions(*values), backend)
+
+
+def _segment_fake(
+    anomaly_map: Tensor, features: Tensor, score: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def empty(dtype: torch.dtype) -> Tensor:
+        return anomaly_map.new_empty(anomaly_map.shape, dtype=dtype)
+
+    codes = anomaly_map.new_empty((anomaly_map.shape[0],), dtype=torch.int8)
+    return empty(torch.bool), empty(torch.float32), empty(torch.int8), codes
+
+
+_define("bilinear_upsample(Tensor features, int height, int width, str backend) -> Tensor", _upsample, _upsample_fake)
+_define(
+    "bilinear_sample(Tensor features, int height, int width, Tensor rows, Tensor cols, str backend) -> Tensor",
+    _sample,
+    _sample_fake,
+)
+_define("nearest_neighbors(Tensor query, Tensor bank, int k, str backend) -> (Tensor, Tensor)", _nearest, _nearest_fake)
+_define(
+    "local_maxima(Tensor anomaly_map, float percentile, str backend) -> Tensor",
+    _local_maxima,
+    lambda anomaly_map, percentile, backend: anomaly_map.new_empty(anomaly_map.shape, dtype=torch.bool),
+)
+_define("dilate(Tensor mask, int radius, str backend) -> Tensor", _dilate, lambda mask, *_: torch.empty_like(mask))
+_define(
+    "segment(Tensor anomaly_map, Tensor features, Tensor? score, float percentile, int neighbor_radius, int n_nominal, "
+    "float C, str loss, str nominal_sampling, int random_state, float? image_threshold, float tol, int max_iter, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _segment,
+    _segment_fake,
+)
+
+bilinear_upsample = torch.ops.ttt4as.bilinear_upsample
+bilinear_sample = torch.ops.ttt4as.bilinear_sample
+nearest_neighbors = torch.ops.ttt4as.nearest_neighbors
+local_maxima = torch.ops.ttt4as.local_maxima
+dilate = torch.ops.ttt4as.dilate
+
+
+def segment(
+    anomaly_map: Tensor, features: Tensor, score: Tensor | None, options: SegmentOptions, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``ttt4as::segment`` with its options spread in the order of the schema."""
+    values = (getattr(options, name) for name in OPTION_NAMES)
+    return torch.ops.ttt4as.segment(anomaly_map, features, score, *values, backend)
