@@ -1,0 +1,138 @@
+"""Backend choice, and the torch operators: compiled, exported and checked by torch's own tools."""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from ttt4as_fast import kernels
+from ttt4as_fast.kernels import dispatch
+
+
+@pytest.fixture
+def operation(monkeypatch):
+    """An operation of three backends: one that lacks a library, one that works, the reference."""
+    package = "ttt4as_fast.kernels.made_up"
+    for name, reason in {"gpu": "no device", "cpu": None, "reference": None}.items():
+        module = types.ModuleType(f"{package}.{name}")
+        module.unavailable = lambda device, reason=reason: reason
+        module.ARRAYS = "numpy"
+        module.double = lambda x, name=name: x * 2
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    dispatch._why_not.cache_clear()
+    dispatch._warn_once.cache_clear()
+    yield dispatch.Operation("made_up", host=("gpu", "cpu", "reference"), cuda=("gpu", "reference"))
+    dispatch._why_not.cache_clear()
+
+
+def test_automatic_choice_falls_back_with_one_warning(operation):
+    with pytest.warns(dispatch.BackendWarning, match="made_up: backend 'gpu' is not usable .no device."):
+        assert operation.resolve("auto", "cpu").__name__.endswith("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        operation.resolve("auto", "cpu")
+
+
+def test_a_named_backend_serves_or_raises(operation, monkeypatch):
+    assert operation.resolve("reference", "cpu").__name__.endswith("reference")
+    with pytest.raises(RuntimeError, match="backend='gpu' cannot serve made_up on cpu: no device"):
+        operation.resolve("gpu", "cpu")
+    with pytest.raises(
+        ValueError, match="backend: expected one of 'auto', 'gpu', 'cpu', 'reference' for made_up, got 'fast'"
+    ):
+        operation.resolve("fast", "cpu")
+    monkeypatch.setenv("TTT4AS_BACKEND", "gpu")
+    with pytest.raises(RuntimeError, match="TTT4AS_BACKEND='gpu' cannot serve made_up"):
+        operation.resolve("auto", "cpu")
+    assert operation.resolve("cpu", "cpu").__name__.endswith("cpu")  # the argument comes first
+    monkeypatch.setenv("TTT4AS_BACKEND", "nonsense")
+    with pytest.raises(ValueError, match="TTT4AS_BACKEND: expected one of"):
+        operation.resolve("auto", "cpu")
+
+
+def test_results_come_back_as_they_went(operation):
+    assert isinstance(operation.run("double", (np.ones(3),), "cpu"), np.ndarray)
+    doubled = operation.run("double", (torch.ones(3, dtype=torch.bfloat16),), "cpu")
+    assert isinstance(doubled, torch.Tensor)
+    assert doubled.tolist() == [2, 2, 2]
+
+
+def test_backends_tells_what_is_usable():
+    for device in ("cpu", "cuda"):
+        table = kernels.backends(device)
+        assert set(table) == {"bilinear", "knn", "coreset", "peaks", "linear_svm", "segment"}
+        for name, choices in table.items():
+            assert choices["reference"] is None, name
+            assert all(reason is None or reason for reason in choices.values())
+    with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda', got 'tpu'"):
+        kernels.backends("tpu")
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand((2, 33, 35), generator=generator), torch.rand((2, 6, 7, 5), generator=generator)
+
+
+CALLS = {
+    "segment": lambda m, f: kernels.segment(m, f).pred_mask,
+    "bilinear_upsample": lambda m, f: kernels.bilinear_upsample(f, (20, 21)),
+    "bilinear_sample": lambda m, f: kernels.bilinear_sample(f[0], (20, 21), torch.arange(5), torch.arange(5)),
+    "nearest_neighbors": lambda m, f: kernels.nearest_neighbors(m[0], m[1], 3)[0],
+    "local_maxima": lambda m, f: kernels.local_maxima(m, 90.0),
+    "dilate": lambda m, f: kernels.dilate(m > 0.9, 2),
+}
+
+
+class Call(torch.nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.call = CALLS[name]
+
+    def forward(self, anomaly_map: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        return self.call(anomaly_map, features)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles_without_a_graph_break(name):
+    torch._dynamo.reset()
+    want = CALLS[name](*inputs())
+    got = torch.compile(Call(name), fullgraph=True, backend="aot_eager")(*inputs())
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_exports(name):
+    exported = torch.export.export(Call(name), inputs())
+    assert any(f"ttt4as.{name}" in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(*inputs()), CALLS[name](*inputs()))
+
+
+def operator_samples():
+    m, f = inputs()
+    options = (99.0, 5, 100, 1e-3, "squared_hinge", "grid", 0, None, 1e-4, 1000, "auto")
+    return {
+        "segment": (m, f, None, *options),
+        "bilinear_upsample": (f, 20, 21, "auto"),
+        "bilinear_sample": (f[0], 20, 21, torch.arange(5), torch.arange(5), "auto"),
+        "nearest_neighbors": (m[0], m[1], 3, "auto"),
+        "local_maxima": (m, 99.0, "auto"),
+        "dilate": (m > 0.9, 2, "auto"),
+    }
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name):
+    kernels.dilate(torch.ones((2, 2), dtype=torch.bool), 1)  # the operators register on the first tensor
+    torch.library.opcheck(getattr(torch.ops.ttt4as, name), operator_samples()[name])
+
+
+def test_no_gradient_is_kept():
+    m, f = inputs()
+    got = kernels.bilinear_upsample(f.requires_grad_(), (9, 9))
+    assert not got.requires_grad

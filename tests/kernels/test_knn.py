@@ -1,0 +1,134 @@
+"""Exact nearest neighbours: the reference against SciPy's distances, every backend against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from ttt4as_fast import kernels
+
+from .cases import DTYPES, structured_features, tensor
+
+OPERATION = "knn"
+SHAPES = [
+    (1, 1, 1, 1),
+    (5, 1, 7, 1),
+    (3, 2, 1, 2),
+    (17, 101, 13, 9),
+    (64, 64, 64, 64),
+    (131, 257, 67, 1),
+    (7, 1009, 344, 9),
+]
+
+
+def assert_exact(query: np.ndarray, bank: np.ndarray, k: int, distances: np.ndarray, indices: np.ndarray) -> None:
+    """Distances within 1e-5 of float64 brute force; where an index differs, its distance ties."""
+    exact = cdist(query.astype(np.float64), bank.astype(np.float64))
+    want = np.sort(exact, axis=1)[:, :k]
+    assert distances.shape == indices.shape == (len(query), k)
+    assert distances.dtype == np.float32
+    assert indices.dtype == np.int64
+    scale = 1e-5 * want + 1e-30
+    assert (np.abs(distances - want) <= scale + 1e-7 * want.max()).all()
+    assert (np.abs(np.take_along_axis(exact, indices, 1) - want) <= scale).all()
+    assert all(len(set(row)) == k for row in indices.tolist())
+
+
+@pytest.mark.parametrize(("n_query", "n_bank", "dim", "k"), SHAPES)
+def test_exact(backend, rng, n_query, n_bank, dim, k):
+    query = rng.standard_normal((n_query, dim)).astype(np.float32)
+    bank = rng.standard_normal((n_bank, dim)).astype(np.float32)
+    assert_exact(query, bank, k, *kernels.nearest_neighbors(query, bank, k, backend=backend))
+
+
+def test_exact_on_structured_features(backend, rng):
+    points = structured_features(rng, 96, 40, 40).reshape(96, -1).T
+    query, bank = points[:200], points[200:]
+    index = kernels.KnnIndex(bank, backend=backend)
+    assert (len(index), index.dim) == (1400, 96)
+    for k in (1, 9, 64):
+        assert_exact(query, bank, k, *index.search(query, k))
+
+
+def test_far_from_the_origin(backend, rng):
+    """|q|^2 - 2 q.b + |b|^2 in float32 would lose these distances entirely."""
+    bank = (1000 + rng.standard_normal((300, 32))).astype(np.float32)
+    query = bank[:50] + np.float32(1e-3)
+    distances, indices = kernels.nearest_neighbors(query, bank, 2, backend=backend)
+    assert_exact(query, bank, 2, distances, indices)
+    same, where = kernels.nearest_neighbors(bank, bank, backend=backend)
+    assert (same == 0).all()
+    np.testing.assert_array_equal(where[:, 0], np.arange(300))
+
+
+def test_ties_take_the_lowest_index(backend):
+    bank = np.array([[1.0], [-1.0], [1.0], [3.0]], np.float32)
+    distances, indices = kernels.nearest_neighbors(np.zeros((1, 1), np.float32), bank, 4, backend=backend)
+    np.testing.assert_array_equal(indices, [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(distances, [[1, 1, 1, 3]])
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e15])
+def test_tiny_and_huge_values(backend, rng, scale):
+    query = (rng.standard_normal((20, 24)) * scale).astype(np.float32)
+    bank = (rng.standard_normal((90, 24)) * scale).astype(np.float32)
+    distances, indices = kernels.nearest_neighbors(query, bank, 3, backend=backend)
+    exact = cdist(query.astype(np.float64), bank.astype(np.float64))
+    np.testing.assert_allclose(distances, np.sort(exact, 1)[:, :3], rtol=1e-5)
+    np.testing.assert_array_equal(indices, np.argsort(exact, 1)[:, :3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_and_kind(backend, rng, dtype):
+    query, bank = tensor(rng.standard_normal((11, 19)), dtype), tensor(rng.standard_normal((53, 19)), dtype)
+    distances, indices = kernels.nearest_neighbors(query, bank, 4, backend=backend)
+    assert isinstance(distances, torch.Tensor)
+    assert isinstance(indices, torch.Tensor)
+    assert_exact(query.double().numpy(), bank.double().numpy(), 4, distances.numpy(), indices.numpy())
+
+
+def test_layouts_change_nothing(backend, rng):
+    query, bank = rng.standard_normal((30, 21)).astype(np.float32), rng.standard_normal((80, 21)).astype(np.float32)
+    want = kernels.nearest_neighbors(query, bank, 3, backend=backend)
+    strided = np.repeat(bank, 2, axis=1)[:, ::2]
+    for got in (
+        kernels.nearest_neighbors(np.asfortranarray(query), np.asfortranarray(bank), 3, backend=backend),
+        kernels.nearest_neighbors(query[::-1][::-1], strided, 3, backend=backend),
+    ):
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_a_query_is_the_same_alone_or_among_others(backend, rng):
+    query, bank = rng.standard_normal((70, 33)).astype(np.float32), rng.standard_normal((500, 33)).astype(np.float32)
+    index = kernels.KnnIndex(bank, backend=backend)
+    distances, indices = index.search(query, 5)
+    for i in (0, 1, 37, 69):
+        one = index.search(query[i : i + 1], 5)
+        np.testing.assert_array_equal(one[0][0], distances[i])
+        np.testing.assert_array_equal(one[1][0], indices[i])
+
+
+@pytest.mark.parametrize(
+    ("query", "bank", "k", "error", "says"),
+    [
+        (np.ones((2, 3)), np.ones((4, 5)), 1, ValueError, "query: expected 5 channels"),
+        (np.ones((2, 3)), np.ones((4, 3)), 5, ValueError, "k: expected an integer in [1, 4], got 5"),
+        (np.ones((2, 3)), np.ones((4, 3)), 0, ValueError, "k: expected an integer in [1, 4], got 0"),
+        (np.ones((2, 3)), np.ones((4, 3)), 1.5, TypeError, "k: expected an integer"),
+        (np.ones(3), np.ones((4, 3)), 1, ValueError, "query: expected 2 dimensions"),
+        (np.ones((0, 3)), np.ones((4, 3)), 1, ValueError, "query: expected no empty axis"),
+        (np.ones((2, 3)), np.ones((0, 3)), 1, ValueError, "bank: expected no empty axis"),
+        (np.array([[np.nan, 1]]), np.ones((4, 2)), 1, ValueError, "query: expected finite values, got nan at (0, 0)"),
+        (np.ones((1, 2)), np.array([[1, np.inf]]), 1, ValueError, "bank: expected finite values, got inf at (0, 1)"),
+    ],
+)
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["numpy", "torch"])
+def test_bad_input_is_named(backend, query, bank, k, error, says, as_tensor):
+    if as_tensor:
+        query, bank = torch.from_numpy(query), torch.from_numpy(bank)
+    with pytest.raises(error) as caught:
+        kernels.nearest_neighbors(query, bank, k, backend=backend)
+    assert says in str(caught.value)

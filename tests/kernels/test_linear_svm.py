@@ -1,0 +1,168 @@
+"""The linear SVM: the reference against liblinear's other solver and L-BFGS, every backend against the reference."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.svm import LinearSVC
+
+from ttt4as_fast import kernels
+from ttt4as_fast.kernels.linear_svm.reference import objective
+
+from .cases import DTYPES, structured_features, tensor
+
+OPERATION = "linear_svm"
+LOSSES = ("squared_hinge", "hinge")
+
+
+def problem(rng: np.random.Generator, n: int, d: int, overlap: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    X = rng.standard_normal((n, d)) * rng.uniform(0.2, 2, d) + rng.uniform(0, 1, d)
+    y = np.where(X @ rng.standard_normal(d) + overlap * rng.standard_normal(n) > 0, 1, -1)
+    y[:2] = 1, -1
+    return X.astype(np.float32), y
+
+
+def liblinear(X, y, C, loss, weight=None, tol=1e-8):
+    model = LinearSVC(C=C, loss=loss, dual=True, tol=tol, max_iter=200_000, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        model.fit(X.astype(np.float64), y, sample_weight=weight)
+    return model.coef_[0], model.intercept_[0]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("C", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (3, 5), (40, 7), (31, 200), (500, 23)])
+def test_reaches_the_optimum(backend, rng, n, d, C, loss):
+    X, y = problem(rng, n, d)
+    got = kernels.fit_linear_svm(X, y, C, loss, tol=1e-7, max_iter=100_000, backend=backend)
+    want = objective(X, y, *liblinear(X, y, C, loss), C, loss)
+    assert got.converged
+    assert objective(X, y, got.coef, got.intercept, C, loss) <= want * (1 + 1e-6)
+    assert np.isnan(got.gap) or got.gap <= 1e-7
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_default_tolerance_keeps_its_word(backend, rng, loss):
+    X, y = problem(rng, 300, 50)
+    got = kernels.fit_linear_svm(X, y, C=1.0, loss=loss, max_iter=100_000, backend=backend)
+    best = objective(X, y, *liblinear(X, y, 1.0, loss), 1.0, loss)
+    assert best * (1 - 1e-9) <= objective(X, y, got.coef, got.intercept, 1.0, loss) <= best * (1 + 1e-4)
+
+
+def test_reaches_the_optimum_of_another_library(backend, rng):
+    """L-BFGS on the squared hinge knows nothing of liblinear."""
+    X, y = problem(rng, 120, 9)
+    X64, C = X.astype(np.float64), 0.05
+
+    def value(v):
+        margin = np.maximum(0, 1 - y * (X64 @ v[:-1] + v[-1]))
+        gradient = v - 2 * C * np.append(X64.T @ (y * margin), (y * margin).sum())
+        return 0.5 * v @ v + C * (margin**2).sum(), gradient
+
+    best = minimize(value, np.zeros(10), jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-12})
+    got = kernels.fit_linear_svm(X, y, C, tol=1e-9, max_iter=100_000, backend=backend)
+    np.testing.assert_allclose(np.append(got.coef, got.intercept), best.x, rtol=1e-3, atol=1e-5)
+    assert objective(X, y, got.coef, got.intercept, C, "squared_hinge") <= best.fun * (1 + 1e-6)
+
+
+def test_structured_features_and_few_positives(backend, rng):
+    X = structured_features(rng, 128, 24, 24).reshape(128, -1).T
+    y = np.where(np.arange(len(X)) % 37 == 0, 1, -1)
+    got = kernels.fit_linear_svm(X, y, tol=1e-6, backend=backend)
+    want = objective(X, y, *liblinear(X, y, 1e-3, "squared_hinge"), 1e-3, "squared_hinge")
+    assert got.converged
+    assert objective(X, y, got.coef, got.intercept, 1e-3, "squared_hinge") <= want * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sample_weight(backend, rng, loss):
+    X, y = problem(rng, 80, 6)
+    weight = rng.choice([0.0, 0.5, 2.0], 80)
+    weight[:2] = 1
+    got = kernels.fit_linear_svm(X, y, 0.3, loss, 1e-7, 100_000, sample_weight=weight, backend=backend)
+    want = objective(X, y, *liblinear(X, y, 0.3, loss, weight), 0.3, loss, weight)
+    assert objective(X, y, got.coef, got.intercept, 0.3, loss, weight) <= want * (1 + 1e-6)
+
+
+def test_weight_two_is_a_sample_twice(backend, rng):
+    X, y = problem(rng, 50, 5)
+    twice = kernels.fit_linear_svm(np.vstack([X, X[:9]]), np.append(y, y[:9]), 0.1, tol=1e-9, backend=backend)
+    weighted = kernels.fit_linear_svm(
+        X, y, 0.1, tol=1e-9, sample_weight=np.where(np.arange(50) < 9, 2.0, 1.0), backend=backend
+    )
+    np.testing.assert_allclose(weighted.coef, twice.coef, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [(0, 1), ("good", "scratch"), (False, True), (-1.5, 2.5)], ids=str)
+def test_the_larger_label_is_positive(backend, rng, labels):
+    X, y = problem(rng, 60, 4)
+    want = kernels.fit_linear_svm(X, y, backend=backend)
+    got = kernels.fit_linear_svm(X, np.array(labels)[(y + 1) // 2], backend=backend)
+    np.testing.assert_array_equal(got.coef, want.coef)
+    assert got.intercept == want.intercept
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_and_kind(backend, rng, dtype):
+    X, y = problem(rng, 70, 8)
+    X = tensor(X, dtype)
+    got = kernels.fit_linear_svm(X, torch.from_numpy(y), 0.1, tol=1e-6, backend=backend)
+    assert isinstance(got.coef, torch.Tensor)
+    exact = X.double().numpy()
+    want = objective(exact, y, *liblinear(exact, y, 0.1, "squared_hinge"), 0.1, "squared_hinge")
+    assert objective(exact, y, got.coef.double().numpy(), got.intercept, 0.1, "squared_hinge") <= want * (1 + 1e-5)
+
+
+def test_layout_and_repetition_change_nothing(backend, rng):
+    X, y = problem(rng, 64, 33)
+    want = kernels.fit_linear_svm(X, y, backend=backend)
+    for same in (X, np.asfortranarray(X), np.repeat(X, 2, 1)[:, ::2], X[::-1][::-1]):
+        got = kernels.fit_linear_svm(same, y, backend=backend)
+        np.testing.assert_array_equal(got.coef, want.coef)
+        assert got.intercept == want.intercept
+
+
+def test_constant_columns_and_equal_samples(backend):
+    """No direction separates the classes: every margin is equal, and nothing divides by zero."""
+    got = kernels.fit_linear_svm(np.ones((10, 3), np.float32), [0, 1] * 5, 1.0, backend=backend)
+    np.testing.assert_allclose([*got.coef, got.intercept], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_max_iter_is_owned_up_to(backend, rng, loss):
+    X, y = problem(rng, 400, 60, overlap=5)
+    got = kernels.fit_linear_svm(X, y, 1e3, loss, tol=1e-12, max_iter=1, backend=backend)
+    assert not got.converged
+    assert np.isfinite(got.coef).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"X": np.ones(3)}, ValueError, "X: expected 2 dimensions"),
+        ({"X": np.array([[1.0], [np.nan], [0.0]])}, ValueError, "X: expected finite values, got nan at (1, 0)"),
+        ({"y": [0, 1]}, ValueError, "y: expected shape (3,)"),
+        ({"y": [0, 0, 0]}, ValueError, "y: expected two classes, got 1"),
+        ({"y": [0, 1, 2]}, ValueError, "y: expected two classes, got 3"),
+        ({"y": [0, 1, np.nan]}, ValueError, "y: expected finite values"),
+        ({"C": 0}, ValueError, "C: expected a number in (0, inf], got 0"),
+        ({"C": "1"}, TypeError, "C: expected"),
+        ({"loss": "log"}, ValueError, "loss: expected one of 'squared_hinge', 'hinge', got 'log'"),
+        ({"tol": 0}, ValueError, "tol"),
+        ({"max_iter": 0}, ValueError, "max_iter"),
+        ({"sample_weight": [1, 1]}, ValueError, "sample_weight: expected shape (3,)"),
+        ({"sample_weight": [1, -1, 1]}, ValueError, "sample_weight: expected values >= 0, got -1"),
+        ({"sample_weight": [1, 0, 0]}, ValueError, "sample_weight: expected a positive weight in each class"),
+    ],
+)
+def test_bad_input_is_named(backend, change, error, says):
+    arguments = {"X": np.array([[0.0], [1.0], [2.0]]), "y": [0, 1, 1], "backend": backend, **change}
+    with pytest.raises(error) as caught:
+        kernels.fit_linear_svm(**arguments)
+    assert says in str(caught.value)
