@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
-    Array = np.ndarray | torch.Tensor
+    Array: TypeAlias = np.ndarray | torch.Tensor
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
