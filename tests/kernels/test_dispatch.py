@@ -133,6 +133,6 @@ def test_opcheck(name):
 
 
 def test_no_gradient_is_kept():
-    m, f = inputs()
+    _, f = inputs()
     got = kernels.bilinear_upsample(f.requires_grad_(), (9, 9))
     assert not got.requires_grad
