@@ -76,7 +76,7 @@ class BuildCore(build_ext):
             import pybind11
         except ImportError as error:
             raise CompileError("pybind11 is not installed") from error
-        # The prefix of the build tree: build_lib, also where setuptools builds in place and copies the module afterwards.
+        # setuptools builds into this tree even in place, and copies the module into kernels/ afterwards.
         prefix = Path(self.get_ext_fullpath(CORE)).resolve().parents[CORE.count(".")]
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build_dir)),

@@ -44,8 +44,10 @@ FeatureView<T> feature_view(const py::array& array, py::ssize_t index = 0) {
 // Raises ValueError unless `array` has from `low` to `high` axes, none empty.
 inline void check_axes(const py::array& array, const char* name, py::ssize_t low, py::ssize_t high) {
     if (array.ndim() < low || array.ndim() > high) {
-        const std::string takes = low == high ? std::to_string(low) : std::to_string(low) + " or " + std::to_string(high);
-        throw py::value_error(std::string(name) + ": expected " + takes + " dimensions, got shape " + shape_text(array));
+        const std::string takes =
+            low == high ? std::to_string(low) : std::to_string(low) + " or " + std::to_string(high);
+        throw py::value_error(std::string(name) + ": expected " + takes + " dimensions, got shape " +
+                              shape_text(array));
     }
     for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) {
         if (array.shape(axis) == 0) {

@@ -1,6 +1,7 @@
 // Upsampling goes row by row: two input rows are blended once, then spread along the width, so the inner loops touch
-// one input row and one output row. Channels are handled in blocks: with channels last, neighbours in a block share cache
-// lines, and with channels first a block of small planes stays in the cache while all pixels are gathered from it.
+// one input row and one output row. Channels are handled in blocks: with channels last, neighbours in a block share
+// cache lines, and with channels first a block of small planes stays in the cache while all pixels are gathered from
+// it.
 
 #include "ttt4as/bilinear.hpp"
 
@@ -33,8 +34,8 @@ struct AxisTaps {
 
 // One plane with adjacent columns -> one output plane. `row` holds `width` elements.
 template <class T, class Compute>
-void upsample_plane(const Compute* plane, std::int64_t stride_row, std::int64_t width, const AxisTaps<Compute>& vertical,
-                    const AxisTaps<Compute>& horizontal, Compute* row, T* out) {
+void upsample_plane(const Compute* plane, std::int64_t stride_row, std::int64_t width,
+                    const AxisTaps<Compute>& vertical, const AxisTaps<Compute>& horizontal, Compute* row, T* out) {
     const std::int64_t out_height = static_cast<std::int64_t>(vertical.lower.size());
     const std::int64_t out_width = static_cast<std::int64_t>(horizontal.lower.size());
     const std::int32_t* left = horizontal.lower.data();

@@ -8,7 +8,8 @@
 
 namespace ttt4as {
 
-// Where an output position lies between the input positions of its axis: value = (1 - weight) * x[lower] + weight * x[upper].
+// Where an output position lies between the input positions of its axis:
+// value = (1 - weight) * x[lower] + weight * x[upper].
 struct Tap {
     std::int64_t lower, upper;
     double weight;  // of `upper`, in [0, 1)

@@ -75,7 +75,8 @@ struct Element<double> {
     static double store(double value) { return value; }
 };
 
-// A feature map (channels, height, width) wherever its elements lie: strides count elements and may be zero or negative.
+// A feature map (channels, height, width) wherever its elements lie: strides count elements and may be zero or
+// negative.
 template <class T>
 struct FeatureView {
     const T* data;

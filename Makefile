@@ -1,0 +1,67 @@
+# make demo    the main job on real photographs, into demo-output/
+# make test    the whole test suite, with the branch coverage of both packages
+# make lint    format, lint, types
+# make install the package alone, into .venv
+# make clean   everything that the above made
+#
+# PYTHON chooses the interpreter (3.10 or newer), VENV the environment, PYTEST_ARGS adds to pytest's command line.
+# A rerun installs again only what changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml setup.py CMakeLists.txt \
+	$(shell find ttt4as_fast kernels -name '*.py' -o -name '*.typed' -o -name '*.[ch]pp' -o -name '*.inl' -o -name '*.h')
+CPP_FILES = $(shell find kernels/cpp examples -name '*.[ch]pp' -o -name '*.inl' -o -name '*.[ch]')
+
+.PHONY: demo test lint typecheck install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/ttt4as demo --output demo-output
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest --cov $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(MAKE) typecheck
+	$(if $(CPP_FILES),$(BIN)/clang-format --dry-run --Werror $(CPP_FILES))
+
+# mypy sees the layout that is installed: kernels/ as ttt4as_fast/kernels/.
+typecheck: $(VENV)/.installed-dev
+	rm -rf build/typing && mkdir -p build/typing
+	cp -Rp ttt4as_fast build/typing/ && cp -Rp kernels build/typing/ttt4as_fast/kernels
+	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/.mypy_cache ttt4as_fast
+
+install: $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output .coverage .coverage.* \
+		.hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# setuptools packs whatever an earlier build left in build/lib*, files that are gone since among it.
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	rm -rf build/lib build/lib.* build/bdist.*
+	$(PIP) install .
+	touch $@
+
+$(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
+	rm -rf build/lib build/lib.* build/bdist.*
+	$(PIP) install ".[test]"
+	touch $(VENV)/.installed $@
+
+# The linters read the sources, not the installation: that it is stale does no harm, that its list of extras is would.
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	test $(VENV)/.installed -nt pyproject.toml || $(MAKE) $(VENV)/.installed
+	$(PIP) install "ttt4as_fast[dev]"
+	touch $@
