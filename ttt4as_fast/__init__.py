@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import kernels as kernels
+    from .integrations.sklearn import LinearSVC as LinearSVC
     from .patchcore import PatchCore as PatchCore
     from .segmenter import TTT4AS as TTT4AS
     from .segmenter import Segmentation as Segmentation
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "LinearSVC": "integrations.sklearn",
     "PatchCore": "patchcore",
     "Segmentation": "segmenter",
     "TTT4AS": "segmenter",

@@ -44,6 +44,9 @@ class KnnIndex:
             arrays.check_finite(bank, "bank")
         self._index = self._module.Index(bank)
 
+    def __reduce__(self) -> tuple:
+        return _rebuild, (self._index.bank, self._module.__name__.rpartition(".")[2])
+
     def __len__(self) -> int:
         return self._size
 
@@ -80,6 +83,12 @@ class KnnIndex:
             query = arrays.to_numpy(query)
             arrays.check_finite(query, "query")
         return arrays.like(self._index.search(query, k), template)
+
+
+def _rebuild(bank: Array, backend: str) -> KnnIndex:
+    """An unpickled index: the backend that it had, else the fastest usable here."""
+    usable = OPERATION.why_not(backend, arrays.device_type(bank)) is None
+    return KnnIndex(bank, backend=backend if usable else "auto")
 
 
 def nearest_neighbors(query: Array, bank: Array, k: int = 1, *, backend: str = "auto") -> tuple[Array, Array]:

@@ -1,0 +1,164 @@
+"""The scikit-learn estimators: scikit-learn's own checks and tests, and agreement across data sets and options."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine, make_classification
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsTransformer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, scale
+from sklearn.svm import LinearSVC as Original
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import ttt4as_fast as ttt
+from ttt4as_fast.integrations.sklearn import ExactKNeighborsTransformer
+from ttt4as_fast.kernels.linear_svm.reference import objective
+
+
+@parametrize_with_checks(
+    # The equivalence of weights and repeated samples is checked to 1e-7: it takes a tolerance to match.
+    [
+        ttt.LinearSVC(tol=1e-14, dual=False),
+        ttt.LinearSVC(tol=1e-14, loss="hinge"),
+        ExactKNeighborsTransformer(n_neighbors=2),
+    ],
+)
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+DATA = {
+    "iris": load_iris,
+    "wine": load_wine,
+    "cancer": load_breast_cancer,
+    "digits": load_digits,
+    "sparse-ish": lambda return_X_y: make_classification(300, 60, n_informative=8, flip_y=0.1, random_state=1),
+    "wide": lambda return_X_y: make_classification(60, 400, random_state=2),
+}
+
+
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+@pytest.mark.parametrize("C", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("data", DATA)
+def test_agrees_with_scikit_learn(data, class_weight, C, loss):
+    X, y = DATA[data](return_X_y=True)
+    X = scale(X[:600])
+    y = y[:600]
+    options = {"C": C, "loss": loss, "class_weight": class_weight, "max_iter": 1_000_000}
+    ours = ttt.LinearSVC(tol=1e-6, **options).fit(X, y)
+    theirs = Original(tol=1e-7, random_state=0, dual=True, **options).fit(X, y)
+    assert ours.coef_.shape == theirs.coef_.shape
+    if class_weight is None:
+        for i, coef in enumerate(ours.coef_):
+            signs = np.where(y == ours.classes_[i if len(ours.coef_) > 1 else 1], 1.0, -1.0)
+            got = objective(X, signs, coef, ours.intercept_[i], C, loss)
+            want = objective(X, signs, theirs.coef_[i], theirs.intercept_[i], C, loss)
+            assert abs(got - want) <= 1e-5 * want
+    assert np.mean(ours.predict(X) == theirs.predict(X)) > 0.99
+    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"penalty": "l1", "dual": False},
+        {"fit_intercept": False},
+        {"intercept_scaling": 5.0},
+        {"multi_class": "crammer_singer"},
+    ],
+    ids=str,
+)
+def test_what_is_not_accelerated_is_scikit_learns(options):
+    X, y = load_iris(return_X_y=True)
+    ours = ttt.LinearSVC(random_state=0, max_iter=100_000, **options).fit(X, y)
+    theirs = Original(random_state=0, max_iter=100_000, **options).fit(X, y)
+    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+    assert np.isnan(ours.gap_)
+
+
+def test_sparse_input_is_scikit_learns():
+    X, y = load_iris(return_X_y=True)
+    ours = ttt.LinearSVC(random_state=0, max_iter=100_000).fit(sparse.csr_matrix(X), y)
+    theirs = Original(random_state=0, max_iter=100_000).fit(sparse.csr_matrix(X), y)
+    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+
+
+def test_sample_weight_of_zero_is_absence():
+    X, y = load_wine(return_X_y=True)
+    X = scale(X)
+    weight = np.ones(len(y))
+    weight[::3] = 0
+    a = ttt.LinearSVC(tol=1e-8).fit(X, y, sample_weight=weight)
+    b = ttt.LinearSVC(tol=1e-8).fit(X[weight > 0], y[weight > 0])
+    np.testing.assert_array_equal(a.coef_, b.coef_)
+
+
+def test_too_few_iterations_warn():
+    X, y = make_classification(200, 50, flip_y=0.3, random_state=0)
+    with pytest.warns(ConvergenceWarning, match="LinearSVC stopped after max_iter=1"):
+        ttt.LinearSVC(C=1e3, tol=1e-12, max_iter=1).fit(X, y)
+
+
+def test_lives_in_scikit_learns_world():
+    X, y = load_breast_cancer(return_X_y=True)
+    search = GridSearchCV(make_pipeline(StandardScaler(), ttt.LinearSVC()), {"linearsvc__C": [1e-3, 1e-1]}, cv=3)
+    assert search.fit(X, y).best_score_ > 0.95
+    model = search.best_estimator_
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(X), model.predict(X))
+    assert clone(ttt.LinearSVC(C=3)).get_params()["C"] == 3
+
+
+SWAP = """
+import sys, types, pytest, ttt4as_fast
+import sklearn.svm.tests.test_svm as tests
+# test_linear_svm_convergence_warnings is left out: it counts liblinear's iterations and quotes its message.
+NAMES = ("test_linearsvc", "test_dense_liblinear", "test_liblinear_set_coef")
+class Swap:
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.name.startswith(NAMES)]
+        for module in {item.module for item in items}:
+            ours = ttt4as_fast.LinearSVC
+            module.LinearSVC = ours
+            module.svm = types.SimpleNamespace(**{**vars(module.svm), "LinearSVC": ours})
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-c", sys.argv[1], tests.__file__], plugins=[Swap()]))
+"""
+
+
+def test_scikit_learns_own_tests_for_linear_svc(tmp_path):
+    """scikit-learn's installed test module, with our class in the place of theirs."""
+    if importlib.util.find_spec("sklearn.svm.tests.test_svm") is None:
+        pytest.skip("this scikit-learn ships without its tests")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    environment = {**os.environ, "PYTHONPATH": ""}
+    command = [sys.executable, "-c", SWAP, str(tmp_path / "pytest.ini")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("mode", ["distance", "connectivity"])
+def test_transformer_gives_scikit_learns_graph(mode):
+    X = load_digits(return_X_y=True)[0][:400]
+    ours = ExactKNeighborsTransformer(mode=mode, n_neighbors=7).fit(X)
+    theirs = KNeighborsTransformer(mode=mode, n_neighbors=7, algorithm="brute").fit(X)
+    got, want = ours.transform(X[:90]).toarray(), theirs.transform(X[:90]).toarray()
+    np.testing.assert_allclose(np.sort(got), np.sort(want), rtol=1e-5, atol=1e-4)
+    assert list(ours.get_feature_names_out()[:1]) == ["exactkneighborstransformer0"]
+
+
+def test_transformer_serves_precomputed_estimators():
+    X, y = load_iris(return_X_y=True)
+    chain = make_pipeline(ExactKNeighborsTransformer(n_neighbors=5), KNeighborsClassifier(5, metric="precomputed"))
+    assert chain.fit(X, y).score(X, y) == KNeighborsClassifier(5).fit(X, y).score(X, y)
