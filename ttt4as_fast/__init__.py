@@ -26,7 +26,7 @@ _WHERE = {
     "Segmentation": "segmenter",
     "TTT4AS": "segmenter",
 }
-_MODULES = ("baselines", "backbones", "datasets", "evaluate", "figures", "kernels", "metrics")
+_MODULES = ("baselines", "backbones", "datasets", "evaluate", "figures", "kernels", "metrics", "nn")
 
 __all__ = [*_WHERE, *_MODULES, "__version__"]  # noqa: PLE0604 - the names are those of the table above
 

@@ -1,0 +1,76 @@
+"""The PyTorch module: the operation's masks, eager, compiled and exported; its threshold in the state dict."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ttt4as_fast as ttt
+from ttt4as_fast import nn
+
+
+def inputs(batch: int = 3):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand((batch, 40, 44), generator=generator), torch.rand((batch, 12, 7, 9), generator=generator)
+
+
+@pytest.mark.parametrize("channel", [False, True], ids=["BHW", "B1HW"])
+def test_masks_are_the_operations(channel):
+    maps, features = inputs()
+    module = nn.TTT4AS(neighbor_radius=2, C=0.1)
+    got = module(maps[:, None] if channel else maps, features)
+    want = ttt.TTT4AS(neighbor_radius=2, C=0.1)(maps, features).pred_mask
+    assert torch.equal(got.reshape(want.shape), want)
+    assert got.shape == (maps[:, None] if channel else maps).shape
+
+
+def test_gate_is_a_buffer():
+    maps, features = inputs()
+    score = torch.tensor([0.1, 0.5, 0.9])
+    module = nn.TTT4AS(image_threshold=0.5)
+    assert module(maps, features, score).flatten(1).any(1).tolist() == [False, True, True]
+    assert list(module.parameters()) == []
+    open_gate = nn.TTT4AS()
+    assert open_gate(maps, features, score).flatten(1).any(1).all()
+    open_gate.load_state_dict(module.state_dict())
+    assert torch.equal(open_gate(maps, features, score), module(maps, features, score))
+    by_maximum = nn.TTT4AS(image_threshold=2.0)
+    assert not by_maximum(maps, features).any()
+
+
+def test_compiles_whole():
+    torch._dynamo.reset()
+    module = nn.TTT4AS(image_threshold=0.2)
+    compiled = torch.compile(module, fullgraph=True)
+    assert torch.equal(compiled(*inputs()), module(*inputs()))
+
+
+def test_exports_with_a_dynamic_batch(tmp_path):
+    module = nn.TTT4AS()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(module, inputs(), dynamic_shapes=({0: batch}, {0: batch}))
+    torch.export.save(exported, tmp_path / "module.pt2")
+    loaded = torch.export.load(tmp_path / "module.pt2").module()
+    for size in (2, 5):
+        assert torch.equal(loaded(*inputs(size)), module(*inputs(size)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((torch.rand(40, 44), torch.rand(1, 2, 3, 3)), "anomaly_map: expected"),
+        ((torch.rand(2, 40, 44), torch.rand(1, 2, 3, 3)), "anomaly_map: expected"),
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), torch.rand(2)), "pred_score: expected shape"),
+        ((torch.full((1, 8, 8), torch.nan), torch.rand(1, 2, 3, 3)), "expected finite values"),
+    ],
+)
+def test_bad_input_is_named(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        nn.TTT4AS()(*arguments)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="percentile"):
+        nn.TTT4AS(percentile=200)
+    with pytest.raises(TypeError, match="radius"):
+        nn.TTT4AS(radius=3)

@@ -1,0 +1,105 @@
+"""Test-time training as a `torch.nn.Module`: buffers only, one opaque node under `torch.compile` and `torch.export`.
+
+The operations it and PatchCore are made of stand in for these torch idioms, on host and CUDA tensors alike:
+
+==================================================================  ===========================================
+torch                                                               ttt4as_fast.kernels
+==================================================================  ===========================================
+``F.interpolate(f, size, mode="bilinear", align_corners=False)``    ``bilinear_upsample(f, size)``
+the same, then ``[:, rows, cols].T``                                ``bilinear_sample(f, size, rows, cols)``
+``torch.cdist(q, bank).topk(k, largest=False)``                     ``nearest_neighbors(q, bank, k)``
+``(F.max_pool2d(m, 3, 1, 1) == m) & (m >= m.quantile(0.99))``       ``local_maxima(m, 99.0)``
+``F.max_pool2d(mask.float(), 2 * r + 1, 1, r) > 0``                 ``dilate(mask, r)``
+==================================================================  ===========================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .kernels import torch_ops
+from .kernels.arrays import check_float
+from .segmenter import TTT4AS as _Segmenter
+
+__all__ = ["TTT4AS"]
+
+_NO_GATE = torch.finfo(torch.float64).min  # finite, so that a score minus it is too
+
+
+class TTT4AS(torch.nn.Module):
+    """`ttt4as_fast.TTT4AS` for a PyTorch model: anomaly map and feature map in, mask out.
+
+    Parameters
+    ----------
+    image_threshold : float, optional
+        Images whose score is below it get an empty mask. A buffer: it travels with the state dict.
+    **options
+        The other arguments of `ttt4as_fast.TTT4AS`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is unknown or out of range.
+
+    Examples
+    --------
+    >>> module = TTT4AS(neighbor_radius=3)
+    >>> mask = module(torch.rand(2, 64, 64), torch.rand(2, 16, 8, 8))
+    >>> mask.shape, mask.dtype
+    (torch.Size([2, 64, 64]), torch.bool)
+    """
+
+    image_threshold: torch.Tensor
+
+    def __init__(self, image_threshold: float | None = None, **options: Any) -> None:
+        super().__init__()
+        segmenter = _Segmenter(**options)
+        # The gate is at zero of what `forward` hands over: scores less the threshold.
+        self._options = replace(segmenter.options, image_threshold=0.0)
+        self._backend = segmenter.backend
+        threshold = _NO_GATE if image_threshold is None else check_float(image_threshold, "image_threshold", _NO_GATE)
+        self.register_buffer("image_threshold", torch.tensor(threshold, dtype=torch.float64))
+
+    def extra_repr(self) -> str:
+        """The options, for `print`."""
+        return f"{self._options}, backend={self._backend!r}"
+
+    def forward(
+        self, anomaly_map: torch.Tensor, features: torch.Tensor, pred_score: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Masks of a batch.
+
+        Parameters
+        ----------
+        anomaly_map : (B, H, W) or (B, 1, H, W) tensor
+            Higher is more anomalous; any float dtype.
+        features : (B, C, h, w) tensor
+            Frozen features of the same images, on the same device.
+        pred_score : (B,) tensor, optional
+            Image scores for the gate; each map's maximum when absent.
+
+        Returns
+        -------
+        tensor of bool
+            The shape of `anomaly_map`.
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not fit, or a non-finite value.
+        """
+        maps = anomaly_map.squeeze(1) if anomaly_map.ndim == 4 else anomaly_map
+        if maps.ndim != 3 or features.ndim != 4 or features.shape[0] != maps.shape[0]:
+            raise ValueError(
+                "anomaly_map: expected (B, H, W) or (B, 1, H, W) beside features (B, C, h, w), got "
+                f"{tuple(anomaly_map.shape)} and {tuple(features.shape)}"
+            )
+        score = maps.flatten(1).amax(1) if pred_score is None else pred_score
+        if score.shape != maps.shape[:1]:
+            raise ValueError(f"pred_score: expected shape ({maps.shape[0]},), got {tuple(score.shape)}")
+        above = score.double() - self.image_threshold  # the operator's gate is a number; a buffer's value is not
+        mask, _, _, _ = torch_ops.segment(maps, features, above, self._options, self._backend)
+        return mask.reshape(anomaly_map.shape)
