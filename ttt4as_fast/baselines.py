@@ -1,8 +1,8 @@
 """The other ways to make a mask of an anomaly map: thresholds from nominal images, from the map itself, from the truth.
 
-Everything marks where the map is *above* its threshold. Thresholds from nominal images come from `NominalStatistics`, which a
-detector keeps from its validation images; `otsu_mask` sees only the map; `oracle_threshold` sees the ground truth and says
-what no single threshold can pass.
+Everything marks where the map is *above* its threshold. Thresholds from nominal images come from `NominalStatistics`,
+which a detector keeps from its validation images; `otsu_mask` sees only the map; `oracle_threshold` sees the ground
+truth and says what no single threshold can pass.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ class NominalStatistics:
     def image_threshold(self, false_alarm_rate: float = 0.01) -> float:
         """The smallest image score that at most a share `false_alarm_rate` of the nominal images reaches.
 
-        An image is an alarm if its score is at least the threshold. With N images the share moves in steps of 1 / N: below
-        1 / N no image may be an alarm, and the threshold is the next float32 above their largest score. N images cannot
-        vouch for a rate much below 1 / N.
+        An image is an alarm if its score is at least the threshold. With N images the share moves in steps of 1 / N:
+        below 1 / N no image may be an alarm, and the threshold is the next float32 above their largest score. N images
+        cannot vouch for a rate much below 1 / N.
 
         Parameters
         ----------
@@ -180,7 +180,7 @@ def quantile_nominal_mask(maps: Array, stats: NominalStatistics, q: float = 0.95
 
 
 def otsu_mask(maps: Array) -> Array:
-    """Pixels above Otsu's threshold of the map itself (256 bins): it always marks something, unless the map is constant.
+    """Pixels above Otsu's threshold of the map itself (256 bins): something is marked unless the map is constant.
 
     Parameters
     ----------
@@ -197,9 +197,8 @@ def otsu_mask(maps: Array) -> Array:
     ValueError
         Wrong rank, or a non-finite value.
 
-    References
-    ----------
-    Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979); `skimage.filters.threshold_otsu`.
+    References ---------- Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979);
+    `skimage.filters.threshold_otsu`.
     """
     try:
         from skimage.filters import threshold_otsu
@@ -214,7 +213,7 @@ def otsu_mask(maps: Array) -> Array:
 def oracle_threshold(
     maps: Sequence[np.ndarray] | np.ndarray, masks: Sequence[np.ndarray] | np.ndarray, objective: str = "image_f1"
 ) -> tuple[float, float]:
-    """The single threshold that is best for the ground truth, and the F1 it reaches: a bound for every other one. Exact.
+    """The single threshold that is best for the ground truth, and the F1 it reaches, which no other passes. Exact.
 
     Parameters
     ----------
@@ -235,12 +234,10 @@ def oracle_threshold(
     ValueError
         As `ttt4as_fast.metrics.pixel_auroc`, or an unknown `objective`.
 
-    Notes
-    -----
-    Branch and bound. As the threshold falls past a pixel, F1 rises only if the pixel is marked, so the best threshold is just
-    below the score of some marked pixel. Between two thresholds F1 is at most what the overlap at the lower and the false
-    positives at the upper one give; intervals whose bound is under the best value found are dropped, the rest is split again.
-    Scratch memory: a sorted copy of the maps.
+    Notes ----- Branch and bound. As the threshold falls past a pixel, F1 rises only if the pixel is marked, so the
+    best threshold is just below the score of some marked pixel. Between two thresholds F1 is at most what the overlap
+    at the lower and the false positives at the upper one give; intervals whose bound is under the best value found are
+    dropped, the rest is split again. Scratch memory: a sorted copy of the maps.
     """
     check_option(objective, "objective", OBJECTIVES)
     pairs = as_pairs(maps, masks)
@@ -264,14 +261,14 @@ def oracle_threshold(
         bound = _mean_f1(curves, counts, slice(1, None), slice(None, -1))
         # Neighbours on the grid that belong to different blocks have candidates between them that are decided already.
         ends = {stop - 1 for _, stop in blocks}
-        gaps = zip(grid[:-1].tolist(), grid[1:].tolist(), (bound > best_f1).tolist())
+        gaps = zip(grid[:-1].tolist(), grid[1:].tolist(), (bound > best_f1).tolist(), strict=True)
         blocks = [(i + 1, j) for i, j, open_ in gaps if open_ and j - i > 1 and i not in ends]
     threshold = candidates[best]
     return float(np.nextafter(threshold, threshold.dtype.type(-np.inf))), best_f1
 
 
 def _grid(blocks: list[tuple[int, int]]) -> np.ndarray:
-    """Ascending places within `blocks`: both ends of each, and between them in proportion to its length, at least one."""
+    """Ascending places within `blocks`: both ends of each, and at least one more, in proportion to its length."""
     total = sum(stop - start for start, stop in blocks)
     places = []
     for start, stop in blocks:
@@ -300,7 +297,7 @@ def _mean_f1(
     """Mean F1 with the overlap of some thresholds and the false positives of others."""
     parts = (
         2 * overlap[overlap_at] / (overlap[overlap_at] + false[false_at] + curve.marked.size)
-        for curve, (overlap, false) in zip(curves, counts)
+        for curve, (overlap, false) in zip(curves, counts, strict=True)
     )
     return sum(parts, np.zeros(())) / len(curves)
 

@@ -1,26 +1,44 @@
-"""Images and masks from disk, and the folder layouts of the public anomaly detection sets.
+"""The folder layouts of the public anomaly detection sets: which images there are, of what kind, with which mask.
 
-A layout is a function ``root -> Dataset`` that knows where a set keeps its images and masks and reads no pixel it does not
-need; `load_dataset` picks one by name or by looking. Reading is `read_image` and `read_mask`, which either return what
-they promise or raise `ImageError` with the path.
+A layout is a function ``root -> Dataset`` that knows where a set keeps its images and masks and reads no pixel that it
+does not need; `load_dataset` picks one by name or by looking. `read_image` and the like, from `images`, stand here too.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
-
+from .images import (
+    IMAGE_SUFFIXES,
+    ImageError,
+    contents,
+    image_size,
+    images_in,
+    list_images,
+    natural_key,
+    read_image,
+    read_mask,
+    shorten,
+)
 from .kernels.arrays import check_option
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LAYOUTS",
+    "Dataset",
+    "ImageError",
+    "Sample",
+    "image_size",
+    "list_images",
+    "load_dataset",
+    "read_image",
+    "read_mask",
+]
+
 NOMINAL_NAMES = ("good", "ok", "normal", "nominal")
 NOMINAL_KIND = "good"
 MASK_FOLDERS = ("ground_truth", "masks")
@@ -30,21 +48,9 @@ _KOLEKTOR_TEST_STEP = 5
 _VISA_TEST_STEP = 10
 
 
-class ImageError(ValueError):
-    """An image or mask that cannot be read; `path` and `reason` say which and why."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = Path(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One image of a set: its path, `label` (0 nominal, 1 defective), kind of defect and mask (None where there is none)."""
+    """One image of a set: its path, `label` (0 nominal, 1 defective), kind of defect and mask (None: there is none)."""
 
     image: Path
     label: int
@@ -70,184 +76,6 @@ class Dataset:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading
-
-
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """One image as 8-bit RGB, upright.
-
-    Orientation in the EXIF data is applied. Grey and palette images are expanded. Transparent pixels are laid over black,
-    in proportion to their alpha. 16-bit grey is scaled by its full range (65535 becomes 255, so a camera that fills only
-    12 of the 16 bits gives dark images); floating-point images are taken to lie in [0, 1]. Of an animation or a
-    multi-page TIFF the first frame is read.
-
-    Parameters
-    ----------
-    path : path-like
-        An image file that Pillow can read.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Mode ``"RGB"``, fully decoded.
-
-    Raises
-    ------
-    ImageError
-        The file is absent, no image, truncated, corrupt, or holds values outside the ranges above.
-    """
-    return _guarded(path, lambda image: _to_rgb(ImageOps.exif_transpose(image)))
-
-
-def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
-    """One ground-truth mask: True where the file marks a defect.
-
-    A pixel is marked if it is not zero - sets store 1, 255 or a class number. In a palette image the index counts, in a
-    colour image any channel but alpha; JPEG, which smears zeros, counts from 128. EXIF orientation is applied.
-
-    Parameters
-    ----------
-    path : path-like
-        An image file that Pillow can read.
-    size : (int, int), optional
-        Height and width of the image that the mask belongs to, checked if given.
-
-    Returns
-    -------
-    numpy.ndarray of bool, shape (H, W)
-
-    Raises
-    ------
-    ImageError
-        The file cannot be read, or its size is not `size`.
-    """
-
-    def convert(image: Image.Image) -> np.ndarray:
-        lossy = image.format == "JPEG"
-        pixels = np.asarray(ImageOps.exif_transpose(image))
-        if pixels.ndim == 3:
-            n_colours = pixels.shape[2] - (pixels.shape[2] in (2, 4) and image.mode != "CMYK")
-            pixels = pixels[:, :, :n_colours].max(axis=2)
-        return pixels > 127 if lossy else pixels != 0
-
-    mask = _guarded(path, convert)
-    if size is not None and mask.shape != tuple(size):
-        raise ImageError(
-            path,
-            f"the mask is {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]} (height x width)",
-        )
-    return mask
-
-
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image once it is upright, from its header alone.
-
-    Raises
-    ------
-    ImageError
-        The header cannot be read.
-    """
-
-    def upright(image: Image.Image) -> tuple[int, int]:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # 0x0112: Orientation; 5 to 8 swap the axes
-        return (image.width, image.height) if turned else (image.height, image.width)
-
-    return _guarded(path, upright)
-
-
-def list_images(
-    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-) -> list[Path]:
-    """Paths of the images that `images` names, in natural order within a folder ("2" before "10").
-
-    Parameters
-    ----------
-    images : path-like or iterable of path-like
-        An image file, a folder (its own images, not those of its sub-folders; hidden files are passed over), or several
-        of either. A file named outright is listed whatever its suffix.
-
-    Returns
-    -------
-    list of pathlib.Path
-
-    Raises
-    ------
-    FileNotFoundError
-        A path does not exist.
-    ValueError
-        A folder holds no images, or the iterable is empty.
-    """
-    if isinstance(images, (str, os.PathLike)):
-        return _list_one(Path(images))
-    try:
-        several = [Path(path) for path in images]
-    except TypeError:
-        raise TypeError(f"images: expected a path or an iterable of paths, got {type(images).__name__}") from None
-    if not several:
-        raise ValueError("images: expected at least one path, got none")
-    return [path for one in several for path in _list_one(one)]
-
-
-def _list_one(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = _images_in(path)
-        if not found:
-            raise ValueError(
-                f"images: expected a folder with images ({' '.join(IMAGE_SUFFIXES)}), "
-                f"got {str(path)!r}, which holds {_contents(path)}"
-            )
-        return found
-    if not path.exists():
-        raise FileNotFoundError(f"images: no such file or folder: {str(path)!r}")
-    return [path]
-
-
-def natural_key(name: str | Path) -> tuple[Any, ...]:
-    """Sort key under which numbers within names count as numbers: "part2" before "part10"."""
-    text = name.name if isinstance(name, Path) else name
-    # re.split with a group puts the numbers at the odd places, so like is compared with like; the text itself breaks ties.
-    parts = re.split(r"([0-9]+)", text.lower())
-    return (*(int(part) if place % 2 else part for place, part in enumerate(parts)), text)
-
-
-def _guarded(path: str | os.PathLike[str], convert: Callable[[Image.Image], Any]) -> Any:
-    """`convert` applied to the opened image, with every failure as ImageError."""
-    if Path(path).is_dir():
-        raise ImageError(path, "a folder, not an image")
-    try:
-        with Image.open(path) as image:
-            return convert(image)
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
-    except MemoryError:
-        raise
-    # Pillow's readers raise whatever their parsing meets in a damaged file: OSError, SyntaxError, struct.error,
-    # EOFError, zlib.error, DecompressionBombError. All of them mean the same to the caller.
-    except Exception as error:
-        raise ImageError(path, f"cannot be read as an image ({type(error).__name__}: {error})") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image).astype(np.int64)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"integer values in [{pixels.min()}, {pixels.max()}], expected [0, 65535]")
-        image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
-    elif image.mode == "F":
-        values = np.asarray(image)
-        if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails too
-            raise ValueError(f"floating-point values in [{values.min():g}, {values.max():g}], expected [0, 1]")
-        image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
-    rgb = image.convert("RGB")
-    rgb.load()
-    return rgb
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Layouts
 
 
@@ -264,15 +92,18 @@ def load_dataset(root: str | os.PathLike[str], layout: str = "auto") -> Dataset:
         - ``"visa"``: ``Data/Images/{Normal,Anomaly}``, ``Data/Masks/Anomaly``. Kinds come from ``image_anno.csv``, the
           split from ``../split_csv/1cls.csv``; without the latter every tenth nominal image is kept for testing.
         - ``"mvtec_3d"``: ``{train,validation,test}/<kind>/rgb``, ``test/<kind>/gt``. The point clouds are not read.
-        - ``"btad"``: ``train/ok``, ``test/{ok,ko}``, ``ground_truth/ko``; the suffix of a mask may differ from its image's.
-        - ``"kolektor"``: KolektorSDD (``kos01/Part0.jpg``, ``Part0_label.bmp``; it comes without a split: every fifth nominal
-          image and all defective ones are for testing) or KolektorSDD2 (``{train,test}/10000.png``, ``10000_GT.png``; the
-          defective images of its training part are left out). Here the masks are read, since they are the labels.
-        - ``"mvtec_ad"``: ``train/good``, ``test/<kind>``, ``ground_truth/<kind>/<image>_mask.png`` (or without ``_mask``).
-          Every defective image must have its mask.
-        - ``"folder"``: only images, which are then nominal training images; or ``good/`` beside one folder a kind of defect;
-          or ``train/`` (images, or a ``good`` folder) with an optional ``test/<kind>``. ``ok``, ``normal`` and ``nominal`` stand
-          for ``good``. Masks are found in ``ground_truth/<kind>`` or ``masks/<kind>`` and may be missing.
+        - ``"btad"``: ``train/ok``, ``test/{ok,ko}``, ``ground_truth/ko``; the suffix of a mask may differ from its
+          image's.
+        - ``"kolektor"``: KolektorSDD (``kos01/Part0.jpg``, ``Part0_label.bmp``; it comes without a split: every fifth
+          nominal image and all defective ones are for testing) or KolektorSDD2 (``{train,test}/10000.png``,
+          ``10000_GT.png``; the defective images of its training part are left out). Here the masks are read, since
+          they are the labels.
+        - ``"mvtec_ad"``: ``train/good``, ``test/<kind>``, ``ground_truth/<kind>/<image>_mask.png`` (or without
+          ``_mask``). Every defective image must have its mask.
+        - ``"folder"``: only images, which are then nominal training images; or ``good/`` beside one folder a kind of
+          defect; or ``train/`` (images, or a ``good`` folder) with an optional ``test/<kind>``. ``ok``, ``normal`` and
+          ``nominal`` stand for ``good``. Masks are found in ``ground_truth/<kind>`` or ``masks/<kind>`` and may be
+          missing.
 
     Returns
     -------
@@ -296,7 +127,8 @@ def load_dataset(root: str | os.PathLike[str], layout: str = "auto") -> Dataset:
         layout = _detect(root) or _raise_unknown(root)
     elif not _LAYOUTS[layout].fits(root):
         raise ValueError(
-            f"root: {str(root)!r} has not the layout {layout!r}: looked for {_LAYOUTS[layout].signs}; found {_contents(root)}"
+            f"root: {str(root)!r} has not the layout {layout!r}: "
+            f"looked for {_LAYOUTS[layout].signs}; found {contents(root)}"
         )
     dataset = _LAYOUTS[layout].load(root)
     if not dataset.train:
@@ -311,9 +143,9 @@ def _detect(root: Path) -> str | None:
 def _raise_unknown(root: Path) -> str:
     looked_for = "\n".join(f"  {name}: {layout.signs}" for name, layout in _LAYOUTS.items())
     categories = [folder.name for folder in _folders_in(root) if _detect(folder)]
-    hint = f"\nEach of {_shorten(categories)} has a layout of its own: pass one of them." if categories else ""
+    hint = f"\nEach of {shorten(categories)} has a layout of its own: pass one of them." if categories else ""
     raise ValueError(
-        f"root: no known layout in {str(root)!r}, which holds {_contents(root)}. Looked for\n{looked_for}{hint}"
+        f"root: no known layout in {str(root)!r}, which holds {contents(root)}. Looked for\n{looked_for}{hint}"
     )
 
 
@@ -327,7 +159,7 @@ def _mvtec_ad(root: Path) -> Dataset:
     test = []
     for folder in _nominal_first(_folders_in(root / "test")):
         defective = folder.name != "good"
-        for image in _images_in(folder):
+        for image in images_in(folder):
             mask = _find_mask(masks / folder.name, image) if defective else None
             test.append(Sample(image, int(defective), folder.name, mask))
     return Dataset(_name(root), "mvtec_ad", root, train, _require_masks(test, masks))
@@ -344,7 +176,7 @@ def _mvtec_3d(root: Path) -> Dataset:
     test = []
     for folder in _nominal_first(_folders_in(root / "test")):
         defective = folder.name != "good"
-        for image in _images_in(folder / "rgb"):
+        for image in images_in(folder / "rgb"):
             mask = _find_mask(folder / "gt", image) if defective else None
             test.append(Sample(image, int(defective), folder.name, mask))
     return Dataset(
@@ -360,7 +192,7 @@ def _mvtec_3d(root: Path) -> Dataset:
 def _btad(root: Path) -> Dataset:
     masks = root / "ground_truth" / "ko"
     test = [*_nominal(root / "test" / "ok")]
-    test += [Sample(image, 1, "ko", _find_mask(masks, image)) for image in _images_in(root / "test" / "ko")]
+    test += [Sample(image, 1, "ko", _find_mask(masks, image)) for image in images_in(root / "test" / "ko")]
     return Dataset(_name(root), "btad", root, _nominal(root / "train" / "ok"), _require_masks(test, masks))
 
 
@@ -370,7 +202,7 @@ def _visa(root: Path) -> Dataset:
     nominal = _nominal(root / "Data" / "Images" / "Normal")
     defective = [
         Sample(image, 1, kinds.get(image.name, "anomaly"), _find_mask(masks, image))
-        for image in _images_in(root / "Data" / "Images" / "Anomaly")
+        for image in images_in(root / "Data" / "Images" / "Anomaly")
     ]
     _require_masks(defective, masks)
     split_file = root.parent / "split_csv" / "1cls.csv"
@@ -441,7 +273,7 @@ def _kolektor(root: Path) -> Dataset:
 def _labelled(folder: Path, suffix: str) -> list[Sample]:
     """Images whose label is whether their mask marks anything; the mask's stem is the image's with `suffix`."""
     samples = []
-    for image in _images_in(folder):
+    for image in images_in(folder):
         if image.stem.endswith(suffix):
             continue
         mask = _find_mask(folder, image, (suffix,))
@@ -453,17 +285,17 @@ def _labelled(folder: Path, suffix: str) -> list[Sample]:
 
 
 def _kolektor_fits(root: Path) -> bool:
-    if any(path.stem.endswith("_GT") for path in _images_in(root / "train")):
+    if any(path.stem.endswith("_GT") for path in images_in(root / "train")):
         return (root / "test").is_dir()
-    return any(path.stem.endswith("_label") for folder in _folders_in(root)[:3] for path in _images_in(folder))
+    return any(path.stem.endswith("_label") for folder in _folders_in(root)[:3] for path in images_in(folder))
 
 
 def _folder(root: Path) -> Dataset:
-    if _images_in(root):
+    if images_in(root):
         return Dataset(_name(root), "folder", root, _nominal(root), ())
     if (root / "train").is_dir():
         train, test_root = _nominal(_nominal_folder(root / "train") or root / "train"), root / "test"
-        if _images_in(test_root):
+        if images_in(test_root):
             raise ValueError(
                 f"root: the images in {str(test_root)!r} have no label: sort them into test/good and test/<kind>"
             )
@@ -474,7 +306,7 @@ def _folder(root: Path) -> Dataset:
         nominal = folder.name.lower() in NOMINAL_NAMES
         if folder.name in MASK_FOLDERS or (nominal and test_root == root):
             continue
-        for image in _images_in(folder):
+        for image in images_in(folder):
             masks = (_find_mask(root / name / folder.name, image) for name in MASK_FOLDERS)
             mask = None if nominal else next((path for path in masks if path), None)
             test.append(Sample(image, int(not nominal), NOMINAL_KIND if nominal else folder.name, mask))
@@ -483,7 +315,7 @@ def _folder(root: Path) -> Dataset:
 
 def _folder_fits(root: Path) -> bool:
     return bool(
-        _images_in(root) or _images_in(root / "train") or _nominal_folder(root / "train") or _nominal_folder(root)
+        images_in(root) or images_in(root / "train") or _nominal_folder(root / "train") or _nominal_folder(root)
     )
 
 
@@ -514,30 +346,20 @@ LAYOUTS = tuple(_LAYOUTS)
 # Looking into folders
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Images of a folder in natural order; none if the folder does not exist."""
-    if not folder.is_dir():
-        return []
-    found = (
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    return sorted((path for path in found if path.is_file()), key=natural_key)
-
-
 def _folders_in(folder: Path) -> list[Path]:
     found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return sorted(found, key=natural_key)
 
 
 def _nominal(folder: Path) -> tuple[Sample, ...]:
-    return tuple(Sample(image, 0) for image in _images_in(folder))
+    return tuple(Sample(image, 0) for image in images_in(folder))
 
 
 def _nominal_folder(root: Path) -> Path | None:
     if not root.is_dir():
         return None
     folders = (folder for folder in _folders_in(root) if folder.name.lower() in NOMINAL_NAMES)
-    return next((folder for folder in folders if _images_in(folder)), None)
+    return next((folder for folder in folders if images_in(folder)), None)
 
 
 def _nominal_first(folders: list[Path]) -> list[Path]:
@@ -558,17 +380,7 @@ def _require_masks(samples: list[Sample], where: Path) -> tuple[Sample, ...]:
     missing = [sample.image for sample in samples if sample.label and sample.mask is None]
     if missing:
         raise ValueError(
-            f"root: {len(missing)} of {sum(s.label for s in samples)} defective images have no mask under {str(where)!r}, "
-            f"the first of them {str(missing[0])!r} (layout 'folder' takes a set without masks)"
+            f"root: {len(missing)} of {sum(s.label for s in samples)} defective images have no mask "
+            f"under {str(where)!r}, the first of them {str(missing[0])!r} (layout 'folder' takes a set without masks)"
         )
     return tuple(samples)
-
-
-def _contents(folder: Path) -> str:
-    names = [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir(), key=natural_key)]
-    return _shorten(names) if names else "nothing"
-
-
-def _shorten(names: list[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -121,10 +121,11 @@ def aupro(
 def _ranking_area(
     pairs: list[tuple[np.ndarray, np.ndarray]], marked: np.ndarray, weights: np.ndarray | None, max_fpr: float
 ) -> float:
-    """Area under weighted recall of `marked` against the false-positive rate of the rest, up to `max_fpr`, over `max_fpr`.
+    """Mean weighted recall of `marked` over the false-positive rates of the other pixels from 0 to `max_fpr`.
 
-    Every nominal pixel widens the curve by 1 / n. With s its score, the curve is at R(> s) before the pixels that tie with
-    it and at R(>= s) after them; the trapezoid over the tie is their mean. So no curve needs building: only R, at each.
+    Every nominal pixel widens the curve by 1 / n. With s its score, the curve is at R(> s) before the pixels that tie
+    with it and at R(>= s) after them; the trapezoid over the tie is their mean. So no curve needs building: only R, at
+    each.
     """
     n_nominal = sum(mask.size - int(np.count_nonzero(mask)) for _, mask in pairs)
     if not n_nominal or not marked.size:
@@ -249,7 +250,7 @@ def mask_metrics(
     predictions, truths = list(pred_masks), list(gt_masks)
     if len(predictions) != len(truths):
         raise ValueError(f"pred_masks: expected as many as gt_masks, {len(truths)}, got {len(predictions)}")
-    return summarise_counts([mask_counts(p, t) for p, t in zip(predictions, truths)], labels)
+    return summarise_counts([mask_counts(p, t) for p, t in zip(predictions, truths, strict=True)], labels)
 
 
 def summarise_counts(counts: Sequence[Counts], labels: np.ndarray | None = None) -> dict[str, float]:
@@ -264,10 +265,11 @@ def summarise_counts(counts: Sequence[Counts], labels: np.ndarray | None = None)
     Returns
     -------
     dict
-        All in [0, 1], NaN over an empty set. ``precision``, ``recall``, ``f1``, ``iou``: means over the defective images with a
-        marked pixel (a defect may lie outside the crop; such an image is then no part of the means). ``pooled_f1``, ``pooled_iou``:
-        from the pixels of all images taken together, nominal ones included. ``fpr_pixels_nominal``: share of the pixels of
-        nominal images that are predicted. ``fpr_images_nominal``: share of nominal images with a predicted pixel.
+        All in [0, 1], NaN over an empty set. ``precision``, ``recall``, ``f1``, ``iou``: means over the defective
+        images with a marked pixel (a defect may lie outside the crop; such an image is then no part of the means).
+        ``pooled_f1``, ``pooled_iou``: from the pixels of all images taken together, nominal ones included.
+        ``fpr_pixels_nominal``: share of the pixels of nominal images that are predicted. ``fpr_images_nominal``: share
+        of nominal images with a predicted pixel.
     """
     table = np.array(counts, dtype=np.int64).reshape(-1, 4)
     overlap, predicted, marked, pixels = table.T
@@ -321,7 +323,7 @@ def as_pairs(
     if len(maps) != len(masks):
         raise ValueError(f"masks: expected as many as maps, {len(maps)}, got {len(masks)}")
     pairs = []
-    for place, (psi, mask) in enumerate(zip(maps, masks)):
+    for place, (psi, mask) in enumerate(zip(maps, masks, strict=True)):
         psi = to_numpy(as_float_array(psi, f"maps[{place}]", (2,)))
         check_finite(psi, f"maps[{place}]")
         mask = as_mask(mask, f"masks[{place}]")

@@ -1,0 +1,534 @@
+"""Reading images and masks, listing folders, and the layouts."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ttt4as_fast.datasets import (
+    LAYOUTS,
+    ImageError,
+    image_size,
+    list_images,
+    load_dataset,
+    read_image,
+    read_mask,
+)
+
+ORIENTATION = 0x0112
+
+
+def write_image(path: Path, value: int = 100, size: tuple[int, int] = (6, 4)) -> Path:
+    """An RGB image of one value; `size` is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+    return path
+
+
+def write_mask(path: Path, marked: bool = True, value: int = 255, size: tuple[int, int] = (6, 4)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[1:3, 2:4] = value * marked
+    Image.fromarray(mask).save(path)
+    return path
+
+
+def pixel(path: Path) -> tuple[int, int, int]:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# read_image
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("RGBA", (200, 100, 50, 255), (200, 100, 50)),
+        ("RGBA", (200, 100, 50, 0), (0, 0, 0)),
+        ("RGBA", (200, 100, 50, 51), (40, 20, 10)),
+        ("LA", (200, 51), (40, 40, 40)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 32768, (128, 128, 128)),
+        ("I;16", 128, (0, 0, 0)),
+    ],
+)
+def test_png_modes_become_rgb(tmp_path, mode, value, expected):
+    Image.new(mode, (3, 2), value).save(tmp_path / "a.png")
+    assert pixel(tmp_path / "a.png") == expected
+
+
+def test_sixteen_bits_are_scaled_by_their_full_range_and_rounded(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.rint(values / 65535 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png"))[:, :, 1], expected)
+
+
+def test_palette_and_its_transparency(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([9, 8, 7, 200, 100, 50] + [0] * 762)
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "plain.png")
+    image.save(tmp_path / "clear.png", transparency=1)
+    assert np.asarray(read_image(tmp_path / "plain.png")).tolist() == [[[9, 8, 7], [200, 100, 50]]]
+    assert np.asarray(read_image(tmp_path / "clear.png")).tolist() == [[[9, 8, 7], [0, 0, 0]]]
+
+
+def test_cmyk_jpeg_is_rgb(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.jpg")
+    assert pixel(tmp_path / "a.jpg") == (255, 255, 255)
+
+
+def test_float_tiff_lies_in_0_1(tmp_path):
+    Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    assert pixel(tmp_path / "a.tiff") == (128, 128, 128)
+    for bad in (1.5, -0.1, np.nan):
+        Image.fromarray(np.full((2, 2), bad, np.float32)).save(tmp_path / "b.tiff")
+        with pytest.raises(ImageError, match=r"b\.tiff.*expected \[0, 1\]"):
+            read_image(tmp_path / "b.tiff")
+
+
+def test_integer_tiff_beyond_sixteen_bits_is_refused(tmp_path):
+    Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match="65535"):
+        read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_image_size_and_mask(tmp_path, orientation):
+    upright = np.zeros((4, 6), np.uint8)
+    upright[0, 0], upright[0, 5] = 250, 120
+    # How a camera stores `upright` under each orientation: the inverse of what the reader must undo.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    exif = image.getexif()
+    exif[ORIENTATION] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png"))[:, :, 0], upright)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), upright > 0)
+    assert image_size(tmp_path / "a.png") == (4, 6)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+def test_truncated_file_is_an_error_with_its_path(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"broken{suffix}"
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for share in (0.6, 0.02):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ImageError) as caught:
+            read_image(path)
+        assert str(path) in str(caught.value)
+        assert caught.value.path == path
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all"])
+def test_no_image_absent_file_and_folder_are_image_errors(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    for path, reason in (("a.png", "cannot be read"), ("absent.png", "no such file"), (".", "a folder")):
+        for read in (read_image, read_mask, image_size):
+            with pytest.raises(ImageError, match=reason):
+                read(tmp_path / path)
+
+
+def test_image_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(ImageError("a.png", "why")))
+    assert (str(error), error.path, error.reason) == ("a.png: why", Path("a.png"), "why")
+
+
+def test_one_pixel(tmp_path):
+    write_image(tmp_path / "a.png", 5, (1, 1))
+    assert read_image(tmp_path / "a.png").size == (1, 1)
+    assert image_size(tmp_path / "a.png") == (1, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# read_mask
+
+
+@pytest.mark.parametrize("value", [1, 2, 127, 255])
+def test_mask_is_whatever_is_not_zero(tmp_path, value):
+    mask = read_mask(write_mask(tmp_path / "m.png", value=value))
+    assert mask.dtype == bool
+    assert mask.shape == (4, 6)
+    assert mask.sum() == 4
+
+
+def test_mask_modes(tmp_path):
+    expected = np.zeros((3, 4), bool)
+    expected[1, 2] = True
+    grey = expected.astype(np.uint8) * 255
+    palette = Image.fromarray(expected.astype(np.uint8), mode="L").convert("P")
+    palette.putpalette([255, 255, 255] * 256)  # every colour is white: only the index tells
+    palette.putdata(expected.astype(np.uint8).ravel().tolist())
+    rgba = np.dstack([np.zeros_like(grey), grey, np.zeros_like(grey), np.full_like(grey, 255)])
+    for place, image in enumerate(
+        (
+            Image.fromarray(grey),
+            Image.fromarray(grey).convert("1"),
+            palette,
+            Image.fromarray(rgba),
+            Image.fromarray(rgba[:, :, :3]),
+            Image.fromarray(np.dstack([grey, np.full_like(grey, 255)]), mode="LA"),
+            Image.fromarray(expected.astype(np.uint16) * 300),
+        )
+    ):
+        image.save(tmp_path / f"{place}.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / f"{place}.png"), expected, err_msg=image.mode)
+
+
+def test_jpeg_mask_counts_from_128(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[9:23, 9:23] = 255
+    Image.fromarray(mask).save(tmp_path / "m.jpg", quality=60)
+    assert (np.asarray(Image.open(tmp_path / "m.jpg")) != 0).sum() > (mask > 0).sum()  # there is something to ignore
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg"), mask > 0)
+
+
+def test_mask_of_another_size_than_its_image_is_refused(tmp_path):
+    path = write_mask(tmp_path / "m.png")
+    assert read_mask(path, (4, 6)).shape == (4, 6)
+    with pytest.raises(ImageError, match=r"m\.png.*4 x 6.*6 x 4"):
+        read_mask(path, (6, 4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# list_images
+
+
+def test_folder_is_listed_naturally_without_hidden_files_and_sub_folders(tmp_path):
+    for name in ("b10.png", "b2.PNG", "a.jpg", ".hidden.png", "sub/c.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b2.PNG", "b10.png"]
+    assert list_images(str(tmp_path)) == list_images(tmp_path)
+
+
+def test_files_and_folders_together(tmp_path):
+    write_image(tmp_path / "d" / "1.png")
+    odd = tmp_path / "camera.raw8"
+    odd.write_bytes(b"")
+    assert [path.name for path in list_images([odd, tmp_path / "d"])] == ["camera.raw8", "1.png"]
+    assert list_images(odd) == [odd]
+
+
+def test_list_images_errors(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"holds notes\.txt"):
+        list_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        list_images(tmp_path / "absent")
+    with pytest.raises(ValueError, match="at least one"):
+        list_images([])
+    with pytest.raises(TypeError, match="images"):
+        list_images(3)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds nothing"):
+        list_images(tmp_path / "empty")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layouts
+
+
+def make_mvtec_ad(root: Path) -> Path:
+    for place in (0, 2, 10):
+        write_image(root / f"train/good/{place}.png")
+    write_image(root / "test/good/000.png")
+    for kind in ("scratch", "bent"):
+        write_image(root / f"test/{kind}/000.png")
+        write_mask(root / f"ground_truth/{kind}/000_mask.png")
+    return root
+
+
+def make_mvtec_3d(root: Path) -> Path:
+    for part in ("train", "validation", "test"):
+        write_image(root / f"{part}/good/rgb/000.png")
+        (root / f"{part}/good/xyz").mkdir()
+    write_mask(root / "test/good/gt/000.png", marked=False)
+    write_image(root / "test/crack/rgb/000.png")
+    write_mask(root / "test/crack/gt/000.png")
+    return root
+
+
+def make_btad(root: Path) -> Path:
+    write_image(root / "train/ok/0000.bmp")
+    write_image(root / "test/ok/0000.bmp")
+    write_image(root / "test/ko/0001.bmp")
+    write_image(root / "test/ko/0002.png")
+    write_mask(root / "ground_truth/ko/0001.png")
+    write_mask(root / "ground_truth/ko/0002.bmp")
+    return root
+
+
+def make_visa(root: Path, split: bool = True) -> Path:
+    candle = root / "candle"
+    rows = ["object,split,label,image,mask", "pcb1,train,normal,pcb1/Data/Images/Normal/0003.JPG,"]
+    for place in range(12):
+        image = f"candle/Data/Images/Normal/{place:04d}.JPG"
+        write_image(root / image)
+        if place < 11:  # the twelfth is in no part of the split
+            rows.append(f"candle,{'test' if place == 3 else 'train'},normal,{image},")
+    annotations = ["image,label,mask"]
+    for place, kind in enumerate(("melt", '"melt, chunk"')):
+        image, mask = f"candle/Data/Images/Anomaly/{place:03d}.JPG", f"candle/Data/Masks/Anomaly/{place:03d}.png"
+        write_image(root / image)
+        write_mask(root / mask, value=place + 1)
+        rows.append(f"candle,test,anomaly,{image},{mask}")
+        annotations.append(f"{image},{kind},{mask}")
+    annotations.append("candle/Data/Images/Normal/0000.JPG,normal,")
+    (candle / "image_anno.csv").write_text("\n".join(annotations) + "\n")
+    if split:
+        (root / "split_csv").mkdir()
+        (root / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    return candle
+
+
+def make_kolektor(root: Path) -> Path:
+    for item in range(1, 3):
+        for part in range(5):
+            write_image(root / f"kos{item:02d}/Part{part}.jpg")
+            write_mask(root / f"kos{item:02d}/Part{part}_label.bmp", marked=part == item)
+    return root
+
+
+def make_kolektor2(root: Path) -> Path:
+    for part, marked in (("train", (False, True, False)), ("test", (True, False, True))):
+        for place, one in enumerate(marked):
+            write_image(root / f"{part}/1000{place}.png")
+            write_mask(root / f"{part}/1000{place}_GT.png", marked=one)
+    return root
+
+
+def summary(samples) -> list[tuple[str, int, str, str | None]]:
+    return [(s.image.name, s.label, s.kind, s.mask and s.mask.name) for s in samples]
+
+
+def test_mvtec_ad(tmp_path):
+    data = load_dataset(make_mvtec_ad(tmp_path / "screw"))
+    assert (data.name, data.layout, data.kinds) == ("screw", "mvtec_ad", ("bent", "scratch"))
+    assert [s.image.name for s in data.train] == ["0.png", "2.png", "10.png"]
+    assert summary(data.test) == [
+        ("000.png", 0, "good", None),
+        ("000.png", 1, "bent", "000_mask.png"),
+        ("000.png", 1, "scratch", "000_mask.png"),
+    ]
+    assert data.test[2].mask.parent.name == "scratch"
+
+
+def test_mvtec_ad_without_defective_images(tmp_path):
+    write_image(tmp_path / "train/good/0.png")
+    write_image(tmp_path / "test/good/0.png")
+    data = load_dataset(tmp_path)
+    assert (data.layout, data.kinds, len(data.test)) == ("mvtec_ad", (), 1)
+
+
+def test_mvtec_3d(tmp_path):
+    data = load_dataset(make_mvtec_3d(tmp_path))
+    assert data.layout == "mvtec_3d"
+    assert summary(data.train) == summary(data.validation) == [("000.png", 0, "good", None)]
+    assert summary(data.test) == [("000.png", 0, "good", None), ("000.png", 1, "crack", "000.png")]
+    assert data.test[1].mask.parent.name == "gt"
+
+
+def test_btad_masks_may_have_another_suffix(tmp_path):
+    data = load_dataset(make_btad(tmp_path))
+    assert data.layout == "btad"
+    assert summary(data.test) == [
+        ("0000.bmp", 0, "good", None),
+        ("0001.bmp", 1, "ko", "0001.png"),
+        ("0002.png", 1, "ko", "0002.bmp"),
+    ]
+
+
+def test_visa_with_its_split(tmp_path):
+    data = load_dataset(make_visa(tmp_path))
+    assert (data.name, data.layout, data.kinds) == ("candle", "visa", ("melt", "melt+chunk"))
+    assert len(data.train) == 10
+    assert "0011.JPG" not in {s.image.name for s in (*data.train, *data.test)}
+    assert summary(data.test) == [
+        ("0003.JPG", 0, "good", None),
+        ("000.JPG", 1, "melt", "000.png"),
+        ("001.JPG", 1, "melt+chunk", "001.png"),
+    ]
+
+
+def test_visa_without_its_split_keeps_every_tenth_nominal_image(tmp_path):
+    data = load_dataset(make_visa(tmp_path, split=False))
+    assert len(data.train) == 11
+    assert [s.image.name for s in data.test] == ["0009.JPG", "000.JPG", "001.JPG"]
+
+
+def test_visa_split_that_does_not_know_the_category_or_lacks_a_column(tmp_path):
+    root = make_visa(tmp_path)
+    split = tmp_path / "split_csv/1cls.csv"
+    split.write_text("object,split,label,image,mask\npcb1,train,normal,pcb1/Data/Images/Normal/0.JPG,\n")
+    with pytest.raises(ValueError, match=r"1cls\.csv.*no images of 'candle'"):
+        load_dataset(root)
+    split.write_text("object,part\ncandle,train\n")
+    with pytest.raises(ValueError, match="lacks the columns split, image"):
+        load_dataset(root)
+
+
+def test_kolektor_labels_come_from_the_masks(tmp_path):
+    data = load_dataset(make_kolektor(tmp_path))
+    assert data.layout == "kolektor"
+    assert len(data.train) == 7  # eight nominal images, the fifth for testing
+    assert summary(data.test) == [
+        ("Part0.jpg", 0, "good", None),
+        ("Part1.jpg", 1, "defect", "Part1_label.bmp"),
+        ("Part2.jpg", 1, "defect", "Part2_label.bmp"),
+    ]
+
+
+def test_kolektor2_leaves_defective_training_images_out(tmp_path):
+    data = load_dataset(make_kolektor2(tmp_path))
+    assert data.layout == "kolektor"
+    assert [s.image.name for s in data.train] == ["10000.png", "10002.png"]
+    assert [(s.image.name, s.label) for s in data.test] == [("10001.png", 0), ("10000.png", 1), ("10002.png", 1)]
+
+
+def test_kolektor_missing_and_broken_masks(tmp_path):
+    make_kolektor(tmp_path)
+    mask = tmp_path / "kos02/Part3_label.bmp"
+    mask.write_bytes(b"BM")
+    with pytest.raises(ImageError, match="Part3_label"):
+        load_dataset(tmp_path)
+    mask.unlink()
+    with pytest.raises(ValueError, match=r"no mask Part3_label\.\*"):
+        load_dataset(tmp_path)
+
+
+def test_folder_of_images_only_is_nominal(tmp_path):
+    write_image(tmp_path / "1.png")
+    data = load_dataset(tmp_path)
+    assert (data.layout, summary(data.train), data.test) == ("folder", [("1.png", 0, "good", None)], ())
+
+
+@pytest.mark.parametrize("train", ["train", "train/OK", "train/normal"])
+def test_folder_with_train_and_test(tmp_path, train):
+    write_image(tmp_path / train / "1.png")
+    write_image(tmp_path / "test/normal/2.png")
+    write_image(tmp_path / "test/dent/3.png")
+    write_image(tmp_path / "test/dent/4.png")
+    write_mask(tmp_path / "masks/dent/3.png")
+    data = load_dataset(tmp_path)
+    assert data.layout == "folder"
+    assert summary(data.train) == [("1.png", 0, "good", None)]
+    assert summary(data.test) == [("2.png", 0, "good", None), ("3.png", 1, "dent", "3.png"), ("4.png", 1, "dent", None)]
+
+
+def test_folder_with_good_beside_kinds(tmp_path):
+    write_image(tmp_path / "good/1.png")
+    write_image(tmp_path / "dent/3.png")
+    write_mask(tmp_path / "ground_truth/dent/3_mask.png")
+    data = load_dataset(tmp_path)
+    assert summary(data.train) == [("1.png", 0, "good", None)]
+    assert summary(data.test) == [("3.png", 1, "dent", "3_mask.png")]
+
+
+def test_folder_refuses_unlabelled_test_images(tmp_path):
+    write_image(tmp_path / "train/1.png")
+    write_image(tmp_path / "test/2.png")
+    with pytest.raises(ValueError, match="have no label"):
+        load_dataset(tmp_path)
+
+
+def test_missing_mask_is_an_error_where_the_layout_promises_one(tmp_path):
+    make_mvtec_ad(tmp_path)
+    (tmp_path / "ground_truth/bent/000_mask.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 2 defective images.*bent"):
+        load_dataset(tmp_path)
+    data = load_dataset(tmp_path, layout="folder")
+    assert [s.mask is None for s in data.test if s.label] == [True, False]
+
+
+def test_set_without_ground_truth_is_a_folder(tmp_path):
+    write_image(tmp_path / "train/good/0.png")
+    write_image(tmp_path / "test/bent/0.png")
+    assert load_dataset(tmp_path).layout == "folder"
+    with pytest.raises(ValueError, match=r"not the layout 'mvtec_ad'.*ground_truth"):
+        load_dataset(tmp_path, layout="mvtec_ad")
+
+
+def test_unknown_layouts_say_what_was_looked_for(tmp_path):
+    with pytest.raises(ValueError, match="no known layout") as caught:
+        load_dataset(tmp_path)
+    assert all(name in str(caught.value) for name in LAYOUTS)
+    with pytest.raises(ValueError, match="layout: expected one of"):
+        load_dataset(tmp_path, layout="coco")
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load_dataset(tmp_path / "absent")
+
+
+def test_folder_of_categories_names_them(tmp_path):
+    make_mvtec_ad(tmp_path / "screw")
+    make_mvtec_ad(tmp_path / "bolt")
+    with pytest.raises(ValueError, match="Each of bolt, screw has a layout of its own"):
+        load_dataset(tmp_path)
+
+
+def test_no_training_image_is_an_error(tmp_path):
+    make_mvtec_ad(tmp_path)
+    for path in (tmp_path / "train/good").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="no nominal training images"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layout", "make"),
+    [
+        ("mvtec_ad", make_mvtec_ad),
+        ("mvtec_3d", make_mvtec_3d),
+        ("btad", make_btad),
+        ("visa", make_visa),
+        ("kolektor", make_kolektor),
+        ("kolektor", make_kolektor2),
+    ],
+)
+def test_named_layout_gives_what_detection_gives_and_every_file_exists(tmp_path, layout, make):
+    root = make(tmp_path)
+    data = load_dataset(root, layout)
+    assert data == load_dataset(str(root))
+    for sample in (*data.train, *data.validation, *data.test):
+        assert read_image(sample.image).size == (6, 4)
+        if sample.label:
+            assert read_mask(sample.mask, image_size(sample.image)).any()
+    for other in set(LAYOUTS) - {layout, "folder", "mvtec_ad"}:
+        with pytest.raises(ValueError, match="not the layout"):
+            load_dataset(root, other)
+
+
+DATA = Path(os.environ.get("TTT4AS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"real data absent: {DATA} (set TTT4AS_DATA)")
+@pytest.mark.parametrize(("folder", "sizes"), [("mvtec_ad/screw", (320, 160, 119)), ("magnetic_tile", (762, 578, 388))])
+def test_real_sets_have_their_published_sizes(folder, sizes):
+    data = load_dataset(DATA / folder)
+    assert (len(data.train), len(data.test), sum(s.label for s in data.test)) == sizes
+    for sample in data.test[::50]:
+        if sample.label:
+            assert read_mask(sample.mask, image_size(sample.image)).any()

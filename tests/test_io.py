@@ -1,0 +1,56 @@
+"""atomic_path: a file is whole or absent."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from ttt4as_fast.io import atomic_path
+
+
+def test_file_appears_with_its_contents_only_at_the_end(tmp_path):
+    target = tmp_path / "a.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".txt"
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("new")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_half()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_permissions_are_those_of_a_plain_open(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with atomic_path(tmp_path / "atomic") as temporary:
+        temporary.write_text("")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_writer_that_adds_a_suffix_is_caught(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing was written"), atomic_path(tmp_path / "maps") as temporary:
+        np.save(temporary, np.zeros(3))
+    assert not (tmp_path / "maps").exists()
+
+
+def test_folder_must_exist_and_target_must_be_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="existing folder"), atomic_path(tmp_path / "no" / "a"):
+        pass
+    with pytest.raises(IsADirectoryError), atomic_path(tmp_path):
+        pass

@@ -1,0 +1,521 @@
+"""Every way to make a mask, on identical anomaly maps of a test set, against its ground truth: the tables of a paper.
+
+`evaluate` streams the test images through the detector. Features are dropped as soon as an image's masks are made; the
+maps (float32) and the masks of the truth are kept, because the ranking metrics and the oracle need all of them at
+once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import __version__, baselines, metrics
+from .datasets import Dataset, ImageError, Sample, image_size, load_dataset, read_mask
+from .io import atomic_path
+from .kernels.arrays import check_float, check_int, to_numpy
+from .segmenter import TTT4AS
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from .patchcore import PatchCore
+
+FORMAT_VERSION = 1
+
+#: Method -> what it is, in the order of the tables.
+METHODS = {
+    "thr_1std": "per-pixel mean + 1 std of nominal maps",
+    "thr_2std": "per-pixel mean + 2 std of nominal maps",
+    "thr_3std": "per-pixel mean + 3 std of nominal maps (THR)",
+    "max_nominal": "maximum over nominal maps",
+    "quantile_nominal": "quantile of the maxima of nominal maps",
+    "otsu": "Otsu's threshold of the map itself",
+    "ttt4as": "TTT4AS, gated by the image threshold",
+    "ttt4as_ungated": "TTT4AS on every image",
+    "ttt4as_score_only": "TTT4AS on every image, the anomaly score as its only feature",
+    "oracle_image_f1": "one threshold, best for the mean per-image F1 (sees the ground truth)",
+    "oracle_pooled_f1": "one threshold, best for the pooled F1 (sees the ground truth)",
+}
+_ORACLES = {"oracle_image_f1": "image_f1", "oracle_pooled_f1": "pooled_f1"}
+
+_RANKINGS = ("i_auroc", "p_auroc", "aupro")
+_MASK_METRICS = (
+    "precision",
+    "recall",
+    "f1",
+    "iou",
+    "pooled_f1",
+    "pooled_iou",
+    "fpr_pixels_nominal",
+    "fpr_images_nominal",
+)
+COLUMNS = ("kind", "method", "n_defective", "n_nominal", *_RANKINGS, *_MASK_METRICS, "milliseconds")
+
+_Method = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, str]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found.
+
+    Attributes
+    ----------
+    dataset, layout : str
+    rows : list of dict
+        One for each method and kind of defect (its images against all nominal ones), ``"mean"`` (the plain mean over
+        the kinds) and ``"all"`` (all defective images together); keys are `COLUMNS`, undefined values NaN. The
+        rankings are the detector's and so the same for every method. ``milliseconds`` is the mean over images; an
+        oracle, which no line can run, has none.
+    images : list of dict
+        One for each image judged: path below the set's root, kind, label, score, TTT4AS's status, and the F1 of every
+        method (None where the image has no marked pixel).
+    counts : dict
+        Test images: listed, judged, failed, without a mask file, with a mask that lies outside the crop.
+    statuses : dict
+        Method -> status -> number of images, for the TTT4AS methods.
+    thresholds : dict
+        The scalar thresholds that were used, image threshold among them.
+    failures : list of dict
+        ``path`` (below the set's root) and ``reason`` of each file that could not be read; its image is in no metric.
+    settings, environment : dict
+        The segmenter's parameters and the detector's; versions, machine and threads.
+    """
+
+    dataset: str
+    layout: str
+    rows: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    counts: dict[str, int]
+    statuses: dict[str, dict[str, int]]
+    thresholds: dict[str, float]
+    failures: list[dict[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def row(self, method: str, kind: str = "all") -> dict[str, Any]:
+        """The row of a method for a kind of defect, ``"mean"`` or ``"all"``; KeyError if there is none."""
+        for row in self.rows:
+            if row["method"] == method and row["kind"] == kind:
+                return row
+        raise KeyError(f"no row for method {method!r} and kind {kind!r}")
+
+    def to_json(self, path: str | os.PathLike[str] | None = None, images: bool = False) -> str:
+        """The report as JSON text (undefined values as null), written whole to `path` if given.
+
+        Parameters
+        ----------
+        path : path-like, optional
+        images : bool, default False
+            Whether the entry of each image is included.
+        """
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if images or name != "images"}
+        text = json.dumps(_plain({"format_version": FORMAT_VERSION, **content}), indent=1, allow_nan=False) + "\n"
+        return _write(text, path)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """`rows` as CSV text (undefined values empty, 6 decimals), written whole to `path` if given."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("dataset", *COLUMNS))
+        for row in self.rows:
+            writer.writerow((self.dataset, *(_cell(row[column]) for column in COLUMNS)))
+        return _write(stream.getvalue(), path)
+
+    def table(self) -> Group:
+        """Three tables for the screen: the detector by kind, the methods over all images, and their F1 by kind."""
+        from rich.console import Group
+        from rich.table import Table
+
+        kinds = list(dict.fromkeys(row["kind"] for row in self.rows))
+        detector = Table("defect", "images", "I-AUROC", "P-AUROC", "AU-PRO", title=f"{self.dataset}: detector")
+        first = next(iter(METHODS))
+        for kind in kinds:
+            row = self.row(first, kind)
+            detector.add_row(kind, str(row["n_defective"]), *(_shown(row[name]) for name in _RANKINGS))
+        heads = ("precision", "recall", "F1", "IoU", "pooled F1", "good px %", "good img %", "ms")
+        names = ("precision", "recall", "f1", "iou", "pooled_f1", "fpr_pixels_nominal", "fpr_images_nominal")
+        masks = Table("method", *heads, title=f"{self.dataset}: masks, all defective images", caption=_CAPTION)
+        by_kind = Table("method", *kinds, title=f"{self.dataset}: mean per-image F1 by kind of defect")
+        for method in METHODS:
+            row = self.row(method)
+            shares = [_shown(row[name] * 100, 2) if name.startswith("fpr") else _shown(row[name]) for name in names]
+            masks.add_row(method, *shares, _shown(row["milliseconds"], 2))
+            by_kind.add_row(method, *(_shown(self.row(method, kind)["f1"]) for kind in kinds))
+        for one in (detector, masks, by_kind):
+            for column in one.columns[1:]:
+                column.justify = "right"
+        return Group(detector, masks, by_kind)
+
+
+_CAPTION = "precision, recall, F1, IoU: means over defective images; good px/img: share of nominal pixels/images marked"
+
+
+def evaluate(
+    model: PatchCore,
+    dataset: Dataset | str | os.PathLike[str],
+    segmenter: TTT4AS | None = None,
+    *,
+    batch_size: int = 8,
+    quantile: float = 0.95,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run the detector over a test set and compare the masks that each method makes of its maps.
+
+    Masks are judged at the resolution of the model's crop; the ground truth goes through the same resizing and
+    cropping as the images, by nearest neighbour. A file that cannot be read, or a mask of another size than its image,
+    is recorded in the report and its image left out. A defective image without a mask file counts for I-AUROC only.
+
+    Parameters
+    ----------
+    model : PatchCore
+        Fitted and calibrated: `predict`, `transform_mask`, `nominal_statistics_` and `image_threshold_` are used.
+    dataset : Dataset or path-like
+        A path goes through `load_dataset`.
+    segmenter : TTT4AS, optional
+        Default ``TTT4AS()``. Without an `image_threshold` of its own the gated run takes the model's. The other two
+        runs of TTT4AS are ungated.
+    batch_size : int, default 8
+        Images the detector takes at once.
+    quantile : float in [0, 1], default 0.95
+        Of ``"quantile_nominal"``.
+    progress : callable, optional
+        Called with (done, total) after each batch.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ValueError
+        The set has no test images, none of them can be read, or the model is not calibrated.
+    """
+    dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    batch_size = check_int(batch_size, "batch_size", 1)
+    check_float(quantile, "quantile", 0.0, 1.0)
+    if not dataset.test:
+        raise ValueError(f"dataset: {dataset.name!r} (layout {dataset.layout!r}) has no test images")
+    if getattr(model, "nominal_statistics_", None) is None or getattr(model, "image_threshold_", None) is None:
+        raise ValueError("model: expected a calibrated model; call calibrate() with nominal validation images")
+    segmenter = TTT4AS() if segmenter is None else segmenter
+    methods = _methods(model, segmenter, quantile)
+
+    run = _Run(list(methods), dataset.root)
+    for batch in _predictions(model, dataset.test, batch_size, run, progress):
+        for sample, psi, features, score, mask in batch:
+            run.add(sample, psi, features, score, mask, methods)
+    if not run.samples:
+        raise ValueError(f"dataset: none of the {len(dataset.test)} test images could be read; {run.failures[0]}")
+    thresholds = run.add_oracles()
+    stats = model.nominal_statistics_
+    thresholds.update(
+        image=_gate(model, segmenter),
+        max_nominal=stats.max_threshold(),
+        quantile_nominal=stats.quantile_threshold(quantile),
+    )
+    return Report(
+        dataset=dataset.name,
+        layout=dataset.layout,
+        rows=run.rows(dataset.kinds),
+        images=run.image_entries(),
+        counts=run.counted(len(dataset.test)),
+        statuses={name: dict(count) for name, count in run.statuses.items()},
+        thresholds=thresholds,
+        failures=run.failures,
+        settings=_settings(model, segmenter, quantile, run, len(stats.scores)),
+        environment=_environment(),
+    )
+
+
+def _gate(model: PatchCore, segmenter: TTT4AS) -> float:
+    own = segmenter.get_params()["image_threshold"]
+    return float(model.image_threshold_ if own is None else own)
+
+
+def _methods(model: PatchCore, segmenter: TTT4AS, quantile: float) -> dict[str, _Method]:
+    stats = model.nominal_statistics_
+    params = segmenter.get_params()
+    gated = TTT4AS(**{**params, "image_threshold": _gate(model, segmenter)})
+    ungated = TTT4AS(**{**params, "image_threshold": None})
+
+    def threshold(mask: Callable[[np.ndarray], np.ndarray]) -> _Method:
+        return lambda psi, features, score: (mask(psi), "ok")
+
+    def test_time(ttt: TTT4AS, only_score: bool = False) -> _Method:
+        def run(psi: np.ndarray, features: np.ndarray, score: float) -> tuple[np.ndarray, str]:
+            out = ttt(psi, psi[None] if only_score else features, pred_score=score)
+            return out.pred_mask, out.status
+
+        return run
+
+    return {
+        "thr_1std": threshold(lambda psi: baselines.mean_std_mask(psi, stats, 1.0)),
+        "thr_2std": threshold(lambda psi: baselines.mean_std_mask(psi, stats, 2.0)),
+        "thr_3std": threshold(lambda psi: baselines.mean_std_mask(psi, stats, 3.0)),
+        "max_nominal": threshold(lambda psi: baselines.max_nominal_mask(psi, stats)),
+        "quantile_nominal": threshold(lambda psi: baselines.quantile_nominal_mask(psi, stats, quantile)),
+        "otsu": threshold(baselines.otsu_mask),
+        "ttt4as": test_time(gated),
+        "ttt4as_ungated": test_time(ungated),
+        "ttt4as_score_only": test_time(ungated, only_score=True),
+    }
+
+
+_Judged = tuple[Sample, np.ndarray, np.ndarray, float, "np.ndarray | None"]
+
+
+def _predictions(
+    model: PatchCore,
+    samples: Sequence[Sample],
+    batch_size: int,
+    run: _Run,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[list[_Judged]]:
+    """Batches of (sample, anomaly map, features, score, ground truth or None); what cannot be read goes to `run`."""
+    for start in range(0, len(samples), batch_size):
+        batch, masks = [], []
+        for sample in samples[start : start + batch_size]:
+            try:
+                mask = read_mask(sample.mask, image_size(sample.image)) if sample.mask else None
+            except ImageError as error:
+                run.fail(error)
+                continue
+            batch.append(sample)
+            masks.append(None if mask is None else np.asarray(model.transform_mask(mask), dtype=bool))
+        yield _predict(model, batch, masks, run)
+        if progress is not None:
+            progress(min(start + batch_size, len(samples)), len(samples))
+
+
+def _predict(model: PatchCore, batch: list[Sample], masks: list[np.ndarray | None], run: _Run) -> list[_Judged]:
+    if not batch:
+        return []
+    begin = time.perf_counter()
+    try:
+        out = model.predict([sample.image for sample in batch], batch_size=len(batch))
+    except ImageError as error:
+        if len(batch) == 1:
+            run.fail(error)
+            return []
+        # One bad file must not cost its batch: each image for itself.
+        return [
+            one for sample, mask in zip(batch, masks, strict=True) for one in _predict(model, [sample], [mask], run)
+        ]
+    maps, scores, features = (to_numpy(x) for x in (out.anomaly_map, out.pred_score, out.features))
+    run.detector_seconds += time.perf_counter() - begin
+    return [(sample, maps[i].astype(np.float32), features[i], scores[i], masks[i]) for i, sample in enumerate(batch)]
+
+
+class _Run:
+    """What piles up while the test images stream by."""
+
+    def __init__(self, methods: list[str], root: Path) -> None:
+        self.root = root
+        self.samples: list[Sample] = []
+        self.maps: list[np.ndarray] = []
+        self.masks: list[np.ndarray | None] = []  # None: defective, but nothing says where
+        self.scores: list[float] = []
+        self.status: list[str] = []
+        self.counts: dict[str, list[metrics.Counts | None]] = {name: [] for name in methods}
+        self.seconds = dict.fromkeys(methods, 0.0)
+        self.statuses: dict[str, Counter[str]] = {name: Counter() for name in methods if name.startswith("ttt4as")}
+        self.failures: list[dict[str, str]] = []
+        self.detector_seconds = 0.0
+
+    def fail(self, error: ImageError) -> None:
+        path = error.path.relative_to(self.root) if error.path.is_relative_to(self.root) else error.path
+        self.failures.append({"path": path.as_posix(), "reason": error.reason})
+
+    def add(
+        self,
+        sample: Sample,
+        psi: np.ndarray,
+        features: np.ndarray,
+        score: float,
+        mask: np.ndarray | None,
+        methods: dict[str, _Method],
+    ) -> None:
+        if not sample.label:
+            mask = np.zeros(psi.shape, dtype=bool)
+        if not self.samples:  # compiling and loading on the first call is no part of an image's time
+            for method in methods.values():
+                method(psi, features, score)
+        for name, method in methods.items():
+            begin = time.perf_counter()
+            pred_mask, status = method(psi, features, score)
+            self.seconds[name] += time.perf_counter() - begin
+            self.counts[name].append(None if mask is None else metrics.mask_counts(pred_mask, mask))
+            if name in self.statuses:
+                self.statuses[name][status] += 1
+            if name == "ttt4as":
+                self.status.append(status)
+        self.samples.append(sample)
+        self.maps.append(psi)
+        self.masks.append(mask)
+        self.scores.append(float(score))
+
+    def add_oracles(self) -> dict[str, float]:
+        """Count what the best single thresholds mark; the thresholds, which need every map, are found here."""
+        known = [i for i, mask in enumerate(self.masks) if mask is not None]
+        maps, masks = [self.maps[i] for i in known], [self.masks[i] for i in known]
+        thresholds = {}
+        for name, objective in _ORACLES.items():
+            thresholds[name], _ = baselines.oracle_threshold(maps, masks, objective)
+            self.counts[name] = [
+                None if mask is None else metrics.mask_counts(psi > thresholds[name], mask)
+                for psi, mask in zip(self.maps, self.masks, strict=True)
+            ]
+            self.seconds[name] = math.nan
+        return thresholds
+
+    def rows(self, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
+        rows = []
+        labels = np.array([sample.label for sample in self.samples], dtype=bool)
+        kind_of = np.array([sample.kind for sample in self.samples], dtype=object)
+        for kind in kinds:
+            rows += self._rows_of(kind, np.flatnonzero(~labels | (kind_of == kind)))
+        if kinds:
+            rows += [self._mean_row(name, [row for row in rows if row["method"] == name]) for name in METHODS]
+        return rows + self._rows_of("all", np.arange(len(labels)))
+
+    def _rows_of(self, kind: str, places: np.ndarray) -> list[dict[str, Any]]:
+        labels = np.array([self.samples[i].label for i in places], dtype=bool)
+        masked = [i for i in places if self.masks[i] is not None]
+        maps, masks = [self.maps[i] for i in masked], [self.masks[i] for i in masked]
+        rankings = {
+            "i_auroc": metrics.auroc(np.array([self.scores[i] for i in places]), labels),
+            "p_auroc": metrics.pixel_auroc(maps, masks),
+            "aupro": metrics.aupro(maps, masks),
+        }
+        masked_labels = np.array([self.samples[i].label for i in masked], dtype=bool)
+        sizes = {"n_defective": int(labels.sum()), "n_nominal": int((~labels).sum())}
+        return [
+            {
+                "kind": kind,
+                "method": name,
+                **sizes,
+                **rankings,
+                **metrics.summarise_counts([self.counts[name][i] for i in masked], masked_labels),
+                "milliseconds": 1000 * self.seconds[name] / len(self.samples),
+            }
+            for name in METHODS
+        ]
+
+    @staticmethod
+    def _mean_row(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        mean = {name: _mean([row[name] for row in rows]) for name in (*_RANKINGS, *_MASK_METRICS)}
+        n_defective = sum(row["n_defective"] for row in rows)
+        fixed = {"kind": "mean", "method": method, "n_defective": n_defective, "n_nominal": rows[0]["n_nominal"]}
+        return {**fixed, **mean, "milliseconds": rows[0]["milliseconds"]}
+
+    def image_entries(self) -> list[dict[str, Any]]:
+        entries = []
+        for i, sample in enumerate(self.samples):
+            f1 = {}
+            for name in METHODS:
+                counts = self.counts[name][i]
+                marked = counts is not None and counts.n_marked
+                f1[name] = 2 * counts.n_overlap / (counts.n_predicted + counts.n_marked) if marked else None
+            entries.append(
+                {
+                    "image": sample.image.relative_to(self.root).as_posix(),
+                    "kind": sample.kind,
+                    "label": sample.label,
+                    "pred_score": self.scores[i],
+                    "status": self.status[i],
+                    "f1": f1,
+                }
+            )
+        return entries
+
+    def counted(self, n_listed: int) -> dict[str, int]:
+        pairs = [(sample, mask) for sample, mask in zip(self.samples, self.masks, strict=True) if sample.label]
+        return {
+            "listed": n_listed,
+            "judged": len(self.samples),
+            "failed": len(self.failures),
+            "without_mask": sum(mask is None for _, mask in pairs),
+            "mask_outside_crop": sum(mask is not None and not mask.any() for _, mask in pairs),
+        }
+
+
+def _settings(model: PatchCore, segmenter: TTT4AS, quantile: float, run: _Run, n_validation: int) -> dict[str, Any]:
+    names = (
+        "backbone",
+        "layers",
+        "coreset_ratio",
+        "n_neighbors",
+        "image_size",
+        "crop_size",
+        "blur_sigma",
+        "random_state",
+    )
+    return {
+        "segmenter": segmenter.get_params(),
+        "model": {name: getattr(model, name) for name in names if hasattr(model, name)},
+        "n_validation": n_validation,
+        "quantile": quantile,
+        "detector_milliseconds": 1000 * run.detector_seconds / len(run.samples),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    return {
+        "ttt4as_fast": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "n_cpus": os.cpu_count(),
+        "n_threads": torch.get_num_threads(),
+    }
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """`value` with NaN as None and NumPy scalars as Python ones, so that it is JSON."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6f}"
+    return str(value)
+
+
+def _shown(value: float, decimals: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _write(text: str, path: str | os.PathLike[str] | None) -> str:
+    if path is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return text
