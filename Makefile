@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt \
 	$(shell find ttt4as_fast kernels -name '*.py' -o -name '*.typed' -o -name '*.[ch]pp' -o -name '*.inl' -o -name '*.h')
-CPP_FILES = $(shell find kernels/cpp examples -name '*.[ch]pp' -o -name '*.inl' -o -name '*.[ch]')
+CPP_FILES = $(shell find kernels/cpp $(wildcard examples) -name '*.[ch]pp' -o -name '*.inl' -o -name '*.[ch]')
 
 .PHONY: demo test lint typecheck install clean
 
