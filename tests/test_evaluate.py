@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -25,7 +26,7 @@ EDGE = (SIZE - CROP) // 2
 
 
 class BrightnessDetector:
-    """A detector with PatchCore's interface: the smoothed brightness is the anomaly map, smoothings are the features."""
+    """A detector with PatchCore's interface: smoothed brightness is the anomaly map, smoothings are the features."""
 
     crop_size = CROP
 
@@ -113,7 +114,7 @@ def test_rankings_are_over_the_kind_and_the_nominal_images(known, kind):
     assert row["p_auroc"] == pytest.approx(metrics.pixel_auroc(maps, masks))
     assert row["aupro"] == pytest.approx(metrics.aupro(maps, masks))
     assert (row["n_defective"], row["n_nominal"]) == (sum(labels), 4)
-    assert 0.5 < row["p_auroc"] < 1
+    assert row["p_auroc"] > 0.8
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -212,10 +213,14 @@ def test_json_and_csv_are_written_whole_and_hold_the_rows(known, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.csv", "report.json"]
 
 
+def shown(report) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(report.table())
+    return console.file.getvalue()
+
+
 def test_table_shows_every_method_and_kind(known):
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))
-    console.print(known.report.table())
-    text = console.export_text()
+    text = shown(known.report)
     assert all(name in text for name in (*METHODS, "bright", "dim", "AU-PRO"))
     assert f"{known.report.row('otsu')['f1']:.3f}" in text
 
@@ -229,11 +234,11 @@ def test_bad_files_are_reported_skipped_and_counted(tmp_path):
     (root / "ground_truth/dim/1_mask.png").write_bytes(b"no mask")
     model = BrightnessDetector()
     report = evaluate(model, root, batch_size=5)
-    assert [Path(failure["path"]).name for failure in report.failures] == [
-        "2.png",
-        "1.png",
-        "0_mask.png",
-        "1_mask.png",
+    assert [failure["path"] for failure in report.failures] == [
+        "test/good/2.png",
+        "test/bright/1.png",
+        "ground_truth/dim/0_mask.png",
+        "ground_truth/dim/1_mask.png",
     ]
     assert "32 x 33" in report.failures[2]["reason"]
     assert (report.counts["listed"], report.counts["judged"], report.counts["failed"]) == (10, 6, 4)
@@ -272,7 +277,7 @@ def test_set_without_defects_has_false_positive_rates_only(tmp_path):
     assert math.isnan(row["i_auroc"])
     assert math.isnan(report.thresholds["oracle_image_f1"])
     assert json.loads(report.to_json())["rows"][0]["f1"] is None
-    assert "-" in Console(width=200).render_str(str(report.table().renderables[1].columns[3]._cells)).plain
+    assert shown(report).count(" - ") >= 5 * len(METHODS)  # undefined numbers are dashes on screen
 
 
 def test_set_without_nominal_images(tmp_path):

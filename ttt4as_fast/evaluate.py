@@ -257,7 +257,7 @@ def _methods(model: PatchCore, segmenter: TTT4AS, quantile: float) -> dict[str, 
     def test_time(ttt: TTT4AS, only_score: bool = False) -> _Method:
         def run(psi: np.ndarray, features: np.ndarray, score: float) -> tuple[np.ndarray, str]:
             out = ttt(psi, psi[None] if only_score else features, pred_score=score)
-            return out.pred_mask, out.status
+            return to_numpy(out.pred_mask), str(out.status)
 
         return run
 
@@ -369,8 +369,8 @@ class _Run:
 
     def add_oracles(self) -> dict[str, float]:
         """Count what the best single thresholds mark; the thresholds, which need every map, are found here."""
-        known = [i for i, mask in enumerate(self.masks) if mask is not None]
-        maps, masks = [self.maps[i] for i in known], [self.masks[i] for i in known]
+        known = [(psi, mask) for psi, mask in zip(self.maps, self.masks, strict=True) if mask is not None]
+        maps, masks = [psi for psi, _ in known], [mask for _, mask in known]
         thresholds = {}
         for name, objective in _ORACLES.items():
             thresholds[name], _ = baselines.oracle_threshold(maps, masks, objective)
@@ -424,11 +424,7 @@ class _Run:
     def image_entries(self) -> list[dict[str, Any]]:
         entries = []
         for i, sample in enumerate(self.samples):
-            f1 = {}
-            for name in METHODS:
-                counts = self.counts[name][i]
-                marked = counts is not None and counts.n_marked
-                f1[name] = 2 * counts.n_overlap / (counts.n_predicted + counts.n_marked) if marked else None
+            f1 = {name: _f1_if_marked(self.counts[name][i]) for name in METHODS}
             entries.append(
                 {
                     "image": sample.image.relative_to(self.root).as_posix(),
@@ -484,6 +480,10 @@ def _environment() -> dict[str, Any]:
         "n_cpus": os.cpu_count(),
         "n_threads": torch.get_num_threads(),
     }
+
+
+def _f1_if_marked(counts: metrics.Counts | None) -> float | None:
+    return counts.f1 if counts is not None and counts.n_marked else None
 
 
 def _mean(values: list[float]) -> float:

@@ -145,17 +145,16 @@ def _ranking_area(
         n_ties += int(np.count_nonzero(scores == limit))
         scores = np.sort(scores[scores > limit])
         n_above += scores.size
-        before = above[np.searchsorted(marked, scores, side="right")]
-        after = above[np.searchsorted(marked, scores, side="left")]
-        area += 0.5 * (float(before.sum()) + float(after.sum()))
-    if (
-        n_ties
-    ):  # the pixels at the limit enter in part: the straight step over their tie is cut where the rate is reached
+        befores = above[np.searchsorted(marked, scores, side="right")]
+        afters = above[np.searchsorted(marked, scores, side="left")]
+        area += 0.5 * (float(befores.sum()) + float(afters.sum()))
+    if n_ties:
+        # The pixels at the limit enter in part: the straight step over their tie is cut where the rate is reached.
         before = float(above[np.searchsorted(marked, limit, side="right")])
         after = float(above[np.searchsorted(marked, limit, side="left")])
         n_left = n_wanted - n_above
         area += n_left * (before + 0.5 * (after - before) * n_left / n_ties)
-    return float(area / (above[0] * n_wanted))
+    return area / (float(above[0]) * n_wanted)
 
 
 def _largest(parts: list[np.ndarray], rank: int) -> float:
@@ -176,6 +175,11 @@ class Counts(NamedTuple):
     n_predicted: int
     n_marked: int
     n_pixels: int
+
+    @property
+    def f1(self) -> float:
+        """F1 of the image's mask, 0 where nothing overlaps."""
+        return _ratio(2 * self.n_overlap, self.n_predicted + self.n_marked)
 
 
 def mask_counts(pred_mask: np.ndarray, gt_mask: np.ndarray) -> Counts:
@@ -222,7 +226,7 @@ def precision_recall_f1(pred_mask: np.ndarray, gt_mask: np.ndarray) -> tuple[flo
     return (
         _ratio(counts.n_overlap, counts.n_predicted),
         _ratio(counts.n_overlap, counts.n_marked),
-        _ratio(2 * counts.n_overlap, counts.n_predicted + counts.n_marked),
+        counts.f1,
     )
 
 
@@ -318,8 +322,9 @@ def as_pairs(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Anomaly maps and their masks, checked and paired. Views where the input allows."""
     for name, images in (("maps", maps), ("masks", masks)):
-        if getattr(images, "ndim", 3) != 3:
-            raise ValueError(f"{name}: expected shape (N, H, W) or N arrays (H, W), got shape {tuple(images.shape)}")
+        shape = getattr(images, "shape", None)
+        if shape is not None and len(shape) != 3:
+            raise ValueError(f"{name}: expected shape (N, H, W) or N arrays (H, W), got shape {tuple(shape)}")
     if len(maps) != len(masks):
         raise ValueError(f"masks: expected as many as maps, {len(maps)}, got {len(masks)}")
     pairs = []
