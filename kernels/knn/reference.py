@@ -17,8 +17,9 @@ class Index:
     """Brute force over the rows of `bank` (N, D)."""
 
     def __init__(self, bank: np.ndarray) -> None:
-        self.bank = bank.astype(np.float64)
-        self.norms = np.einsum("nd,nd->n", self.bank, self.bank)
+        self.bank = bank
+        self.exact = bank.astype(np.float64)
+        self.norms = np.einsum("nd,nd->n", self.exact, self.exact)
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index.
@@ -31,12 +32,12 @@ class Index:
         for start in range(0, len(query), _CHUNK):
             rows = query[start : start + _CHUNK].astype(np.float64)
             norms = np.einsum("qd,qd->q", rows, rows)
-            proposed = norms[:, None] - 2 * rows @ self.bank.T + self.norms
+            proposed = norms[:, None] - 2 * rows @ self.exact.T + self.norms
             error = 8 * self.bank.shape[1] * np.finfo(np.float64).eps * (norms + self.norms.max())
             limit = np.partition(proposed, k - 1, axis=1)[:, k - 1] + 2 * error
             for i, row in enumerate(rows):
                 near = np.flatnonzero(proposed[i] <= limit[i])
-                squared = ((self.bank[near] - row) ** 2).sum(axis=1)
+                squared = ((self.exact[near] - row) ** 2).sum(axis=1)
                 order = np.argsort(squared, kind="stable")[:k]
                 distances[start + i] = np.sqrt(squared[order])
                 indices[start + i] = near[order]

@@ -1,0 +1,250 @@
+"""`KnnIndex`: a bank prepared once, searched often, grown without preparing all of it again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import arrays
+from ..dispatch import Operation
+
+if TYPE_CHECKING:
+    from ..arrays import Array
+
+OPERATION = Operation("knn", host=("reference",), cuda=("reference",))
+
+
+class KnnIndex:
+    """A bank of vectors prepared once for many exact searches.
+
+    A bank that grows is kept in parts: `add` prepares the new vectors alone and merges parts of like size, so that
+    N vectors added one by one are prepared O(log N) times each and a search visits O(log N) parts.
+
+    Parameters
+    ----------
+    bank : array or tensor, (N, D), optional
+        The vectors to search; float16, bfloat16, float32 or float64. Kept by reference where the backend can.
+    dim : int, optional
+        D of an index that starts empty; not needed beside `bank`.
+    backend : str
+        ``"auto"`` or a name from `ttt4as_fast.kernels.backends`. Chosen by the first vectors' device, then kept.
+
+    Attributes
+    ----------
+    dim : int
+        D, the number of channels.
+    ntotal : int
+        N, the number of vectors; also ``len(index)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        `bank` has the wrong rank or dtype, an empty axis or non-finite values; neither `bank` nor `dim` is given.
+    """
+
+    def __init__(self, bank: Array | None = None, *, dim: int | None = None, backend: str = "auto") -> None:
+        if bank is None and dim is None:
+            raise ValueError("bank: expected an array (N, D), or dim for an index that starts empty; got neither")
+        self._backend = backend
+        self._module: ModuleType | None = None
+        self._device: str | None = None
+        self._parts: list[Any] = []
+        self._starts: list[int] = [0]
+        if dim is not None:
+            self.dim = arrays.check_int(dim, "dim", 1)
+        if bank is not None:
+            if dim is None:
+                self.dim = int(arrays.as_float_array(bank, "bank", (2,)).shape[1])
+            self._append(bank, "bank")
+
+    @property
+    def ntotal(self) -> int:
+        """Vectors in the index."""
+        return self._starts[-1]
+
+    def __len__(self) -> int:
+        return self.ntotal
+
+    @property
+    def bank(self) -> Array:
+        """The vectors, (N, D), in the order they were added; a copy where they lie in several parts.
+
+        Raises
+        ------
+        ValueError
+            The index is empty.
+        """
+        if not self._parts:
+            raise ValueError("bank: the index is empty")
+        return _concatenate([part.bank for part in self._parts])
+
+    def add(self, points: Array) -> None:
+        """Append vectors; they take the indices from `ntotal` on.
+
+        Parameters
+        ----------
+        points : array or tensor, (M, D)
+            Any of the bank's dtypes, on the bank's device type.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Wrong rank, channel count or device, an empty axis, a non-finite value. The index is then unchanged.
+        """
+        self._append(points, "points")
+
+    def reset(self) -> None:
+        """Remove all vectors."""
+        self._parts, self._starts = [], [0]
+
+    def search(self, query: Array, k: int = 1, *, squared: bool = False) -> tuple[Array, Array]:
+        """The `k` nearest vectors of every query, nearest first, ties by lowest index.
+
+        Parameters
+        ----------
+        query : array or tensor, (Q, D)
+            Any of the bank's dtypes, on the bank's device type.
+        k : int
+            Neighbours, 1 to N.
+        squared : bool
+            Return squared distances, as FAISS does for its L2 metric.
+
+        Returns
+        -------
+        distances : (Q, k) float32
+            Euclidean.
+        indices : (Q, k) int64
+            In the order of adding.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Wrong rank, channel count or device of `query`, a non-finite value, k beyond the bank, or an empty index.
+        """
+        query = self._checked(query, "query")
+        if not self._parts:
+            raise ValueError("query: the index is empty; add vectors before searching")
+        k = arrays.check_int(k, "k", 1, self.ntotal)
+        template, query = query, self._native(query, "query")
+        found = [part.search(query, min(k, _rows(part.bank))) for part in self._parts]
+        distances, indices = found[0] if len(found) == 1 else _merge(found, self._starts, k)
+        return arrays.like((distances * distances if squared else distances, indices), template)
+
+    def write(self, path: str | os.PathLike) -> None:
+        """Save the vectors as one NPY file, written whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file; ``.npy`` is not appended.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            with open(partial, "wb") as file:
+                np.save(file, arrays.to_numpy(self.bank), allow_pickle=False)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike, *, mmap: bool = False, backend: str = "auto") -> KnnIndex:
+        """An index over the vectors that `write` saved.
+
+        Parameters
+        ----------
+        path : path
+        mmap : bool
+            Map the file instead of reading it: the vectors stay on disk and pages are loaded as searches need them.
+        backend : str
+            As in the constructor.
+
+        Returns
+        -------
+        KnnIndex
+
+        Raises
+        ------
+        ValueError
+            The file is no NPY file of numbers (N, D), or cut short.
+        FileNotFoundError
+            There is no such file.
+        """
+        try:
+            bank = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"path: expected an NPY file of vectors (N, D), got {path}: {error}") from error
+        return cls(bank, backend=backend)
+
+    def __reduce__(self) -> tuple:
+        name = self._module.__name__.rpartition(".")[2] if self._module else self._backend
+        return _rebuild, (self.bank if self._parts else None, self.dim, name)
+
+    def _append(self, points: Array, name: str) -> None:
+        points = self._checked(points, name)
+        if self._module is None:
+            self._device = arrays.device_type(points)
+            self._module = OPERATION.resolve(self._backend, self._device)
+        points = self._native(points, name)
+        kept = len(self._parts)
+        while kept and _rows(self._parts[kept - 1].bank) < 2 * len(points):
+            kept -= 1
+            points = _concatenate([self._parts[kept].bank, points])
+        part = self._module.Index(points)
+        self._parts = [*self._parts[:kept], part]
+        self._starts = [*self._starts[: kept + 1], self._starts[kept] + len(points)]
+
+    def _checked(self, x: Array, name: str) -> Array:
+        x = arrays.as_float_array(x, name, (2,))
+        if x.shape[1] != self.dim:
+            raise ValueError(f"{name}: expected {self.dim} channels as in the bank, got shape {tuple(x.shape)}")
+        if self._device is not None and arrays.device_type(x) != self._device:
+            raise ValueError(f"{name}: expected device {self._device} as the bank, got {arrays.device_type(x)}")
+        return x
+
+    def _native(self, x: Array, name: str) -> Array:
+        """`x` as the backend takes it; values are read on the host only."""
+        assert self._module is not None
+        if self._module.ARRAYS == "numpy":
+            x = arrays.to_numpy(x)
+            arrays.check_finite(x, name)
+        return x
+
+
+def _rows(bank: Array) -> int:
+    return int(bank.shape[0])
+
+
+def _concatenate(banks: list[Array]) -> Array:
+    if len(banks) == 1:
+        return banks[0]
+    if arrays.is_tensor(banks[0]):
+        import torch
+
+        return torch.cat(banks)
+    return np.concatenate(banks)
+
+
+def _merge(found: list[tuple[Array, Array]], starts: list[int], k: int) -> tuple[Array, Array]:
+    """The k nearest of what the parts found. Parts are in the order of their indices, so a stable sort keeps ties."""
+    distances = [distance for distance, _ in found]
+    indices = [index + start for (_, index), start in zip(found, starts[:-1], strict=True)]
+    if arrays.is_tensor(distances[0]):
+        import torch
+
+        nearest, order = torch.cat(distances, 1).sort(dim=1, stable=True)
+        return nearest[:, :k].contiguous(), torch.cat(indices, 1).gather(1, order[:, :k])
+    joined = np.concatenate(distances, 1)
+    order = np.argsort(joined, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(joined, order, 1), np.take_along_axis(np.concatenate(indices, 1), order, 1)
+
+
+def _rebuild(bank: Array | None, dim: int, backend: str) -> KnnIndex:
+    """An unpickled index: with the backend that it had, else the fastest usable here."""
+    device = "cpu" if bank is None else arrays.device_type(bank)
+    known = backend in OPERATION.backends and OPERATION.why_not(backend, device) is None
+    return KnnIndex(bank, dim=dim, backend=backend if known else "auto")

@@ -1,0 +1,159 @@
+"""The growing index and the FAISS-style objects: as if everything had been there from the start."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from ttt4as_fast import kernels
+from ttt4as_fast.integrations.faiss import FaissNN, IndexFlatL2
+
+BACKENDS = [name for name, reason in kernels.backends()["knn"].items() if reason is None]
+
+
+@pytest.fixture
+def vectors():
+    rng = np.random.default_rng(5)
+    return rng.standard_normal((500, 17)).astype(np.float32), rng.standard_normal((40, 17)).astype(np.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [(500,), (1, 499), (499, 1), (100,) * 5, (250, 3, 2, 245), (7,) * 71 + (3,)], ids=str)
+def test_growing_changes_nothing(vectors, sizes, backend):
+    bank, query = vectors
+    want = kernels.nearest_neighbors(query, bank, 9, backend=backend)
+    index = kernels.KnnIndex(dim=17, backend=backend)
+    done = 0
+    for size in sizes:
+        index.add(bank[done : done + size])
+        done += size
+        assert index.ntotal == len(index) == done
+    got = index.search(query, 9)
+    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    np.testing.assert_array_equal(index.bank, bank)
+
+
+def test_few_parts_however_it_grows(vectors):
+    bank, _ = vectors
+    index = kernels.KnnIndex(dim=17)
+    for row in bank:
+        index.add(row[None])
+    assert len(index._parts) <= 1 + np.log2(len(bank))
+
+
+def test_ties_across_parts_take_the_lowest_index():
+    index = kernels.KnnIndex(np.array([[5.0], [1.0], [5.0], [6.0], [7.0]]))
+    index.add(np.array([[1.0], [5.0]]))
+    assert index.search(np.zeros((1, 1)), 4)[1].tolist() == [[1, 5, 0, 2]]
+
+
+def test_a_bad_add_leaves_the_index_as_it_was(vectors):
+    bank, query = vectors
+    index = kernels.KnnIndex(bank)
+    want = index.search(query, 3)
+    for bad, says in (
+        (bank[:, :5], "points: expected 17 channels"),
+        (np.full((1, 17), np.nan), "points: expected fin"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            index.add(bad)
+    np.testing.assert_array_equal(index.search(query, 3)[1], want[1])
+
+
+def test_empty_index():
+    index = kernels.KnnIndex(dim=3)
+    with pytest.raises(ValueError, match="index is empty"):
+        index.search(np.ones((1, 3)))
+    with pytest.raises(ValueError, match="index is empty"):
+        _ = index.bank
+    with pytest.raises(ValueError, match="bank: expected an array"):
+        kernels.KnnIndex()
+    assert len(pickle.loads(pickle.dumps(index))) == 0
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_write_and_read(vectors, tmp_path, mmap):
+    bank, query = vectors
+    index = kernels.KnnIndex(bank[:300])
+    index.add(bank[300:])
+    index.write(tmp_path / "bank")
+    assert [p.name for p in tmp_path.iterdir()] == ["bank"]
+    got = kernels.KnnIndex.read(tmp_path / "bank", mmap=mmap)
+    np.testing.assert_array_equal(got.search(query, 5)[1], index.search(query, 5)[1])
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:20], lambda b: b"", lambda b: b"junk" + b])
+def test_damaged_files_are_refused(vectors, tmp_path, damage):
+    path = tmp_path / "bank.npy"
+    kernels.KnnIndex(vectors[0]).write(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match="path: expected an NPY file"):
+        kernels.KnnIndex.read(path)
+
+
+def test_pickle(vectors):
+    bank, query = vectors
+    index = pickle.loads(pickle.dumps(kernels.KnnIndex(torch.from_numpy(bank))))
+    np.testing.assert_array_equal(
+        index.search(torch.from_numpy(query), 4)[1], kernels.nearest_neighbors(query, bank, 4)[1]
+    )
+
+
+def test_flat_index_answers_as_faiss(vectors):
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed; its order of returns is checked below")
+    bank, query = vectors
+    theirs = faiss.IndexFlatL2(17)
+    theirs.add(bank)
+    ours = IndexFlatL2(17)
+    ours.add(bank)
+    for k in (1, 9, 600):
+        got, want = ours.search(query, k), theirs.search(query, k)
+        np.testing.assert_array_equal(got[1], want[1])
+        found = want[1] >= 0
+        np.testing.assert_allclose(got[0][found], want[0][found], rtol=1e-4)
+
+
+def test_flat_index_calls(vectors, tmp_path):
+    bank, query = vectors
+    index = IndexFlatL2(17)
+    assert (index.d, index.ntotal, index.is_trained) == (17, 0, True)
+    distances, indices = index.search(query, 2)
+    assert np.isinf(distances).all()
+    assert (indices == -1).all()
+    index.train(bank)
+    index.add(bank[:3])
+    distances, indices = index.search(query, 5)
+    assert (indices[:, 3:] == -1).all()
+    assert np.isinf(distances[:, 3:]).all()
+    exact = ((query[:, None].astype(np.float64) - bank[:3]) ** 2).sum(2)
+    np.testing.assert_allclose(distances[:, :3], np.sort(exact, 1), rtol=1e-5)
+    index.write(tmp_path / "i")
+    np.testing.assert_array_equal(IndexFlatL2.read(tmp_path / "i").search(query, 3)[1], indices[:, :3])
+    index.reset()
+    assert index.ntotal == 0
+    with pytest.raises(TypeError, match="k: expected"):
+        index.search(query, 1.5)
+
+
+def test_patchcores_object(vectors, tmp_path):
+    bank, query = vectors
+    nn = FaissNN(on_gpu=False, num_workers=2)
+    with pytest.raises(ValueError, match="nothing was fitted"):
+        nn.run(1, query)
+    nn.fit(bank)
+    distances, indices = nn.run(3, query)
+    want = kernels.nearest_neighbors(query, bank, 3)
+    np.testing.assert_array_equal(indices, want[1])
+    np.testing.assert_allclose(distances, want[0] ** 2, rtol=1e-5)
+    nn.save(tmp_path / "nn.faiss")
+    other = FaissNN()
+    other.load(tmp_path / "nn.faiss")
+    np.testing.assert_array_equal(other.run(3, query)[1], indices)
+    np.testing.assert_array_equal(other.run(1, query, bank[:50])[1], kernels.nearest_neighbors(query, bank[:50])[1])
+    other.reset_index()
+    with pytest.raises(ValueError, match="nothing was fitted"):
+        other.run(1, query)
