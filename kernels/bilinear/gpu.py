@@ -1,0 +1,141 @@
+"""Bilinear upsampling in Triton: dense, and at given pixels only; NCHW and channels-last without a copy."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..gpu_common.capability import triton_unavailable as unavailable
+from ..gpu_common.geometry import axis
+
+__all__ = ["ARRAYS", "sample", "unavailable", "upsample"]
+
+ARRAYS = "torch"
+
+
+@triton.jit
+def upsample_kernel(
+    x_ptr, y_ptr, row_start_ptr, row_weight_ptr, col_lower_ptr, col_weight_ptr,
+    channels, h, w, width, x_b, x_c, x_h, x_w, y_b, y_c, y_h, y_w,
+    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """All output rows between two input rows, for a block of channels and columns.
+
+    The two input rows are interpolated along x once and blended for every output row between them, so that loads (which
+    hit L1) stay few beside stores. Moves h*w + H*W elements a channel; 8 operations an element: bandwidth is the floor.
+    """
+    row = tl.program_id(0)
+    blocks_w = tl.cdiv(width, BLOCK_W)
+    channel = (tl.program_id(1) // blocks_w) * BLOCK_C + tl.arange(0, BLOCK_C)
+    col = (tl.program_id(1) % blocks_w) * BLOCK_W + tl.arange(0, BLOCK_W)
+    batch = tl.program_id(2).to(tl.int64)
+    col_mask = col < width
+    mask = (channel < channels)[:, None] & col_mask[None, :]
+
+    left = tl.load(col_lower_ptr + col, mask=col_mask, other=0)
+    right = tl.minimum(left + 1, w - 1)
+    dx = tl.load(col_weight_ptr + col, mask=col_mask, other=0)[None, :]
+    below = tl.minimum(row + 1, h - 1)
+    plane = x_ptr + batch * x_b + channel.to(tl.int64)[:, None] * x_c
+    upper = plane + row * x_h
+    lower = plane + below * x_h
+    a = tl.load(upper + left[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
+    b = tl.load(upper + right[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
+    c = tl.load(lower + left[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
+    d = tl.load(lower + right[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
+    top = a * (1 - dx) + b * dx
+    bottom = c * (1 - dx) + d * dx
+    out = y_ptr + batch * y_b + channel.to(tl.int64)[:, None] * y_c + col[None, :] * y_w
+    first = tl.load(row_start_ptr + row)
+    last = tl.load(row_start_ptr + row + 1)
+    for y in range(first, last):
+        dy = tl.load(row_weight_ptr + y)
+        value = top * (1 - dy) + bottom * dy
+        tl.store(out + y.to(tl.int64) * y_h, value.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sample_kernel(
+    x_ptr, y_ptr, row_ptr, col_ptr, row_lower_ptr, row_weight_ptr, col_lower_ptr, col_weight_ptr,
+    n, channels, h, w, height, width, x_c, x_h, x_w,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A block of pixels by a block of channels: four reads and one write an element. A pixel off the grid gives NaN."""
+    sample = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    exists = sample < n
+    row = tl.load(row_ptr + sample, mask=exists, other=0)
+    col = tl.load(col_ptr + sample, mask=exists, other=0)
+    inside = exists & (row >= 0) & (row < height) & (col >= 0) & (col < width)
+    top = tl.load(row_lower_ptr + row, mask=inside, other=0)
+    left = tl.load(col_lower_ptr + col, mask=inside, other=0)
+    nan = float("nan")
+    dy = tl.load(row_weight_ptr + row, mask=inside, other=nan)[:, None]
+    dx = tl.load(col_weight_ptr + col, mask=inside, other=nan)[:, None]
+    bottom = tl.minimum(top + 1, h - 1)
+    right = tl.minimum(left + 1, w - 1)
+    mask = inside[:, None] & (channel < channels)[None, :]
+    plane = x_ptr + channel.to(tl.int64)[None, :] * x_c
+    a = tl.load(plane + (top * x_h + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    b = tl.load(plane + (top * x_h + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    c = tl.load(plane + (bottom * x_h + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    d = tl.load(plane + (bottom * x_h + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    value = (a * (1 - dx) + b * dx) * (1 - dy) + (c * (1 - dx) + d * dx) * dy
+    out = y_ptr + sample.to(tl.int64)[:, None] * channels + channel[None, :]
+    tl.store(out, value, mask=exists[:, None] & (channel < channels)[None, :])
+
+
+def upsample(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(..., h, w) -> (..., height, width), in the dtype of `features`; channels-last stays channels-last."""
+    x = features if features.ndim == 4 else features.reshape(1, -1, *features.shape[-2:])
+    batch, channels, h, w = x.shape
+    last = x.stride(1) == 1 and channels > 1
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    y = torch.empty((batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format)
+    rows, cols = _axes(x, height, width)
+    block_c, block_w = upsample_blocks(channels, width, last)
+    blocks = triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
+    limit = 65535  # of the second and third axis of a grid
+    for start in range(0, batch, limit):
+        part, out = x[start : start + limit], y[start : start + limit]
+        for first in range(0, blocks, limit // triton.cdiv(width, block_w) * triton.cdiv(width, block_w)):
+            skip = first // triton.cdiv(width, block_w) * block_c
+            count = min(blocks - first, limit // triton.cdiv(width, block_w) * triton.cdiv(width, block_w))
+            upsample_kernel[(h, count, len(part))](
+                part[:, skip:], out[:, skip:], rows.start, rows.weight, cols.lower, cols.weight,
+                channels - skip, h, w, width, *x.stride(), *y.stride(), BLOCK_C=block_c, BLOCK_W=block_w,
+            )  # fmt: skip
+    return y.reshape(*features.shape[:-2], height, width)
+
+
+def sample(features: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(C, h, w) and N pixels of the (height, width) grid -> (N, C), float32 or better; NaN for a pixel off the grid."""
+    channels, h, w = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    y = torch.empty((len(rows), channels), dtype=dtype, device=features.device)
+    if len(rows) == 0:
+        return y
+    row_axis, col_axis = _axes(features, height, width)
+    block_n, block_c = 16, min(64, triton.next_power_of_2(channels))
+    sample_kernel[(triton.cdiv(len(rows), block_n), triton.cdiv(channels, block_c))](
+        features, y, rows.contiguous(), cols.contiguous(),
+        row_axis.lower, row_axis.weight, col_axis.lower, col_axis.weight,
+        len(rows), channels, h, w, height, width, *features.stride(), BLOCK_N=block_n, BLOCK_C=block_c,
+    )  # fmt: skip
+    return y
+
+
+def upsample_blocks(channels: int, width: int, channels_last: bool) -> tuple[int, int]:
+    """Channels and columns of one program of `upsample_kernel`: about 1,024 elements, the contiguous axis the longer."""
+    if channels_last:
+        block_c = min(128, triton.next_power_of_2(channels))
+        return block_c, min(1024 // block_c, triton.next_power_of_2(width))
+    block_w = min(256, triton.next_power_of_2(width))
+    return min(1024 // block_w, triton.next_power_of_2(channels)), block_w
+
+
+def _axes(features: torch.Tensor, height: int, width: int) -> tuple:
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    h, w = features.shape[-2:]
+    return axis(height, h, features.device, dtype), axis(width, w, features.device, dtype)

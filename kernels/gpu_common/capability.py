@@ -1,0 +1,50 @@
+"""Whether Triton and CuPy can really serve a device: each is tried on a tiny kernel, an import proves nothing."""
+
+from __future__ import annotations
+
+import functools
+
+
+def triton_unavailable(device: str) -> str | None:
+    """Why Triton kernels cannot serve tensors on `device`; None if they can.
+
+    Host tensors are served only where Triton interprets its kernels (``TRITON_INTERPRET=1``), which is for debugging.
+    """
+    if device == "cpu":
+        return None if interpreting() else "it takes CUDA tensors, these arrays are on the host"
+    reason = _no_cuda()
+    return reason if reason is not None else _probe_triton()
+
+
+def cuda_source_unavailable(device: str) -> str | None:
+    """Why CUDA C++ kernels (and Triton's beside them) cannot serve tensors on `device`; None if they can."""
+    from . import cuda
+
+    return triton_unavailable(device) or cuda.unavailable(device)
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels in Python, on the host."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _no_cuda() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch finds no usable CUDA device"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"it needs compute capability 8.0 or later, this device has {major}.{minor}"
+
+
+@functools.cache
+def _probe_triton() -> str | None:
+    try:
+        from . import probe
+    except ImportError as error:
+        return f"triton is not usable ({error})"
+    return probe.run()

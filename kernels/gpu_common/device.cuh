@@ -1,0 +1,107 @@
+// What every CUDA C++ kernel of the package uses: reductions, scans, ordered keys, exact arithmetic.
+//
+// The same text is compiled by NVRTC, by nvcc and, for tests, by a host C++ compiler that supplies these intrinsics;
+// it therefore includes nothing. Kernels take any block size that is a multiple of 32 up to the bound they state, and
+// every sum is formed in an order that depends on the block size alone.
+#pragma once
+
+#ifndef TTT4AS_HOST
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define FULL_WARP 0xffffffffu
+#define MAX_WARPS 32
+
+namespace ttt4as {
+
+struct Add {
+    template <typename V> __device__ V operator()(V a, V b) const { return a + b; }
+};
+struct Min {
+    template <typename V> __device__ V operator()(V a, V b) const { return b < a ? b : a; }
+};
+struct Max {
+    template <typename V> __device__ V operator()(V a, V b) const { return a < b ? b : a; }
+};
+
+// Combine one value a thread; every thread gets the result.
+template <typename V, typename Op> __device__ V block_reduce(V value, Op op) {
+    __shared__ V slots[MAX_WARPS];
+    for (int distance = 16; distance; distance >>= 1)
+        value = op(value, __shfl_xor_sync(FULL_WARP, value, distance));
+    if ((threadIdx.x & 31) == 0) slots[threadIdx.x >> 5] = value;
+    __syncthreads();
+    V total = slots[0];
+    for (int warp = 1; warp < int(blockDim.x >> 5); ++warp) total = op(total, slots[warp]);
+    __syncthreads();
+    return total;
+}
+
+// Sum N values a thread at the price of one reduction; every thread gets all sums, in place.
+template <int N> __device__ void block_sum(double (&values)[N]) {
+    __shared__ double slots[MAX_WARPS][N];
+    for (int i = 0; i < N; ++i)
+        for (int distance = 16; distance; distance >>= 1)
+            values[i] += __shfl_xor_sync(FULL_WARP, values[i], distance);
+    if ((threadIdx.x & 31) == 0)
+        for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
+    __syncthreads();
+    for (int i = 0; i < N; ++i) {
+        values[i] = slots[0][i];
+        for (int warp = 1; warp < int(blockDim.x >> 5); ++warp) values[i] += slots[warp][i];
+    }
+    __syncthreads();
+}
+
+// The sum of `value` over the threads before this one; `total` becomes the sum over all.
+__device__ inline int block_scan(int value, int& total) {
+    __shared__ int slots[MAX_WARPS];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    int sum = value;
+    for (int distance = 1; distance < 32; distance <<= 1) {
+        const int other = __shfl_up_sync(FULL_WARP, sum, distance);
+        if (lane >= distance) sum += other;
+    }
+    if (lane == 31) slots[warp] = sum;
+    __syncthreads();
+    int before = 0;
+    total = 0;
+    for (int w = 0; w < int(blockDim.x >> 5); ++w) {
+        if (w < warp) before += slots[w];
+        total += slots[w];
+    }
+    __syncthreads();
+    return before + sum - value;
+}
+
+// Unsigned keys in the order of the numbers: a < b exactly where key(a) < key(b) (but -0 comes before +0).
+template <typename T> struct Ordered;
+template <> struct Ordered<float> {
+    typedef u32 Key;
+    __device__ static u32 key(float x) {
+        const u32 bits = __float_as_uint(x);
+        return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+    }
+    __device__ static float value(u32 key) {
+        return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
+    }
+    __device__ static bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+    __device__ static int bits(u32 x) { return 32 - __clz(int(x)); }
+};
+template <> struct Ordered<double> {
+    typedef u64 Key;
+    __device__ static u64 key(double x) {
+        const u64 bits = u64(__double_as_longlong(x));
+        return bits ^ (bits >> 63 ? ~0ull : 1ull << 63);
+    }
+    __device__ static double value(u64 key) { return __longlong_as_double((long long)(key ^ (key >> 63 ? 1ull << 63 : ~0ull))); }
+    __device__ static bool finite(double x) {
+        return (u64(__double_as_longlong(x)) & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
+    }
+    __device__ static int bits(u64 x) { return 64 - __clzll((long long)x); }
+};
+
+}  // namespace ttt4as

@@ -1,0 +1,42 @@
+// Kernels of the `peaks` operation: one block a map.
+#include "peaks.cuh"
+
+using namespace ttt4as;
+
+template <typename T>
+__device__ void local_maxima(const T* maps, bool* out, int height, int width, double percentile) {
+    const long long offset = (long long)blockIdx.x * height * width;
+    const T* map = maps + offset;
+    const int n = height * width;
+    const Range<T> range = range_of(map, n);
+    if (!range.finite) {  // no percentile exists; the caller reports it
+        for (int i = threadIdx.x; i < n; i += blockDim.x) out[offset + i] = false;
+        return;
+    }
+    const double tau = percentile_of(map, n, percentile, range);
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        out[offset + i] = is_peak(map, height, width, i / width, i % width, tau);
+}
+
+extern "C" __global__ void __launch_bounds__(1024)
+    local_maxima_f32(const float* maps, bool* out, int height, int width, double percentile) {
+    local_maxima(maps, out, height, width, percentile);
+}
+
+extern "C" __global__ void __launch_bounds__(1024)
+    local_maxima_f64(const double* maps, bool* out, int height, int width, double percentile) {
+    local_maxima(maps, out, height, width, percentile);
+}
+
+// `scratch`: two bit maps an image.
+extern "C" __global__ void __launch_bounds__(1024)
+    dilate(const bool* masks, bool* out, u32* scratch, int height, int width, int radius) {
+    const int words = (width + 31) / 32;
+    const long long offset = (long long)blockIdx.x * height * width;
+    const bool* mask = masks + offset;
+    u32* bits = scratch + (long long)blockIdx.x * 2 * height * words;
+    fill_bits(bits, height, width, [=](int row, int col) { return mask[row * width + col]; });
+    bits = dilate_bits(bits, bits + height * words, height, width, radius);
+    for (int i = threadIdx.x; i < height * width; i += blockDim.x)
+        out[offset + i] = bit_at(bits, words, i / width, i % width);
+}

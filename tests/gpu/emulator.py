@@ -1,0 +1,79 @@
+"""Runs the package's CUDA C++ kernels on the host: the very same text, built by a C++ compiler, thread by thread.
+
+Every thread of a block is a fiber. A fiber runs until it meets a barrier, a shuffle or a ballot; the block goes on when
+all have met the same one, so a divergent barrier is an error, and the order in which fibers run (forwards, backwards)
+is a parameter: a result that depends on it reveals a race. Shared memory starts as NaN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SHIM = Path(__file__).with_name("emulator.hpp")
+THREADS = 64
+
+
+def compiler() -> str | None:
+    """A host C++ compiler, if there is one."""
+    return shutil.which(os.environ.get("CXX", "")) or shutil.which("c++") or shutil.which("g++")
+
+
+@functools.cache
+def library(file: str) -> ctypes.CDLL:
+    """The kernels of `file`, built for the host; ``host_NAME`` launches kernel NAME."""
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    text = cuda.source(file)
+    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(\w+\)\s*)?(\w+)\(", text)
+    assert kernels, file
+    launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels)
+    whole = f'#include "{SHIM}"\n{text}\n{launchers}\n'
+    folder = Path(tempfile.gettempdir()) / f"ttt4as-emulator-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    digest = hashlib.sha256((whole + SHIM.read_text()).encode()).hexdigest()[:16]
+    built = folder / f"{Path(file).stem}-{digest}.so"
+    if not built.exists():
+        unit = folder / f"{built.stem}-{os.getpid()}.cpp"
+        unit.write_text(whole)
+        partial = unit.with_suffix(".so")
+        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
+        subprocess.run([compiler(), *flags, "-Werror", str(unit), "-o", str(partial)], check=True)
+        unit.unlink()
+        partial.replace(built)
+    return ctypes.CDLL(str(built))
+
+
+class Emulator:
+    """A launcher for `cuda.LAUNCHERS`; `threads` stands in for the block size that a GPU would use."""
+
+    def __init__(self, threads: int = THREADS, backwards: bool = False) -> None:
+        self.threads = threads
+        self.backwards = backwards
+
+    def __call__(self, file: str, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
+        from ttt4as_fast.kernels.gpu_common import cuda
+
+        values = cuda.addresses(arguments)
+        holders = [np.array([value]) for value in values]
+        pointers = (ctypes.c_void_p * len(holders))(*(holder.ctypes.data for holder in holders))
+        launcher = getattr(library(file), f"host_{kernel}")
+        launcher.restype = ctypes.c_int
+        code = launcher(
+            ctypes.c_int(blocks),
+            ctypes.c_int(min(threads, self.threads)),
+            ctypes.c_longlong(shared_bytes),
+            ctypes.c_int(self.backwards),
+            ctypes.c_int(len(holders)),
+            pointers,
+        )
+        assert code == 0, {1: "threads met different barriers", 2: "wrong number of arguments"}[code]
