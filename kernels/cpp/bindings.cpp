@@ -6,5 +6,8 @@
 PYBIND11_MODULE(_core, module) {
     module.doc() = "The C++ core of ttt4as_fast; call it through ttt4as_fast.kernels.";
     module.attr("__version__") = TTT4AS_VERSION;
+    ttt4as::bind_threads(module);
     ttt4as::bind_bilinear(module);
+    ttt4as::bind_peaks(module);
+    ttt4as::bind_svm(module);
 }

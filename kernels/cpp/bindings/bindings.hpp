@@ -14,6 +14,9 @@ namespace ttt4as {
 namespace py = pybind11;
 
 void bind_bilinear(py::module_& module);
+void bind_peaks(py::module_& module);
+void bind_svm(py::module_& module);
+void bind_threads(py::module_& module);
 
 // "(3, 0, 5)", as Python prints a shape.
 inline std::string shape_text(const py::array& array) { return py::str(array.attr("shape")).cast<std::string>(); }

@@ -6,6 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #if defined(TTT4AS_BUILD_AVX512)
 #define TTT4AS_ISA avx512
 #define TTT4AS_VECTOR_BYTES 64
@@ -54,6 +58,34 @@ template <class V>
 TTT4AS_INLINE V vmax(V a, V b) { return a > b ? a : b; }
 template <class V>
 TTT4AS_INLINE V vmin(V a, V b) { return a < b ? a : b; }
+
+// A mask (all bits of a lane set or none) as one bit a lane, lane 0 lowest.
+TTT4AS_INLINE unsigned bits(vi mask) {
+#if defined(TTT4AS_BUILD_AVX512)
+    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(TTT4AS_BUILD_AVX2)
+    return static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#elif defined(__SSE2__)
+    return static_cast<unsigned>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
+#else
+    unsigned result = 0;
+    for (int i = 0; i < kF; ++i) result |= (mask[i] ? 1u : 0u) << i;
+    return result;
+#endif
+}
+TTT4AS_INLINE unsigned bits(vl mask) {
+#if defined(TTT4AS_BUILD_AVX512)
+    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(TTT4AS_BUILD_AVX2)
+    return static_cast<unsigned>(_mm256_movemask_pd(reinterpret_cast<__m256d>(mask)));
+#elif defined(__SSE2__)
+    return static_cast<unsigned>(_mm_movemask_pd(reinterpret_cast<__m128d>(mask)));
+#else
+    unsigned result = 0;
+    for (int i = 0; i < kD; ++i) result |= (mask[i] ? 1u : 0u) << i;
+    return result;
+#endif
+}
 
 // Sums of the lanes, halving: the order is fixed.
 TTT4AS_INLINE float hsum(vf v) {

@@ -1,0 +1,2 @@
+#include "bindings.hpp"
+namespace ttt4as { void bind_coreset(py::module_&) {} }

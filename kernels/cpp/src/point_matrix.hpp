@@ -1,0 +1,122 @@
+// The points that an SVM's samples are made of, as a matrix in either orientation, and its products with vectors.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "linear.hpp"
+#include "ttt4as/common.hpp"
+#include "ttt4as/threads.hpp"
+
+namespace ttt4as {
+
+inline std::int64_t padded(std::int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// A vector with zeros up to a multiple of kPad.
+template <class X>
+X* padded_vector(Buffer<X>& buffer, std::int64_t n) {
+    buffer.resize(static_cast<std::size_t>(padded(n)));
+    std::fill(buffer.data() + n, buffer.data() + padded(n), X(0));
+    return buffer.data();
+}
+
+// The power of two that brings `magnitude` (finite) to [1, 2); 1 for zero.
+inline double normaliser(double magnitude) {
+    return magnitude > 0 ? std::ldexp(1.0, -std::ilogb(magnitude)) : 1.0;
+}
+
+// `points` vectors of `dims` features: rows of length `dims` (row-major samples, channels-last maps), or, with
+// `channels_first`, columns of a (dims, points) matrix.
+template <class T>
+class PointMatrix {
+  public:
+    const T* data = nullptr;
+    std::int64_t stride = 0;
+    std::int64_t points = 0;
+    std::int64_t dims = 0;
+    bool channels_first = false;
+    int threads = 1;
+
+    // v[p] = x_p . w, every term in double. `w` is padded.
+    void to_points(const double* w, double* v) const {
+        if (channels_first) {
+            by_columns<double>(w, v, 1, points);
+        } else {
+            by_rows<double>(w, v, 1, points);
+        }
+    }
+    // w = sum_p u[p] x_p, every term in double. `u` is padded.
+    void from_points(const double* u, double* w) const {
+        if (channels_first) {
+            by_rows<double>(u, w, 1, dims);
+        } else {
+            by_columns<double>(u, w, 1, points);
+        }
+    }
+    // The same in the precision of T over some of the points (all without `subset`); v and u are indexed by position in it.
+    // Vectors are T and padded.
+    void to_points_fast(const T* w, double* v, const std::int32_t* subset, std::int64_t count) const {
+        if (channels_first) {
+            by_columns<T>(w, v, 1, points);
+        } else {
+            by_rows<T>(w, v, 1, subset ? count : points, subset);
+        }
+    }
+    void from_points_fast(const T* u, double* w, const std::int32_t* subset, std::int64_t count) const {
+        if (channels_first) {
+            by_rows<T>(u, w, 1, dims);
+        } else {
+            by_columns<T>(u, w, 1, subset ? count : points, subset);
+        }
+    }
+    // out[r * out_stride + p] = x_p . q_r for `n` of 1, 2, 4, 8 vectors; `q` as `batch_at` lays it out.
+    void products(const T* q, int n, double* out, std::int64_t out_stride) const {
+        if (channels_first) {
+            by_columns<T>(q, out, n, points, nullptr, out_stride);
+        } else {
+            by_rows<T>(q, out, n, points, nullptr, out_stride);
+        }
+    }
+    // Where feature c of vector r of a batch of n lies.
+    std::int64_t batch_at(int r, int n, std::int64_t c) const {
+        return channels_first ? c * n + r : r * padded(dims) + c;
+    }
+    std::int64_t batch_size(int n) const { return n * padded(dims); }
+
+  private:
+    static constexpr std::int64_t kSerial = 1 << 18;  // multiply-adds below which a second thread costs more than it brings
+    static int table_index(int n) { return n == 1 ? 0 : n == 2 ? 1 : n == 4 ? 2 : 3; }
+
+    // Tasks are the same whatever the number of threads, and no sum crosses one.
+    template <class Body>
+    void split(std::int64_t n, std::int64_t grain, std::int64_t work, Body&& body) const {
+        const std::int64_t tasks = (n + grain - 1) / grain;
+        parallel_for(tasks, work < kSerial ? 1 : threads, [&](std::int64_t task, int) {
+            body(task * grain, std::min(n, (task + 1) * grain));
+        });
+    }
+    // The matrix's rows times the vectors.
+    template <class X>
+    void by_rows(const X* x, double* out, int n, std::int64_t rows, const std::int32_t* subset = nullptr,
+                 std::int64_t out_stride = 0) const {
+        const std::int64_t cols = channels_first ? points : dims;
+        const auto kernel = linear_kernels<T, X>().product[table_index(n)];
+        split(rows, 64, rows * cols * n, [&](std::int64_t begin, std::int64_t end) {
+            kernel(data, stride, cols, subset, begin, end, x, padded(cols), out, out_stride);
+        });
+    }
+    // The vectors times the matrix's rows, of which there are `rows`.
+    template <class X>
+    void by_columns(const X* x, double* out, int n, std::int64_t rows, const std::int32_t* subset = nullptr,
+                    std::int64_t out_stride = 0) const {
+        const std::int64_t cols = channels_first ? points : dims;
+        const std::int64_t length = channels_first ? dims : rows;
+        const auto kernel = linear_kernels<T, X>().transposed[table_index(n)];
+        split(cols, 128, length * cols * n, [&](std::int64_t begin, std::int64_t end) {
+            kernel(data, stride, length, subset, begin, end, x, out, out_stride);
+        });
+    }
+};
+
+}  // namespace ttt4as

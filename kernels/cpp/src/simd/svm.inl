@@ -1,0 +1,173 @@
+// The loops of svm_kernels.hpp, compiled once per instruction set (see ttt4as/simd.hpp).
+#include "simd/vec.hpp"
+#include "svm_kernels.hpp"
+
+namespace ttt4as {
+namespace TTT4AS_ISA {
+namespace {
+
+// Four partial sums hide the latency of the adds; their order is fixed.
+double dot(const double* a, const double* b, std::int64_t n) {
+    vd sum[4] = {};
+    std::int64_t i = 0;
+    for (; i + 4 * kD <= n; i += 4 * kD) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) sum[k] += loadd(a + i + k * kD) * loadd(b + i + k * kD);
+    }
+    for (; i + kD <= n; i += kD) sum[0] += loadd(a + i) * loadd(b + i);
+    double total = hsum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i < n; ++i) total += a[i] * b[i];
+    return total;
+}
+
+double dot_f(const float* a, const double* b, std::int64_t n) {
+    vd sum[4] = {};
+    std::int64_t i = 0;
+    for (; i + 4 * kD <= n; i += 4 * kD) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) sum[k] += widen(a + i + k * kD) * loadd(b + i + k * kD);
+    }
+    double total = hsum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i < n; ++i) total += static_cast<double>(a[i]) * b[i];
+    return total;
+}
+
+double square_f(const float* a, std::int64_t n) {
+    vd sum[4] = {};
+    std::int64_t i = 0;
+    for (; i + 4 * kD <= n; i += 4 * kD) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) sum[k] += widen(a + i + k * kD) * widen(a + i + k * kD);
+    }
+    double total = hsum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; i < n; ++i) total += static_cast<double>(a[i]) * a[i];
+    return total;
+}
+
+void axpy(double alpha, const double* x, double* y, std::int64_t n) {
+    const vd s = setd(alpha);
+    std::int64_t i = 0;
+    for (; i + kD <= n; i += kD) store(y + i, loadd(y + i) + s * loadd(x + i));
+    for (; i < n; ++i) y[i] += alpha * x[i];
+}
+
+void axpy_f(double alpha, const float* x, double* y, std::int64_t n) {
+    const vd s = setd(alpha);
+    std::int64_t i = 0;
+    for (; i + kD <= n; i += kD) store(y + i, loadd(y + i) + s * widen(x + i));
+    for (; i < n; ++i) y[i] += alpha * static_cast<double>(x[i]);
+}
+
+// Primal and dual value from a and the gradient: y_i f_i = gradient_i + 1 - d_i a_i.
+bool gap_closed(const DualProblem& p, double tol) {
+    double quadratic = 0, sum = 0, penalty = 0, loss = 0;
+    for (std::int64_t i = 0; i < p.n; ++i) {
+        const double a = p.a[i], margin = p.gradient[i] + 1 - p.d[i] * a;
+        const double violation = margin < 1 ? 1 - margin : 0;
+        quadratic += a * margin;
+        sum += a;
+        penalty += p.d[i] * a * a;
+        loss += p.loss[i] * (p.squared ? violation * violation : violation);
+    }
+    const double primal = 0.5 * quadratic + loss;
+    const double dual = sum - 0.5 * quadratic - 0.5 * penalty;
+    return primal - dual <= tol * primal;
+}
+
+bool descend(const DualProblem& p, double tol, std::int64_t max_steps) {
+    const std::int64_t whole = p.n / kD * kD;
+    for (std::int64_t step = 0; step < max_steps; ++step) {
+        if (step % 16 == 0 && gap_closed(p, tol)) return true;
+        vd best = {};
+        for (std::int64_t i = 0; i < whole; i += kD) {
+            const vd a = loadd(p.a + i), g = loadd(p.gradient + i), q = loadd(p.diagonal + i);
+            const vd move = vmin(vmax(a - g / q, vd{}), loadd(p.upper + i)) - a;
+            const vd gain = -move * (g + 0.5 * q * move);
+            store(p.gain + i, gain);
+            best = vmax(best, gain);
+        }
+        double most = 0;
+        for (int k = 0; k < kD; ++k) most = best[k] > most ? best[k] : most;
+        for (std::int64_t i = whole; i < p.n; ++i) {
+            const double wanted = p.a[i] - p.gradient[i] / p.diagonal[i];
+            const double low = wanted > 0 ? wanted : 0;
+            const double move = (low < p.upper[i] ? low : p.upper[i]) - p.a[i];
+            p.gain[i] = -move * (p.gradient[i] + 0.5 * p.diagonal[i] * move);
+            most = p.gain[i] > most ? p.gain[i] : most;
+        }
+        if (!(most > 0)) return gap_closed(p, tol);
+        std::int64_t i = 0;
+        while (p.gain[i] != most) ++i;
+        const double wanted = p.a[i] - p.gradient[i] / p.diagonal[i];
+        const double low = wanted > 0 ? wanted : 0;
+        const double next = low < p.upper[i] ? low : p.upper[i];
+        const double move = next - p.a[i];
+        p.a[i] = next;
+        axpy(move, p.q + i * p.stride, p.gradient, p.n);
+        p.gradient[i] += p.d[i] * move;
+    }
+    return gap_closed(p, tol);
+}
+
+// By rows: entry (i, j) needs the first j entries of rows i and j, which lie side by side. Four rows at a time share row j.
+bool cholesky(double* m, std::int64_t n, std::int64_t stride) {
+    constexpr std::int64_t kBlock = 4;
+    for (std::int64_t i0 = 0; i0 < n; i0 += kBlock) {
+        const std::int64_t i1 = i0 + kBlock < n ? i0 + kBlock : n;
+        if (i1 - i0 == kBlock) {
+            double* r0 = m + i0 * stride;
+            double *r1 = r0 + stride, *r2 = r1 + stride, *r3 = r2 + stride;
+            for (std::int64_t j = 0; j < i0; ++j) {
+                const double* other = m + j * stride;
+                vd s0 = {}, s1 = {}, s2 = {}, s3 = {};
+                std::int64_t k = 0;
+                for (; k + kD <= j; k += kD) {
+                    const vd v = loadd(other + k);
+                    s0 += v * loadd(r0 + k);
+                    s1 += v * loadd(r1 + k);
+                    s2 += v * loadd(r2 + k);
+                    s3 += v * loadd(r3 + k);
+                }
+                double t0 = hsum(s0), t1 = hsum(s1), t2 = hsum(s2), t3 = hsum(s3);
+                for (; k < j; ++k) {
+                    t0 += other[k] * r0[k];
+                    t1 += other[k] * r1[k];
+                    t2 += other[k] * r2[k];
+                    t3 += other[k] * r3[k];
+                }
+                const double inverse = 1 / other[j];
+                r0[j] = (r0[j] - t0) * inverse;
+                r1[j] = (r1[j] - t1) * inverse;
+                r2[j] = (r2[j] - t2) * inverse;
+                r3[j] = (r3[j] - t3) * inverse;
+            }
+        }
+        for (std::int64_t i = i0; i < i1; ++i) {
+            double* row = m + i * stride;
+            const std::int64_t first = i1 - i0 == kBlock ? i0 : 0;
+            for (std::int64_t j = first; j < i; ++j) {
+                row[j] = (row[j] - dot(row, m + j * stride, j)) / m[j * stride + j];
+            }
+            const double pivot = row[i] - dot(row, row, i);
+            if (!(pivot > 0)) return false;
+            row[i] = __builtin_sqrt(pivot);
+        }
+    }
+    return true;
+}
+
+void solve(const double* factor, std::int64_t n, std::int64_t stride, double* x) {
+    for (std::int64_t i = 0; i < n; ++i) x[i] = (x[i] - dot(factor + i * stride, x, i)) / factor[i * stride + i];
+    for (std::int64_t i = n - 1; i >= 0; --i) {
+        x[i] /= factor[i * stride + i];
+        axpy(-x[i], factor + i * stride, x, i);
+    }
+}
+
+}  // namespace
+
+extern const SvmKernels svm_table;
+const SvmKernels svm_table = {descend, cholesky, solve, dot, axpy, axpy_f, dot_f, square_f};
+
+}  // namespace TTT4AS_ISA
+}  // namespace ttt4as

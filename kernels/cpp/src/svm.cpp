@@ -1,0 +1,71 @@
+// LinearSvm: the solver on samples given as a matrix.
+#include "ttt4as/svm.hpp"
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "svm_samples.hpp"
+#include "svm_solver.hpp"
+
+namespace ttt4as {
+
+template <class T>
+struct LinearSvm<T>::State {
+    SvmSolver<T, PointSamples<T>> solver;
+    Buffer<std::int8_t> labels;
+};
+
+template <class T>
+LinearSvm<T>::LinearSvm() : state_(new State) {}
+template <class T>
+LinearSvm<T>::~LinearSvm() = default;
+template <class T>
+LinearSvm<T>::LinearSvm(LinearSvm&&) noexcept = default;
+template <class T>
+LinearSvm<T>& LinearSvm<T>::operator=(LinearSvm&&) noexcept = default;
+
+template <class T>
+SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmOptions& options, double* coef) {
+    const std::int64_t n = samples.rows, dims = samples.cols;
+    if (n < 1 || dims < 1 || n > std::numeric_limits<std::int32_t>::max()) {
+        throw InvalidArgument("X: expected from 1 to 2147483647 samples of at least 1 feature, got shape (" +
+                              std::to_string(n) + ", " + std::to_string(dims) + ")");
+    }
+    if (!(options.C > 0) || !(options.tol > 0) || options.max_iter < 1) {
+        throw InvalidArgument("C, tol, max_iter: expected C > 0, tol > 0 and max_iter >= 1");
+    }
+    // One row is one task: the largest magnitude does not depend on how they are shared out, and NaN is above all.
+    const auto max_abs = max_abs_kernel<T>();
+    const int threads = resolve_threads(options.threads);
+    T magnitude = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+        const T row = max_abs(samples.row(i), dims);
+        if (!std::isfinite(row)) throw InvalidArgument("X: expected finite values, got a non-finite one in row " + std::to_string(i));
+        magnitude = row > magnitude ? row : magnitude;
+    }
+    State& state = *state_;
+    state.labels.resize(static_cast<std::size_t>(n));
+    for (std::int64_t i = 0; i < n; ++i) state.labels[i] = y[i] > 0 ? 1 : -1;
+    auto& solver = state.solver;
+    solver.points.data = samples.data;
+    solver.points.stride = samples.stride;
+    solver.points.points = n;
+    solver.points.dims = dims;
+    solver.points.channels_first = false;
+    solver.points.threads = threads;
+    solver.samples.n = n;
+    solver.labels = state.labels.data();
+    solver.sample_weight = options.sample_weight;
+    solver.initial = options.initial;
+    solver.magnitude = static_cast<double>(magnitude);
+    solver.most_bytes = n * dims * static_cast<std::int64_t>(sizeof(T)) + (1 << 22);
+    const SvmResult result = solver.solve(options);
+    for (std::int64_t c = 0; c < dims; ++c) coef[c] = solver.w[c];
+    return result;
+}
+
+template class LinearSvm<float>;
+template class LinearSvm<double>;
+
+}  // namespace ttt4as

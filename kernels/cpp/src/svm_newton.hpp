@@ -1,0 +1,223 @@
+// The primal route of SvmSolver: Newton steps for the squared hinge.
+//
+// The Hessian on the active samples (those that violate their margin) is I + 2 X' C X, bias included as a last feature. A step
+// solves it by conjugate gradients in the precision of T; margins, gradient and gap are computed in double at every step.
+#pragma once
+
+#include "svm_solver.hpp"
+
+namespace ttt4as {
+
+// From f_: the active samples, their multipliers 2 C m scattered onto the points, w of those multipliers (a feasible point of
+// the dual), and the best dual value on the ray through it. Returns the losses' sum of multipliers' products, the penalty.
+template <class T, class Samples>
+double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
+    std::fill(u_.data(), u_.data() + points.points, 0.0);
+    double sum = 0, pull = 0, penalty = 0;
+    std::int64_t active = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {
+        const double m = 1 - labels[i] * f_[i];
+        const double c = weight(i);
+        if (!(m > 0) || !(c > 0)) continue;
+        active_[active++] = static_cast<std::int32_t>(i);
+        const double a = 2 * c * m;
+        samples.scatter(i, a * labels[i], u_.data());
+        sum += a;
+        pull += a * labels[i];
+        penalty += a * m;  // a^2 / (2 C)
+    }
+    points.from_points(u_.data(), dual_w_.data());
+    if (sigma_ != 1) {
+        for (std::int64_t c = 0; c < points.dims; ++c) dual_w_[c] *= sigma_;
+    }
+    const double dual_b = pull * sigma_;
+    gradient_b_ = b - dual_b;
+    for (std::int64_t c = 0; c < points.dims; ++c) gradient_w_[c] = w[c] - dual_w_[c];
+    const double square = norm2(dual_w_.data()) + dual_b * dual_b + penalty;
+    *dual = square > 0 ? 0.5 * sum * sum / square : 0.0;
+    return static_cast<double>(active);
+}
+
+// out = (I + 2 X' C X) p on the active samples, scaled points; p and out have dims + 1 values, the bias last.
+template <class T, class Samples>
+void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, double* out) {
+    const std::int64_t dims = points.dims;
+    double most = 0;
+    for (std::int64_t c = 0; c < dims; ++c) most = std::max(most, std::abs(p[c]));
+    const double up = normaliser(most);
+    for (std::int64_t c = 0; c < dims; ++c) vector_[c] = static_cast<T>(p[c] * up);
+    const std::int32_t* subset = Samples::kIsPoint && active < n_ ? active_.data() : nullptr;
+    points.to_points_fast(vector_.data(), v_.data(), subset, active);
+    const double scale = sigma_ / up, bias = p[dims] * sigma_;
+    double pull = 0;
+    most = 0;
+    if constexpr (Samples::kIsPoint) {
+        for (std::int64_t k = 0; k < active; ++k) {
+            u_[k] = 2 * weight(active_[k]) * (v_[k] * scale + bias);
+            pull += u_[k];
+            most = std::max(most, std::abs(u_[k]));
+        }
+    } else {
+        std::fill(u_.data(), u_.data() + points.points, 0.0);
+        for (std::int64_t k = 0; k < active; ++k) {
+            const std::int64_t i = active_[k];
+            const double z = 2 * weight(i) * (samples.value(i, v_.data()) * scale + bias);
+            samples.scatter(i, z, u_.data());
+            pull += z;
+        }
+        for (std::int64_t k = 0; k < points.points; ++k) most = std::max(most, std::abs(u_[k]));
+    }
+    const std::int64_t count = Samples::kIsPoint ? active : points.points;
+    const double down = normaliser(most);
+    for (std::int64_t k = 0; k < count; ++k) vector_points_[k] = static_cast<T>(u_[k] * down);
+    std::fill(vector_points_.data() + count, vector_points_.data() + padded(count), T(0));
+    points.from_points_fast(vector_points_.data(), out, subset, active);
+    for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * (sigma_ / down);
+    out[dims] = p[dims] + pull * sigma_;
+}
+
+// The Hessian's Cholesky factor, where samples are points: 8 columns a pass.
+template <class T, class Samples>
+bool SvmSolver<T, Samples>::factor_hessian(std::int64_t active) {
+    const std::int64_t dims = points.dims, side = dims + 1, stride = padded(side);
+    hessian_.resize(static_cast<std::size_t>((side + kBatch) * stride));
+    factored_ = false;
+    const auto kernel = linear_kernels<T, T>().transposed[3];
+    const std::int64_t panels = (dims + kBatch - 1) / kBatch;
+    panel_.resize(static_cast<std::size_t>(points.threads * active * kBatch));
+    parallel_for(panels, points.threads, [&](std::int64_t task, int worker) {
+        // Long rows first, so that the last tasks are short.
+        const std::int64_t first = (panels - 1 - task) * kBatch;
+        T* panel = panel_.data() + worker * active * kBatch;
+        for (std::int64_t k = 0; k < active; ++k) {
+            const std::int64_t i = active_[k];
+            const double factor = 2 * weight(i) * sigma_ * sigma_;
+            const T* row = points.data + i * points.stride;
+            for (int r = 0; r < kBatch; ++r) {
+                panel[k * kBatch + r] = first + r < dims ? static_cast<T>(factor * row[first + r]) : T(0);
+            }
+        }
+        kernel(points.data, points.stride, active, active_.data(), 0, std::min(dims, first + kBatch), panel,
+               hessian_.data() + first * stride, stride);
+    });
+    double* last = hessian_.data() + dims * stride;
+    std::fill(last, last + side, 0.0);
+    for (std::int64_t k = 0; k < active; ++k) {
+        const std::int64_t i = active_[k];
+        const double factor = 2 * weight(i) * sigma_ * sigma_;
+        const T* row = points.data + i * points.stride;
+        for (std::int64_t c = 0; c < dims; ++c) last[c] += factor * static_cast<double>(row[c]);
+        last[dims] += factor;
+    }
+    for (std::int64_t c = 0; c < side; ++c) hessian_[c * stride + c] += 1;
+    return factored_ = svm_kernels().cholesky(hessian_.data(), side, stride);
+}
+
+// step_ = -inverse(H) gradient to a relative residual of `tolerance`.
+template <class T, class Samples>
+void SvmSolver<T, Samples>::conjugate_gradients(double tolerance, std::int64_t active) {
+    const std::int64_t side = points.dims + 1;
+    const auto& kernels = svm_kernels();
+    std::fill(step_.data(), step_.data() + side, 0.0);
+    for (std::int64_t c = 0; c < points.dims; ++c) residual_[c] = -gradient_w_[c];
+    residual_[points.dims] = -gradient_b_;
+    const auto precondition = [&] {
+        std::copy(residual_.data(), residual_.data() + side, solved_.data());
+        if (factored_) kernels.solve(hessian_.data(), side, padded(side), solved_.data());
+    };
+    precondition();
+    std::copy(solved_.data(), solved_.data() + side, direction_.data());
+    double rho = kernels.dot(residual_.data(), solved_.data(), side);
+    const double goal = tolerance * tolerance * kernels.dot(residual_.data(), residual_.data(), side);
+    for (inner_ = 0; inner_ < kMostInner;) {
+        apply_hessian(direction_.data(), active, image_.data());
+        ++inner_;
+        const double curvature = kernels.dot(direction_.data(), image_.data(), side);
+        if (!(curvature > 0) || !(rho > 0)) break;
+        const double alpha = rho / curvature;
+        kernels.axpy(alpha, direction_.data(), step_.data(), side);
+        kernels.axpy(-alpha, image_.data(), residual_.data(), side);
+        if (kernels.dot(residual_.data(), residual_.data(), side) <= goal) break;
+        precondition();
+        const double next = kernels.dot(residual_.data(), solved_.data(), side);
+        const double beta = next / rho;
+        rho = next;
+        for (std::int64_t c = 0; c < side; ++c) direction_[c] = solved_[c] + beta * direction_[c];
+    }
+    step_b_ = step_[points.dims];
+}
+
+// The minimiser along the step: the objective is piecewise quadratic in t, so Newton on its derivative ends after a few scans.
+template <class T, class Samples>
+double SvmSolver<T, Samples>::line_search() {
+    const auto& kernels = svm_kernels();
+    const double slope0 = kernels.dot(w.data(), step_.data(), points.dims) + b * step_b_;
+    const double curve0 = kernels.dot(step_.data(), step_.data(), points.dims) + step_b_ * step_b_;
+    double low = 0, high = std::numeric_limits<double>::infinity(), t = 1;
+    for (int round = 0; round < 50; ++round) {
+        double slope = slope0 + t * curve0, curve = curve0;
+        for (std::int64_t i = 0; i < n_; ++i) {
+            const double m = 1 - labels[i] * (f_[i] + t * f_step_[i]);
+            if (m > 0) {
+                const double c = 2 * weight(i);
+                slope -= c * m * labels[i] * f_step_[i];
+                curve += c * f_step_[i] * f_step_[i];
+            }
+        }
+        (slope < 0 ? low : high) = t;
+        double next = t - slope / curve;
+        if (!(next > low && next < high)) next = std::isinf(high) ? 2 * t : 0.5 * (low + high);
+        if (std::abs(next - t) <= 1e-12 * next) return next;
+        t = next;
+    }
+    return t;
+}
+
+template <class T, class Samples>
+void SvmSolver<T, Samples>::newton() {
+    const std::int64_t dims = points.dims;
+    for (Buffer<double>* buffer : {&gradient_w_, &step_, &residual_, &direction_, &image_, &dual_w_, &solved_}) {
+        padded_vector(*buffer, dims + 1);
+    }
+    padded_vector(u_, points.points);
+    padded_vector(vector_, dims);
+    padded_vector(vector_points_, points.points);
+    v_.resize(static_cast<std::size_t>(points.points));
+    f_step_.resize(static_cast<std::size_t>(n_));
+    active_.resize(static_cast<std::size_t>(n_));
+    factored_ = false;
+    double last_gap = std::numeric_limits<double>::infinity();
+    bool first = true;
+    for (;;) {
+        evaluate();
+        const double losses = scan(values.data(), b * sigma_);
+        const double square = norm2(w.data()) + b * b;
+        padded_vector(u_, points.points);
+        double dual;
+        const auto active = static_cast<std::int64_t>(dual_of_margins(&dual));
+        const double gap = set_gap(0.5 * square + losses, dual);
+        if (gap <= tol_) {
+            result_.converged = true;
+            return;
+        }
+        if (result_.n_iter >= max_iter_) return;
+        ++result_.n_iter;
+        // Conjugate gradients that took longer than forming and factoring the Hessian would: do that.
+        if constexpr (Samples::kIsPoint) {
+            const double form = static_cast<double>(active) * dims * dims / 2 / kFormSpeed;
+            const double factor = static_cast<double>(dims) * dims * dims / 6 / kFactorSpeed;
+            const double pass = 2.0 * static_cast<double>(active) * dims;
+            if (!first && inner_ * pass > form + factor && dims <= kMostHessian) factor_hessian(active);
+        }
+        first = false;
+        conjugate_gradients(last_gap < 0.1 ? 0.01 : 0.1, active);
+        last_gap = gap;
+        points.to_points(step_.data(), v_.data());
+        for (std::int64_t i = 0; i < n_; ++i) f_step_[i] = samples.value(i, v_.data()) * sigma_ + step_b_ * sigma_;
+        const double t = line_search();
+        svm_kernels().axpy(t, step_.data(), w.data(), dims);
+        b += t * step_b_;
+    }
+}
+
+}  // namespace ttt4as

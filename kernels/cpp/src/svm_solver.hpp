@@ -1,0 +1,488 @@
+// The linear SVM solver behind ttt4as/svm.hpp and the fused segmentation. Three routes to the same optimum:
+//
+// working_set  The dual, in the space of inner products. The samples that violate their margin most join a small working set,
+//              eight at a time; one pass over the points gives their products with every point; the dual of the set alone is
+//              solved to its optimum (greedy coordinate descent, then Cholesky where that is slow). Few samples become
+//              support vectors, so few passes are made. Cost: n_sv * points * dims multiply-adds at arithmetic speed.
+// newton       The primal, squared hinge only: Newton steps by conjugate gradients, with an exact line search; two passes over
+//              the points for each inner iteration. When that gets expensive and samples are points, the Hessian is formed
+//              and factored once in a while as the preconditioner.
+// coordinate   The dual, hinge with more support vectors than the working set holds: liblinear's coordinate descent.
+//
+// The rule (see `solve`): working_set while its set fits its memory, and only if C is so large that a sample can reach its
+// margin by itself; the others otherwise, starting from where it got.
+//
+// Whatever the route, the duality gap is computed at the end from w itself with every product in double.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "point_matrix.hpp"
+#include "svm_kernels.hpp"
+#include "ttt4as/svm.hpp"
+
+namespace ttt4as {
+
+template <class T, class Samples>
+class SvmSolver {
+  public:
+    // The problem, set before `solve`. `magnitude` is the largest one among the points.
+    PointMatrix<T> points;
+    Samples samples;
+    const std::int8_t* labels = nullptr;      // +1 or -1
+    const double* sample_weight = nullptr;    // or null
+    const double* initial = nullptr;          // w and b, or null
+    double magnitude = 0;
+    std::int64_t most_bytes = 0;              // for the working set's products
+
+    // The solution: w (dims), b, and the points' values x_p . w, all in double.
+    Buffer<double> w;
+    double b = 0;
+    Buffer<double> values;
+
+    SvmResult solve(const SvmOptions& options) {
+        prepare(options);
+        SvmRoute route = options.route;
+        if (route == SvmRoute::automatic) {
+            route = capacity_ < 2 * kBatch || (squared_ && weak_coupling()) ? fallback() : SvmRoute::working_set;
+        }
+        if (route == SvmRoute::newton && !squared_) route = SvmRoute::coordinate;
+        if (route == SvmRoute::coordinate && squared_) route = SvmRoute::newton;
+        if (route == SvmRoute::working_set) {
+            result_.route = route;
+            if (working_set() || options.route == SvmRoute::working_set || result_.n_iter >= max_iter_) return finish();
+            route = fallback();
+        }
+        result_.route = route;
+        if (route == SvmRoute::newton) {
+            newton();
+        } else {
+            coordinate();
+        }
+        return finish();
+    }
+
+  private:
+    static constexpr int kBatch = kMaxRhs;
+    static constexpr std::int64_t kMostSet = 768;
+    static constexpr std::int64_t kChunk = 4096;  // samples a task scans; fixed, so that sums do not depend on threads
+
+    SvmRoute fallback() const { return squared_ ? SvmRoute::newton : SvmRoute::coordinate; }
+    double weight(std::int64_t i) const { return sample_weight ? cost_ * sample_weight[i] : cost_; }
+
+    void prepare(const SvmOptions& options) {
+        n_ = samples.size();
+        tol_ = options.tol;
+        max_iter_ = options.max_iter;
+        squared_ = options.loss == Loss::squared_hinge;
+        result_ = SvmResult{};
+        // Enormous features would overflow products in T. Scaling the points and the constant feature by a power of two
+        // scales the objective: w' = w / sigma, C' = C / sigma^2, the same decisions.
+        sigma_ = magnitude > 0x1p40 ? normaliser(magnitude) : 1.0;
+        cost_ = options.C / (sigma_ * sigma_);
+        f_.resize(static_cast<std::size_t>(n_));
+        padded_vector(w, points.dims);
+        values.resize(static_cast<std::size_t>(points.points));
+        row_stride_ = padded(points.points);
+        const auto bytes = [&](std::int64_t set) {
+            return set * row_stride_ * static_cast<std::int64_t>(sizeof(T)) + set * set * 8;
+        };
+        capacity_ = std::min(kMostSet, n_) / kBatch * kBatch;
+        while (capacity_ > 0 && bytes(capacity_) > most_bytes) capacity_ -= kBatch;
+        std::fill(w.begin(), w.end(), 0.0);
+        b = 0;
+        if (initial) {
+            for (std::int64_t c = 0; c < points.dims; ++c) w[c] = initial[c] / sigma_;
+            b = initial[points.dims] / sigma_;
+        }
+    }
+
+    // Whether C is so small beside the samples' norms that nearly every sample keeps violating its margin: then the support
+    // vectors are too many for the working set, and the Hessian is so near the identity that a few steps solve it.
+    bool weak_coupling() {
+        double sum = 0;
+        const std::int64_t step = std::max<std::int64_t>(1, n_ / 32);
+        std::int64_t count = 0;
+        sample_.resize(static_cast<std::size_t>(points.batch_size(1)));
+        std::fill(sample_.begin(), sample_.end(), T(0));
+        for (std::int64_t i = 0; i < n_; i += step, ++count) {
+            samples.gather(i, points, sigma_, sample_.data(), 0, 1);
+            for (std::int64_t c = 0; c < points.dims; ++c) {
+                sum += static_cast<double>(sample_[c]) * static_cast<double>(sample_[c]);
+            }
+        }
+        const double norm = sum / static_cast<double>(count) + sigma_ * sigma_;
+        return 2 * cost_ * norm < kWeak;
+    }
+    static constexpr double kWeak = 0.05;
+    static constexpr int kMostInner = 2000;             // conjugate gradient iterations in one Newton step
+    static constexpr std::int64_t kMostHessian = 4096;  // dims up to which the Hessian may be formed
+    // Multiply-adds a unit of time, next to those of a conjugate gradient pass: measured, see benchmarks.
+    static constexpr double kFormSpeed = 4, kFactorSpeed = 1;
+
+    // f = samples' values of `v` (points) plus b; the weighted losses, summed in a fixed order.
+    double scan(const double* v, double bias) {
+        const std::int64_t chunks = (n_ + kChunk - 1) / kChunk;
+        partial_.resize(static_cast<std::size_t>(chunks));
+        parallel_for(chunks, chunks > 1 ? points.threads : 1, [&](std::int64_t chunk, int) {
+            double loss = 0;
+            const std::int64_t end = std::min(n_, (chunk + 1) * kChunk);
+            for (std::int64_t i = chunk * kChunk; i < end; ++i) {
+                f_[i] = samples.value(i, v) + bias;
+                const double m = 1 - labels[i] * f_[i];
+                if (m > 0) loss += weight(i) * (squared_ ? m * m : m);
+            }
+            partial_[chunk] = loss;
+        });
+        double loss = 0;
+        for (std::int64_t k = 0; k < chunks; ++k) loss += partial_[k];
+        return loss;
+    }
+
+    double norm2(const double* x) const { return svm_kernels().dot(x, x, points.dims); }
+
+    // ---- working set ---------------------------------------------------------------------------------------------------
+
+    // True when solved; false when the set is full or no longer gains, with w and b where it got.
+    bool working_set() {
+        const std::size_t cap = static_cast<std::size_t>(capacity_);
+        rows_.resize(cap * static_cast<std::size_t>(row_stride_));
+        q_.resize(cap * cap);
+        for (Buffer<double>* buffer : {&a_, &gradient_, &gain_, &d_, &upper_, &loss_, &diagonal_}) buffer->resize(cap);
+        padded_vector(coefficients_, capacity_);
+        ids_.resize(cap);
+        in_set_.resize(static_cast<std::size_t>(n_));
+        std::fill(in_set_.begin(), in_set_.end(), std::uint8_t{0});
+        offset_.resize(static_cast<std::size_t>(points.points));
+        v_.resize(static_cast<std::size_t>(points.points));
+        products_.resize(static_cast<std::size_t>(kBatch * row_stride_));
+        batch_.resize(static_cast<std::size_t>(points.batch_size(kBatch)));
+        set_ = 0;
+        refined_ = false;
+        double inner_tol = 0.7 * tol_;
+        int refinements = 0, idle = 0;
+        if (initial) {
+            points.to_points(w.data(), v_.data());
+            scan(v_.data(), b);
+            std::int64_t violators = 0;
+            for (std::int64_t i = 0; i < n_; ++i) violators += labels[i] * f_[i] < 1 && weight(i) > 0;
+            if (violators > capacity_ / 2) return false;
+            for (std::int64_t i = 0; i < n_;) {
+                int found = 0;
+                for (; i < n_ && found < kBatch; ++i) {
+                    if (labels[i] * f_[i] < 1 && weight(i) > 0) chosen_[found++] = i;
+                }
+                if (found) join(found);
+            }
+        } else {
+            join(spread_choice());
+        }
+        resynchronise();
+        double previous = std::numeric_limits<double>::infinity();
+        while (result_.n_iter < max_iter_) {
+            ++result_.n_iter;
+            const double target = std::min(0.05, 0.02 * previous);
+            improve(std::max(target, 0.2 * inner_tol));
+            resynchronise();
+            const double losses = scan(v_.data(), 0.0);
+            double quadratic, dual;
+            objective(&quadratic, &dual);
+            const double primal = 0.5 * quadratic + losses;
+            const double gap = (primal - dual) / primal;
+            if (!(primal > 0) || gap <= inner_tol) {
+                const double exact = verify();
+                if (exact <= tol_) return result_.converged = true;
+                // The products in T misjudged the values; their error at this point is now known and carried along.
+                if (++refinements > 4) break;
+                for (std::int64_t p = 0; p < points.points; ++p) {
+                    offset_[p] = values[p] + b * sigma_ - v_[p] + (refined_ ? offset_[p] : 0.0);
+                }
+                refined_ = true;
+                inner_tol *= 0.5;
+                resynchronise();
+                scan(v_.data(), 0.0);
+            }
+            const int found = choose();
+            idle = found == 0 && gap > 0.5 * previous ? idle + 1 : 0;
+            previous = gap;
+            if (idle > 8) break;
+            if (set_ + found > capacity_) break;
+            if (found) join(found);
+            resynchronise();
+        }
+        verify();
+        return false;
+    }
+
+    // Up to kBatch samples of each class, evenly spread: where nothing is known all violate alike.
+    int spread_choice() {
+        std::int64_t count[2] = {0, 0};
+        for (std::int64_t i = 0; i < n_; ++i) count[labels[i] > 0] += weight(i) > 0;
+        int found = 0;
+        for (int side = 0; side < 2; ++side) {
+            const std::int64_t want = std::min<std::int64_t>(kBatch / 2, count[side]);
+            std::int64_t seen = 0, taken = 0;
+            for (std::int64_t i = 0; i < n_ && taken < want; ++i) {
+                if ((labels[i] > 0) != (side == 1) || !(weight(i) > 0)) continue;
+                if (seen == (2 * taken + 1) * count[side] / (2 * want)) {
+                    chosen_[found++] = i;
+                    ++taken;
+                }
+                ++seen;
+            }
+        }
+        return found;
+    }
+
+    // The samples outside the set that violate most, at most one of each group of near-equals.
+    int choose() {
+        int found = 0;
+        double score[kBatch];
+        for (std::int64_t i = 0; i < n_; ++i) {
+            const double m = 1 - labels[i] * f_[i];
+            if (!(m > 0) || in_set_[i] || (found == kBatch && m <= score[kBatch - 1]) || !(weight(i) > 0)) continue;
+            int place = found;
+            bool keep = true;
+            for (int k = 0; k < found; ++k) {
+                if (labels[i] == labels[chosen_[k]] && samples.neighbours(i, chosen_[k])) {
+                    keep = m > score[k];
+                    place = k;  // takes that one's place, then moves up
+                    break;
+                }
+            }
+            if (!keep) continue;
+            if (place == found) {
+                if (found < kBatch) {
+                    ++found;
+                } else {
+                    place = kBatch - 1;
+                }
+            }
+            for (; place > 0 && score[place - 1] < m; --place) {
+                score[place] = score[place - 1];
+                chosen_[place] = chosen_[place - 1];
+            }
+            score[place] = m;
+            chosen_[place] = i;
+        }
+        return found;
+    }
+
+    // Adds chosen_[0, found) with a = 0: their products with every point, and the set's matrix.
+    void join(int found) {
+        const int n_batch = found <= 1 ? 1 : found <= 2 ? 2 : found <= 4 ? 4 : 8;
+        std::fill(batch_.data(), batch_.data() + points.batch_size(n_batch), T(0));
+        for (int r = 0; r < found; ++r) samples.gather(chosen_[r], points, sigma_, batch_.data(), r, n_batch);
+        points.products(batch_.data(), n_batch, products_.data(), row_stride_);
+        const double bias = sigma_ * sigma_;
+        for (int r = 0; r < found; ++r) {
+            double* product = products_.data() + r * row_stride_;
+            T* row = rows_.data() + set_ * row_stride_;
+            for (std::int64_t p = 0; p < points.points; ++p) {
+                product[p] = product[p] * sigma_ + bias;
+                row[p] = static_cast<T>(product[p]);
+            }
+            const std::int64_t i = chosen_[r];
+            ids_[set_] = static_cast<std::int32_t>(i);
+            in_set_[i] = 1;
+            for (std::int64_t k = 0; k <= set_; ++k) {
+                const double entry = labels[i] * labels[ids_[k]] * samples.value(ids_[k], product);
+                q_[set_ * capacity_ + k] = entry;
+                q_[k * capacity_ + set_] = entry;
+            }
+            const double c = weight(i);
+            d_[set_] = squared_ ? 0.5 / c : 0.0;
+            upper_[set_] = squared_ ? std::numeric_limits<double>::infinity() : c;
+            loss_[set_] = c;
+            diagonal_[set_] = q_[set_ * capacity_ + set_] + d_[set_];
+            a_[set_] = 0;
+            ++set_;
+            ++result_.rows;
+        }
+    }
+
+    // v = sum_j a_j y_j (row j) + offset, and the set's gradient from it.
+    void resynchronise() {
+        for (std::int64_t j = 0; j < set_; ++j) coefficients_[j] = a_[j] * labels[ids_[j]];
+        const auto kernel = linear_kernels<T, double>().transposed[0];
+        const std::int64_t tasks = (points.points + 511) / 512;
+        const bool serial = set_ * points.points < (1 << 18);
+        parallel_for(tasks, serial ? 1 : points.threads, [&](std::int64_t task, int) {
+            const std::int64_t begin = task * 512, end = std::min(points.points, begin + 512);
+            kernel(rows_.data(), row_stride_, set_, nullptr, begin, end, coefficients_.data(), v_.data(), 0);
+            if (refined_) {
+                for (std::int64_t p = begin; p < end; ++p) v_[p] += offset_[p];
+            }
+        });
+        for (std::int64_t j = 0; j < set_; ++j) {
+            gradient_[j] = labels[ids_[j]] * samples.value(ids_[j], v_.data()) - 1 + d_[j] * a_[j];
+        }
+    }
+
+    void objective(double* quadratic, double* dual) const {
+        double q = 0, sum = 0, penalty = 0;
+        for (std::int64_t j = 0; j < set_; ++j) {
+            q += a_[j] * (gradient_[j] + 1 - d_[j] * a_[j]);
+            sum += a_[j];
+            penalty += d_[j] * a_[j] * a_[j];
+        }
+        *quadratic = q;
+        *dual = sum - 0.5 * q - 0.5 * penalty;
+    }
+
+    // Solves the dual of the set alone to a relative gap of `tol`.
+    void improve(double tol) {
+        DualProblem problem{q_.data(),     capacity_,         set_,      d_.data(),        upper_.data(), loss_.data(),
+                            diagonal_.data(), a_.data(), gradient_.data(), gain_.data(), squared_};
+        const std::int64_t steps = squared_ ? 16 * set_ + 64 : 200 * set_ + 1000;
+        if (svm_kernels().descend(problem, tol, steps) || !squared_) return;
+        polish();
+    }
+
+    // Lawson and Hanson's active set method: exact minimisers over the free coordinates, walking back to the first that would
+    // turn negative. Needs few factorisations, because coordinate descent has found most of the free ones.
+    void polish() {
+        factor_.resize(static_cast<std::size_t>(capacity_ * capacity_));
+        target_.resize(static_cast<std::size_t>(capacity_));
+        free_.resize(static_cast<std::size_t>(capacity_));
+        // The gradient is affine in a; its constant is -1 but for what the products in T misjudge.
+        constant_.resize(static_cast<std::size_t>(capacity_));
+        for (std::int64_t j = 0; j < set_; ++j) constant_[j] = gradient_[j] - linear_part(j);
+        for (int round = 0; round < 60; ++round) {
+            std::int64_t n_free = 0;
+            for (std::int64_t j = 0; j < set_; ++j) {
+                if (a_[j] > 0 || (gradient_[j] < -1e-9 && round < 30)) free_[n_free++] = static_cast<std::int32_t>(j);
+            }
+            // Coordinates freed at 0 that want to go below it are dropped again at once.
+            bool blocked = true;
+            while (blocked) {
+                if (n_free == 0) return;
+                for (std::int64_t r = 0; r < n_free; ++r) {
+                    for (std::int64_t c = 0; c <= r; ++c) {
+                        factor_[r * capacity_ + c] = q_[free_[r] * capacity_ + free_[c]];
+                    }
+                    factor_[r * capacity_ + r] = diagonal_[free_[r]];
+                    target_[r] = -constant_[free_[r]];
+                }
+                if (!svm_kernels().cholesky(factor_.data(), n_free, capacity_)) return;
+                svm_kernels().solve(factor_.data(), n_free, capacity_, target_.data());
+                std::int64_t kept = 0;
+                for (std::int64_t r = 0; r < n_free; ++r) {
+                    if (a_[free_[r]] > 0 || target_[r] > 0) free_[kept++] = free_[r];
+                }
+                blocked = kept < n_free;
+                n_free = kept;
+            }
+            double step = 1;
+            for (std::int64_t r = 0; r < n_free; ++r) {
+                const double from = a_[free_[r]];
+                if (target_[r] < 0) step = std::min(step, from / (from - target_[r]));
+            }
+            for (std::int64_t r = 0; r < n_free; ++r) {
+                double& a = a_[free_[r]];
+                a += step * (target_[r] - a);
+                if (target_[r] < 0 && a <= 1e-14 * (std::abs(target_[r]) + a)) a = 0;
+            }
+            for (std::int64_t j = 0; j < set_; ++j) gradient_[j] = linear_part(j) + constant_[j];
+            if (step == 1) {
+                bool done = true;
+                for (std::int64_t j = 0; j < set_; ++j) done = done && (a_[j] > 0 || gradient_[j] >= -1e-9);
+                if (done) return;
+            }
+        }
+    }
+
+    double linear_part(std::int64_t j) const {
+        return svm_kernels().dot(q_.data() + j * capacity_, a_.data(), set_) + d_[j] * a_[j];
+    }
+
+    // w, b and the points' values from a in double; returns the relative gap there.
+    double verify() {
+        padded_vector(u_, points.points);
+        std::fill(u_.data(), u_.data() + points.points, 0.0);
+        double pull = 0, sum = 0, penalty = 0;
+        for (std::int64_t j = 0; j < set_; ++j) {
+            const double signed_a = a_[j] * labels[ids_[j]];
+            samples.scatter(ids_[j], signed_a, u_.data());
+            pull += signed_a;
+            sum += a_[j];
+            penalty += d_[j] * a_[j] * a_[j];
+        }
+        points.from_points(u_.data(), w.data());
+        for (std::int64_t c = 0; c < points.dims; ++c) w[c] *= sigma_;
+        b = pull * sigma_;
+        evaluate();
+        const double losses = scan(values.data(), b * sigma_);
+        const double square = norm2(w.data()) + b * b;
+        return set_gap(0.5 * square + losses, sum - 0.5 * square - 0.5 * penalty);
+    }
+
+    // values = x_p . w, scaled points
+    void evaluate() {
+        points.to_points(w.data(), values.data());
+        if (sigma_ != 1) {
+            for (std::int64_t p = 0; p < points.points; ++p) values[p] *= sigma_;
+        }
+    }
+
+    double set_gap(double primal, double dual) {
+        result_.objective = primal;
+        result_.gap = primal > 0 ? std::max(0.0, (primal - dual) / primal) : 0.0;
+        return result_.gap;
+    }
+
+    void newton();
+    double dual_of_margins(double* dual);
+    void conjugate_gradients(double tolerance, std::int64_t active);
+    void apply_hessian(const double* p, std::int64_t active, double* out);
+    double line_search();
+    bool factor_hessian(std::int64_t active);
+    void coordinate();
+
+    SvmResult finish() {
+        result_.intercept = b * sigma_ ;
+        result_.objective *= sigma_ * sigma_;
+        if (sigma_ != 1) {
+            for (std::int64_t c = 0; c < points.dims; ++c) w[c] *= sigma_;
+        }
+        b = result_.intercept;
+        return result_;
+    }
+
+    std::int64_t n_ = 0;
+    double tol_ = 0, cost_ = 0, sigma_ = 1;
+    int max_iter_ = 0;
+    bool squared_ = true;
+    SvmResult result_;
+
+    std::int64_t capacity_ = 0, set_ = 0, row_stride_ = 0;
+    bool refined_ = false;
+    std::int64_t chosen_[kBatch] = {};
+    Buffer<T> rows_, batch_, sample_;
+    Buffer<double> q_, a_, gradient_, gain_, d_, upper_, loss_, diagonal_, coefficients_, factor_, target_;
+    Buffer<double> offset_, constant_, v_, products_, u_, f_, partial_;
+    Buffer<std::int32_t> ids_, free_;
+    Buffer<std::uint8_t> in_set_;
+
+    // newton
+    Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_, hessian_;
+    Buffer<T> vector_, vector_points_, panel_;
+    Buffer<std::int32_t> active_;
+    double gradient_b_ = 0, step_b_ = 0;
+    int inner_ = 0;          // iterations of the last conjugate_gradients
+    bool factored_ = false;  // hessian_ holds a Cholesky factor of the Hessian, of this or an earlier step
+
+    // coordinate
+    Buffer<double> alpha_;
+    Buffer<T> transposed_;
+    Buffer<std::int32_t> order_;
+};
+
+}  // namespace ttt4as
+
+#include "svm_coordinate.hpp"
+#include "svm_newton.hpp"
