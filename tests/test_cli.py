@@ -1,0 +1,524 @@
+"""The command line as its users meet it: exit codes, one-line errors, files on disk, runs that stop and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COMMANDS = ("demo", "fit", "predict", "evaluate", "segment", "info")
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TTT4AS_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **more}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "ttt4as_fast", *map(str, arguments)]
+
+
+def ttt4as(*arguments: object, code: int = 0, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder that is not the repository and check its exit code."""
+    done = subprocess.run(
+        command(*arguments), cwd=cwd or "/", env=environment(**more), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    if code == 2 or not more:
+        assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def records(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "results.jsonl").read_text("utf-8").splitlines()]
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Files below a folder with their times of change."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---------------------------------------------------------------- help, versions, wrong usage
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(name: str) -> None:
+    text = ttt4as(name, "--help").stdout
+    assert "Examples" in text
+    assert f"ttt4as {name}" in text
+    assert len(text.splitlines()) > 8
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys\ntry:\n    from ttt4as_fast.cli import main; sys.argv = ['ttt4as', '--help']; main()\n"
+    code += "except SystemExit: pass\nprint('LOADED', *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split("LOADED")[1].split())
+    assert all(name in done.stdout for name in COMMANDS)
+    assert not loaded & {"torch", "timm", "numba", "scipy", "sklearn", "skimage", "matplotlib", "cupy"}
+
+
+def test_version() -> None:
+    from ttt4as_fast import __version__
+
+    assert ttt4as("--version").stdout.strip() == f"ttt4as {__version__}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["demo", "--texture", "wood"],
+        ["demo", "--seed", "-1"],
+        ["fit"],
+        ["predict", "m"],
+        ["fit", ".", "--model", "m", "--validation-share", "1.5"],
+        ["segment", "a", "b", "--output", "o", "--loss", "cubic"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str], tmp_path: Path) -> None:
+    assert ttt4as(*arguments, code=2, cwd=tmp_path).stderr.strip()
+    assert not list(tmp_path.iterdir())
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line on stderr, which starts with ``error:``."""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_info_names_every_operation_and_variable() -> None:
+    found = json.loads(ttt4as("info", "--json", TTT4AS_BACKEND="reference").stdout)
+    assert {"bilinear", "knn", "coreset", "peaks", "linear_svm", "segment"} <= set(found["backends"]["cpu"])
+    assert all(backends["reference"] is None for backends in found["backends"]["cpu"].values())
+    assert found["environment"]["TTT4AS_BACKEND"]["value"] == "reference"
+    assert found["versions"]["torch"]
+    text = ttt4as("info").stdout
+    for word in ("linear_svm", "TTT4AS_NUM_THREADS", "usable", found["versions"]["torch"]):
+        assert word in text
+
+
+# ---------------------------------------------------------------- segment
+
+
+def arrays(folder: Path, n: int | None = None, seed: int = 0) -> tuple[Path, Path]:
+    rng = np.random.default_rng(seed)
+    psi = 0.1 * rng.random((n or 1, 48, 56), dtype=np.float32)
+    deep = rng.normal(size=(n or 1, 12, 12, 14)).astype(np.float32)
+    psi[:, 20:26, 30:38] += 1
+    deep[:, :3, 5:7, 7:10] += 4
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "maps.npy", psi if n else psi[0])
+    np.save(folder / "features.npy", deep if n else deep[0])
+    return folder / "maps.npy", folder / "features.npy"
+
+
+def test_segment_is_the_method(tmp_path: Path) -> None:
+    from ttt4as_fast import TTT4AS
+
+    maps, features = arrays(tmp_path / "in")
+    ttt4as("segment", maps, features, "-o", tmp_path / "out", "--percentile", 98, "--n-nominal", 64, "-C", 0.01)
+    (record,) = records(tmp_path / "out")
+    mask = np.load(tmp_path / "out" / record["files"]["array"])
+    expected = TTT4AS(percentile=98, n_nominal=64, C=0.01)(np.load(maps), np.load(features))
+    np.testing.assert_array_equal(mask, expected.pred_mask)
+    assert mask.any()
+    with Image.open(tmp_path / "out" / record["files"]["mask"]) as image:
+        np.testing.assert_array_equal(np.asarray(image), mask * np.uint8(255))
+    assert record["status"] == expected.status == "ok"
+    assert record["mask_area"] == mask.sum() == sum(region["area"] for region in record["regions"])
+
+
+def test_segment_batches_npz_and_gates(tmp_path: Path) -> None:
+    maps, features = arrays(tmp_path / "in", 3)
+    psi = np.load(maps)
+    psi[1] *= 0.2
+    np.savez(tmp_path / "both.npz", anomaly_map=psi, features=np.load(features), other=np.zeros(1))
+    both = tmp_path / "both.npz"
+    done = ttt4as("segment", both, both, "-o", tmp_path / "out", "--image-threshold", 0.9, "--json")
+    found = records(tmp_path / "out")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == found
+    assert [record["status"] for record in found] == ["ok", "nominal", "ok"]
+    assert found[1]["mask_area"] == 0
+    assert [record["name"] for record in found] == ["both_0000", "both_0001", "both_0002"]
+
+
+def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) -> None:
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        maps, features = arrays(tmp_path / "in", seed=i)
+        shutil.copy(maps, tmp_path / "maps" / f"{i}.npy")
+        shutil.copy(features, tmp_path / "features" / f"{i}.npy")
+    (tmp_path / "maps" / "1.npy").write_bytes((tmp_path / "maps" / "1.npy").read_bytes()[:200])
+    np.save(tmp_path / "maps" / "lonely.npy", np.zeros((4, 4)))
+    np.save(tmp_path / "maps" / "3.npy", np.full((4, 4), np.nan))
+    np.save(tmp_path / "features" / "3.npy", np.zeros((4, 4, 4)))
+    done = ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "out", code=1)
+    assert [record["name"] for record in records(tmp_path / "out")] == ["0", "2"]
+    for word in ("1.npy", "lonely.npy", "3.npy"):
+        assert re.search(f"skipped: .*{re.escape(word)}", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("case", ["absent", "mixed", "text", "objects", "shapes", "names"])
+def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
+    maps, features = arrays(tmp_path / "in")
+    if case == "absent":
+        maps = tmp_path / "no such.npy"
+    if case == "mixed":
+        maps = maps.parent
+    if case == "text":
+        maps.write_text("hello")
+    if case == "objects":
+        np.save(maps, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    if case == "shapes":
+        np.save(features, np.zeros((3, 4)))
+    if case == "names":
+        maps = tmp_path / "x.npz"
+        np.savez(maps, a=np.zeros((4, 4)), b=np.zeros((4, 4)))
+    code = 2 if case in ("absent", "mixed") else 1
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "out", code=code)
+    assert maps.name in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- fit and predict
+
+
+def texture(seed: int, side: int = 96) -> np.ndarray:
+    """A grainy stripe pattern: the nominal look of these tests."""
+    rng = np.random.default_rng(seed)
+    stripes = 110 + 50 * np.sin((np.arange(side) + rng.integers(12)) * 2 * np.pi / 12)
+    picture = stripes[None, :, None] + rng.normal(0, 6, (side, side, 3))
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def spoiled(seed: int, side: int = 96) -> np.ndarray:
+    picture = texture(seed, side)
+    picture[40:60, 30:56] = np.random.default_rng(seed).integers(0, 255, (20, 26, 3), dtype=np.uint8)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training images, a model fitted on them through the command, and test images of every kind."""
+    folder = tmp_path_factory.mktemp("cli work") / "größe 1"
+    for name in ("train/good", "one", "two [b]"):
+        (folder / name).mkdir(parents=True)
+    for i in range(16):
+        Image.fromarray(texture(i)).save(folder / "train/good" / f"{i}.png")
+    Image.fromarray(texture(100)).save(folder / "one" / "good.png")
+    Image.fromarray(spoiled(101)).save(folder / "one" / "bad ü.png")
+    Image.fromarray(spoiled(102)[..., 0]).save(folder / "one" / "grey.png")
+    Image.fromarray(np.dstack([spoiled(103), np.full((96, 96), 255, np.uint8)])).save(folder / "one" / "rgba.png")
+    Image.fromarray(spoiled(104)[:, :80]).resize((250, 301)).save(folder / "one" / "large.jpg", quality=95)
+    Image.fromarray(spoiled(105)).save(folder / "two [b]" / "good.png")
+    whole = (folder / "one" / "good.png").read_bytes()
+    (folder / "one" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "one" / "notes.txt").write_text("no image")
+    done = ttt4as(
+        "fit", folder, "--model", folder / "m.safetensors", "--image-size", 96, "--crop-size", 80, "--seed", 3
+    )
+    assert "13 images to train on, 3 to validate, 0 skipped" in done.stdout
+    return folder
+
+
+GOOD = ("bad ü.png", "good.png", "grey.png", "large.jpg", "rgba.png")
+
+
+@pytest.fixture(scope="module")
+def predicted(work: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    done = ttt4as("predict", work / "m.safetensors", work / "one", work / "two [b]", "-o", work / "out", code=1)
+    return work / "out", done
+
+
+def test_predict_does_the_rest_and_names_the_bad_file(predicted: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    output, done = predicted
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    assert re.match(r"skipped: .*truncated\.png: .*", lines[0])
+    assert [Path(record["path"]).name for record in records(output)] == [*GOOD, "good.png"]
+    assert "6 done, 0 done earlier, 1 failed" in done.stdout
+
+
+def test_predict_writes_files_in_the_size_of_the_image(
+    predicted: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    output, _ = predicted
+    for record in records(output):
+        with Image.open(record["path"]) as image:
+            size = image.size
+        assert (record["width"], record["height"]) == size
+        with Image.open(output / record["files"]["mask"]) as image:
+            assert image.size == size
+            mask = np.asarray(image)
+        with Image.open(output / record["files"]["map"]) as image:
+            assert image.mode == "F"
+            psi = np.asarray(image)
+        with Image.open(output / record["files"]["overlay"]) as image:
+            assert image.size == size
+            assert image.mode == "RGB"
+        assert set(np.unique(mask)) <= {0, 255}
+        assert record["mask_area"] == (mask > 0).sum() == sum(region["area"] for region in record["regions"])
+        assert record["mask_share"] == pytest.approx(record["mask_area"] / mask.size)
+        assert not (mask[np.isnan(psi)] > 0).any()
+        # 80 of 96 pixels are seen along each side.
+        assert np.isfinite(psi).mean() == pytest.approx((80 / 96) ** 2, abs=0.02)
+        assert all(spent >= 0 for spent in record["milliseconds"].values())
+        assert {"read", "ttt4as", "write"} <= set(record["milliseconds"])
+
+
+def test_predict_finds_the_defects(predicted: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    found = {(Path(r["path"]).parent.name, Path(r["path"]).name): r for r in records(predicted[0])}
+    nominal = found["one", "good.png"]
+    assert (nominal["label"], nominal["status"], nominal["mask_area"], nominal["regions"]) == (
+        "nominal",
+        "nominal",
+        0,
+        [],
+    )
+    for name in ("bad ü.png", "grey.png", "rgba.png"):
+        record = found["one", name]
+        assert record["label"] == "defective"
+        assert record["score"] > 1.2 * nominal["score"]
+        with Image.open(predicted[0] / record["files"]["mask"]) as image:
+            mask = np.asarray(image) > 0
+        truth = np.zeros_like(mask)
+        truth[40:60, 30:56] = True
+        assert (mask & truth).sum() > 0.3 * truth.sum()
+        assert (mask & ~truth).sum() < 0.5 * mask.sum()
+        peak = record["regions"][0]
+        assert 30 <= peak["peak_x"] < 56
+        assert 40 <= peak["peak_y"] < 60
+
+
+def test_predict_tells_images_of_the_same_name_apart(predicted: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    same = [record for record in records(predicted[0]) if Path(record["path"]).name == "good.png"]
+    assert len(same) == 2
+    assert not set(same[0]["files"].values()) & set(same[1]["files"].values())
+    assert [record["label"] for record in same] == ["nominal", "defective"]
+
+
+def test_predict_agrees_with_the_library(work: Path, predicted: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    from ttt4as_fast import TTT4AS, PatchCore
+
+    model = PatchCore.load(work / "m.safetensors")
+    by_name = {Path(record["path"]).name: record for record in records(predicted[0])}
+    path = work / "one" / "bad ü.png"
+    out = model.predict([path])
+    assert by_name["bad ü.png"]["score"] == pytest.approx(float(out.pred_score[0]), rel=1e-4)
+    mask = TTT4AS(image_threshold=model.image_threshold_)(out.anomaly_map, out.features, out.pred_score).pred_mask[0]
+    with Image.open(predicted[0] / by_name["bad ü.png"]["files"]["mask"]) as image:
+        placed = np.asarray(image) > 0
+    assert (placed[8:88, 8:88] != mask).mean() < 0.002  # batches round differently: a pixel on the edge may flip
+
+
+def test_predict_a_second_time_does_nothing_but_retry(
+    work: Path, predicted: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    output, _ = predicted
+    before = {name: time for name, time in tree(output).items() if name != "run.json"}
+    done = ttt4as("predict", work / "m.safetensors", work / "one", work / "two [b]", "-o", output, code=1)
+    assert "0 done, 6 done earlier, 1 failed" in done.stdout
+    assert {name: time for name, time in tree(output).items() if name != "run.json"} == before
+
+
+def test_predict_refuses_to_mix_settings(work: Path, predicted: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    output, _ = predicted
+    before = tree(output)
+    done = ttt4as("predict", work / "m.safetensors", work / "one", "-o", output, "--percentile", 98, code=2)
+    assert "other settings" in one_line(done)
+    assert tree(output) == before
+
+
+def test_predict_overwrites_when_told(work: Path, tmp_path: Path) -> None:
+    one, model = work / "one" / "grey.png", work / "m.safetensors"
+    ttt4as("predict", model, one, "-o", tmp_path / "o")
+    first = (tmp_path / "o" / "masks" / "grey.png").read_bytes()
+    ttt4as("predict", model, one, "-o", tmp_path / "o", "--overwrite", "--no-gate", "--percentile", 90, "--no-overlays")
+    (record,) = records(tmp_path / "o")
+    assert "overlay" not in record["files"]
+    assert not list((tmp_path / "o" / "overlays").iterdir())
+    assert (tmp_path / "o" / "masks" / "grey.png").read_bytes() != first
+
+
+def test_predict_stops_and_goes_on(work: Path, tmp_path: Path) -> None:
+    """Killed outright after the first results, the run leaves whole files; the second does the rest, once."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(60):
+        Image.fromarray(spoiled(200 + i)).save(many / f"{i}.png")
+    arguments = ("predict", work / "m.safetensors", many, "-o", tmp_path / "out", "--batch-size", 1)
+    process = subprocess.Popen(
+        command(*arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    lines = tmp_path / "out" / "results.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (lines.exists() and lines.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    n_before = lines.read_bytes().count(b"\n")
+    assert 3 <= n_before < 60
+    before = {name: time for name, time in tree(tmp_path / "out" / "masks").items() if not name.startswith(".")}
+    done = ttt4as(*arguments)
+    assert f"{60 - n_before} done, {n_before} done earlier, 0 failed" in done.stdout
+    found = records(tmp_path / "out")
+    assert len({record["path"] for record in found}) == len(found) == 60
+    after = tree(tmp_path / "out" / "masks")
+    assert len(after) == 60  # no temporary files
+    for record in found[:n_before]:
+        name = Path(record["files"]["mask"]).name
+        assert after[name] == before[name]
+    for path in sorted((tmp_path / "out").rglob("*.png")):
+        with Image.open(path) as image:
+            image.load()
+
+
+def test_predict_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
+    model, image = work / "m.safetensors", work / "one" / "grey.png"
+    data = model.read_bytes()
+    broken, other, empty = tmp_path / "broken.safetensors", tmp_path / "other.safetensors", tmp_path / "empty"
+    broken.write_bytes(data[: len(data) // 2])
+    other.write_bytes(b"this is no model" * 10)
+    empty.mkdir()
+    (tmp_path / "file").write_text("x")
+    cases = [
+        ((broken, image, "-o", tmp_path / "o"), "broken.safetensors"),
+        ((other, image, "-o", tmp_path / "o"), "other.safetensors"),
+        ((tmp_path / "absent", image, "-o", tmp_path / "o"), "absent"),
+        ((model, empty, "-o", tmp_path / "o"), "empty"),
+        ((model, tmp_path / "nothing.png", "-o", tmp_path / "o"), "nothing.png"),
+        ((model, image, "-o", tmp_path / "file"), "file"),
+        ((model, image, "-o", tmp_path / "file" / "below"), "file"),
+        ((model, image, "-o", tmp_path / "o", "--percentile", "-3"), "percentile"),
+        ((model, image, "-o", tmp_path / "o", "--svm-c", "-1"), "C"),
+        ((model, image, "-o", tmp_path / "o", "--backend", "abacus"), "abacus"),
+        ((model, image, "-o", tmp_path / "o", "--device", "toaster"), "toaster"),
+    ]
+    for arguments, word in cases:
+        assert word in ttt4as("predict", *arguments, code=2).stderr, arguments
+    assert not (tmp_path / "o" / "results.jsonl").exists()
+
+
+def test_debug_shows_the_traceback(work: Path) -> None:
+    wrong = ("predict", work / "absent", work / "one", "-o", work / "never")
+    for arguments, more in ((("--debug", *wrong), {}), (wrong, {"TTT4AS_DEBUG": "1"})):
+        done = subprocess.run(
+            command(*arguments), cwd="/", env=environment(**more), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
+def test_unwritable_output(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    image = work / "one" / "grey.png"
+    assert "locked" in one_line(
+        ttt4as("predict", work / "m.safetensors", image, "-o", tmp_path / "locked" / "o", code=2)
+    )
+    assert "locked" in one_line(ttt4as("fit", work, "-m", tmp_path / "locked" / "m.safetensors", code=2))
+
+
+def test_fit_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"\x89PNG")
+    (tmp_path / "single").mkdir()
+    shutil.copy(work / "one" / "good.png", tmp_path / "single")
+    new, good = tmp_path / "m.safetensors", work / "train" / "good"
+    before = (work / "m.safetensors").stat().st_mtime_ns
+    cases = [
+        ((tmp_path / "absent", "-m", new), "absent"),
+        ((work / "m.safetensors", "-m", new), "m.safetensors"),
+        ((tmp_path / "empty", "-m", new), "empty"),
+        ((tmp_path / "bad", "-m", new), "none of the 1 images"),
+        ((tmp_path / "single", "-m", new), "left to train on"),
+        ((good, "-m", work / "m.safetensors"), "--overwrite"),
+        ((good, "-m", tmp_path), "is a folder"),
+        ((good, "-m", new, "--backbone", "abacus"), "abacus"),
+        ((good, "-m", new, "--image-size", "64", "--crop-size", "80"), "crop_size"),
+        ((good, "-m", new, "--weights", tmp_path / "w.pth"), "w.pth"),
+    ]
+    for arguments, word in cases:
+        assert word in ttt4as("fit", *arguments, code=2).stderr, arguments
+    assert not new.exists()
+    assert (work / "m.safetensors").stat().st_mtime_ns == before
+
+
+def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(work / "train" / "good", mixed)
+    shutil.copy(work / "one" / "truncated.png", mixed)
+    model = tmp_path / "new folder" / "m.safetensors"
+    done = ttt4as("fit", mixed, "-m", model, "--image-size", 64, "--validation-share", 0, code=1)
+    assert "16 images to train on, 0 to validate, 1 skipped" in done.stdout
+    assert "truncated.png" in done.stderr
+    assert [path.name for path in model.parent.iterdir()] == ["m.safetensors"]
+    image = work / "one" / "grey.png"
+    assert "--no-gate" in one_line(ttt4as("predict", model, image, "-o", tmp_path / "o", code=2))
+    ttt4as("predict", model, image, "-o", tmp_path / "o", "--no-gate", "--map-format", "npy")
+    (record,) = records(tmp_path / "o")
+    assert record["label"] is None
+    assert np.load(tmp_path / "o" / record["files"]["map"]).dtype == np.float32
+
+
+def test_fit_and_predict_are_the_same_twice(work: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    ttt4as("fit", work / "train" / "good", "-m", model, "--image-size", 96, "--crop-size", 80, "--seed", 3)
+    assert model.read_bytes() == (work / "m.safetensors").read_bytes()
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "set"
+    shutil.copytree(work / "train", dataset / "train")
+    truth = np.zeros((96, 96), np.uint8)
+    truth[40:60, 30:56] = 255
+    for kind in ("test/good", "test/noise", "ground_truth/noise"):
+        (dataset / kind).mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(texture(300 + i)).save(dataset / "test/good" / f"{i:03d}.png")
+        Image.fromarray(spoiled(310 + i)).save(dataset / "test/noise" / f"{i:03d}.png")
+        Image.fromarray(truth).save(dataset / "ground_truth/noise" / f"{i:03d}_mask.png")
+    done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r 1")
+    report = json.loads((tmp_path / "r 1" / "report.json").read_text("utf-8"))
+    assert len(report["images"]) == 6
+    methods = {row["method"]: row for row in report["rows"] if row["kind"] == "all"}
+    assert methods["ttt4as"]["i_auroc"] == 1.0
+    assert methods["ttt4as"]["f1"] > 0.4
+    assert (tmp_path / "r 1" / "report.csv").read_text("utf-8").startswith("dataset,")
+    assert "AU-PRO" in done.stdout
+    (dataset / "test/good" / "000.png").write_bytes(b"\x89PNG")
+    done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r 2", code=1)
+    assert "000.png" in done.stderr
+    one_line(ttt4as("evaluate", work / "m.safetensors", tmp_path / "absent", "-o", tmp_path / "r", code=2))
+    assert (
+        "layout" in ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path, "--layout", "x", code=2).stderr
+    )
+
+
+def test_demo_runs(tmp_path: Path) -> None:
+    done = ttt4as("demo", "--texture", "brick", "--output", tmp_path / "d", "--seed", 1)
+    summary = json.loads((tmp_path / "d" / "summary.json").read_text("utf-8"))
+    assert summary["f1_ttt4as"] > summary["f1_threshold"]
+    assert f"f1_ttt4as {summary['f1_ttt4as']:.3f}" in done.stdout
+    assert not done.stderr

@@ -1,0 +1,510 @@
+"""The command ``ttt4as``: arguments, help, progress bars, messages and exit codes. The work is done elsewhere.
+
+Exit codes: 0 done; 1 some files failed, the rest is done; 2 wrong arguments or nothing to work on; 130 interrupted.
+No import at the top may load torch: ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .terminal import DEBUG, failed, out, print_table, printable, progress_bars, user_errors, warn
+
+app = typer.Typer(
+    name="ttt4as",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# ---------------------------------------------------------------- options that several commands share
+
+
+class Loss(str, Enum):
+    squared_hinge = "squared_hinge"
+    hinge = "hinge"
+
+
+class Sampling(str, Enum):
+    grid = "grid"
+    random = "random"
+
+
+class MapFormat(str, Enum):
+    tiff = "tiff"
+    npy = "npy"
+    none = "none"
+
+
+class Texture(str, Enum):
+    brick = "brick"
+    gravel = "gravel"
+    grass = "grass"
+
+
+_METHOD = "Test-time training"
+_SPEED = "Device and speed"
+
+Percentile = Annotated[
+    float,
+    typer.Option(
+        min=0, max=100, rich_help_panel=_METHOD, help="Score that a peak must reach, as a percentile of its map."
+    ),
+]
+Radius = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Pixels around a peak taken as anomalous.")]
+Nominal = Annotated[int, typer.Option(min=1, rich_help_panel=_METHOD, help="Nominal pixels to train on.")]
+SvmC = Annotated[float, typer.Option("--svm-c", "-C", rich_help_panel=_METHOD, help="Weight of the SVM's loss.")]
+SvmLoss = Annotated[Loss, typer.Option("--loss", rich_help_panel=_METHOD, help="The SVM's loss.")]
+NominalSampling = Annotated[
+    Sampling, typer.Option("--nominal-sampling", rich_help_panel=_METHOD, help="How nominal pixels are chosen.")
+]
+RandomState = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Seed of random nominal sampling.")]
+Tol = Annotated[float, typer.Option(rich_help_panel=_METHOD, help="Relative duality gap to solve the SVM to.")]
+MaxIter = Annotated[int, typer.Option(min=1, rich_help_panel=_METHOD, help="Most iterations of the SVM.")]
+Backend = Annotated[
+    str,
+    typer.Option(rich_help_panel=_SPEED, help="Of every operation: 'auto' or a name that [b]ttt4as info[/b] lists."),
+]
+Device = Annotated[
+    str | None, typer.Option(rich_help_panel=_SPEED, help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
+]
+BatchSize = Annotated[int, typer.Option(min=1, rich_help_panel=_SPEED, help="Images taken at once.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the results, made if absent.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="File from [b]ttt4as fit[/b].", show_default=False)]
+
+
+# ---------------------------------------------------------------- root
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        out(f"ttt4as {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also: {DEBUG}=1).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Anomaly maps into masks by test-time training, and PatchCore to make the maps.
+
+    Start with [b]ttt4as demo[/b]; on your own images: [b]fit[/b], then [b]predict[/b].
+    """
+    if debug:
+        os.environ[DEBUG] = "1"
+    warnings.showwarning = lambda message, *_: warn(str(message))
+
+
+def main() -> None:
+    """Entry point of ``ttt4as`` and ``python -m ttt4as_fast``."""
+    app(prog_name="ttt4as")
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command: its docstring, with the line breaks within paragraphs undone, and examples as its help."""
+    epilog = "\n\n".join(["[b]Examples[/b]", *(line.replace("[", "\\[") for line in examples)])
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        app.command(help=text, epilog=epilog)(user_errors()(function))
+        return function
+
+    return register
+
+
+@_command("ttt4as demo", "ttt4as demo --texture grass --seed 7 --output demo-grass")
+def demo(
+    output: Output = Path("demo-output"),
+    texture: Annotated[
+        list[Texture] | None, typer.Option(help="One of the photographs; may be repeated.", show_default="all three")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of crops, defects and coreset.")] = 0,
+    backend: Backend = "auto",
+) -> None:
+    """Run everything on real photographs with known defects: masks of THR and TTT4AS, a figure, a summary.
+
+    Brick, gravel and grass photographs come with scikit-image, the network's weights with the installation: nothing is
+    downloaded. Writes figure.png and summary.json.
+    """
+    from .demo import METHODS, TEXTURES, run_demo
+
+    names = [one.value for one in texture] if texture else list(TEXTURES)
+    with progress_bars() as progress:
+        summary = run_demo(output, names, seed, backend, progress=progress)
+    from rich.table import Table
+
+    table = Table("texture", "image", title="Defective crops: precision, recall, F1")
+    for method in METHODS:
+        table.add_column(method, justify="right")
+    for row in summary["images"]:
+        if row["label"]:
+            cells = (
+                "  ".join(f"{row[key][m]:.2f}" for m in ("precision", "recall", "f1")) for key, _ in METHODS.values()
+            )
+            table.add_row(row["texture"], str(row["image"]), *cells)
+    for name, means in [*summary["textures"].items(), ("all", summary)]:
+        table.add_section()
+        cells = (
+            "  ".join(f"{means[f'{m}_{suffix}']:.2f}" for m in ("precision", "recall", "f1"))
+            for _, suffix in METHODS.values()
+        )
+        table.add_row(name, "mean", *cells, style="bold" if name == "all" else None)
+    print_table(table)
+    spent = summary["milliseconds"]
+    out(
+        f"f1_threshold {summary['f1_threshold']:.3f}   f1_ttt4as {summary['f1_ttt4as']:.3f}   "
+        f"{summary['seconds']:.0f} s in all, {spent['ttt4as']:.1f} ms an image for TTT4AS"
+    )
+    out(f"wrote {output / 'figure.png'} and {output / 'summary.json'}")
+
+
+@_command(
+    "ttt4as fit mvtec_ad/screw --model screw.safetensors",
+    "ttt4as fit good_parts/ --model parts.safetensors --image-size 320 --crop-size 320 --validation-share 0.3",
+)
+def fit(
+    train_dir: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of nominal images, or the root of a dataset (its training part is used).", show_default=False
+        ),
+    ],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model file to write.", show_default=False)],
+    backbone: Annotated[
+        str, typer.Option(help="Feature extractor; a wrong name lists them all.")
+    ] = "efficientnet_lite0",
+    layers: Annotated[str | None, typer.Option(help="Comma-separated.", show_default="the backbone's own")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Local weight file of the backbone.", show_default=False)] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="Images are resized to this square.")] = 256,
+    crop_size: Annotated[
+        int | None, typer.Option(min=8, help="Centre crop that is looked at.", show_default="7/8 of the image size")
+    ] = None,
+    coreset_ratio: Annotated[float, typer.Option(min=0, max=1, help="Share of the nominal patches kept.")] = 0.1,
+    n_neighbors: Annotated[int, typer.Option(min=1, help="Neighbours that re-weight the image score.")] = 9,
+    blur_sigma: Annotated[float, typer.Option(min=0, help="Gaussian blur of the anomaly map, in pixels.")] = 4.0,
+    validation_share: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Share of the images held out for thresholds; 0 gives a model without."),
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and the coreset.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model file.")] = False,
+    device: Device = None,
+    backend: Backend = "auto",
+) -> None:
+    """Learn what nominal images look like: fit PatchCore, calibrate its thresholds, save both in one file."""
+    if model.exists() and (model.is_dir() or not overwrite):
+        what = "is a folder" if model.is_dir() else "exists; --overwrite replaces it"
+        raise ValueError(f"model: {str(model)!r} {what}")
+    from . import runs
+
+    paths = runs.nominal_images(train_dir)
+    from .patchcore import PatchCore
+
+    detector = PatchCore(
+        backbone=backbone,
+        layers=[name.strip() for name in layers.split(",")] if layers else None,
+        weights=weights,
+        image_size=image_size,
+        crop_size=crop_size or round(image_size * 7 / 8),
+        coreset_ratio=coreset_ratio,
+        n_neighbors=n_neighbors,
+        blur_sigma=blur_sigma,
+        random_state=seed,
+        device=device,
+        backend=backend,
+    )
+    with progress_bars() as progress:
+        done = runs.fit(detector, paths, model, validation_share, seed, failed, progress)
+    out(f"{done['n_training']} images to train on, {done['n_validation']} to validate, {done['n_failed']} skipped")
+    out(
+        f"memory bank {done['memory_bank'][0]} x {done['memory_bank'][1]}, image threshold "
+        + (f"{done['image_threshold']:.4g}" if done["image_threshold"] is not None else "none (no validation images)")
+    )
+    if 0 < done["n_validation"] < 10:
+        warn(f"only {done['n_validation']} validation images: the thresholds are rough")
+    out(f"wrote {model} in {done['seconds']:.0f} s")
+    if done["n_failed"]:
+        raise typer.Exit(1)
+
+
+@_command(
+    "ttt4as predict screw.safetensors photos/ --output out",
+    "ttt4as predict screw.safetensors a.png b.png --output out --map-format npy --json | jq .score",
+)
+def predict(
+    ctx: typer.Context,
+    model: ModelFile,
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", show_default=False)],
+    output: Output,
+    map_format: Annotated[
+        MapFormat, typer.Option(help="Anomaly maps: 32-bit float TIFF, NPY, or not written.")
+    ] = MapFormat.tiff,
+    overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write overlays.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each result's line of JSON as well.")] = False,
+    overwrite: Overwrite = False,
+    image_threshold: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=_METHOD, help="Images scoring below it are nominal.", show_default="the model's"),
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", rich_help_panel=_METHOD, help="Leave nominal images unmarked.")
+    ] = True,
+    percentile: Percentile = 99.0,
+    neighbor_radius: Radius = 5,
+    n_nominal: Nominal = 100,
+    svm_c: SvmC = 1e-3,
+    loss: SvmLoss = Loss.squared_hinge,
+    nominal_sampling: NominalSampling = Sampling.grid,
+    random_state: RandomState = 0,
+    tol: Tol = 1e-4,
+    max_iter: MaxIter = 1000,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    backend: Backend = "auto",
+) -> None:
+    """Mark the anomalous pixels of images: mask, anomaly map, overlay and a line of JSON for each.
+
+    A stopped run goes on where it was. Files that cannot be read are named and skipped; the exit code is then 1.
+    Masks and maps have the size of the image; a map is NaN, and a mask empty, outside the centre crop the model sees.
+    """
+    from . import runs
+    from .images import list_images
+    from .results import ResultFolder
+
+    paths = list_images(images)
+    detector, about = _load(model, device, backend)
+    threshold = detector.image_threshold_ if image_threshold is None else image_threshold
+    if gate and threshold is None:
+        raise ValueError(
+            "the model has no image threshold (fitted with --validation-share 0): give --image-threshold, or --no-gate"
+        )
+    segmenter = _segmenter(ctx, threshold if gate else None)
+    settings = {
+        "model": about["sha256"],
+        "segmenter": _settings(segmenter),
+        "label_threshold": threshold,
+        "map_format": map_format.value,
+        "overlays": overlays,
+    }
+    from .demo import versions
+
+    recorded = {"model": about, "overlay_scale": runs.overlay_scale(detector), "versions": versions()}
+    with ResultFolder(output, settings, recorded, overwrite) as folder, progress_bars() as progress:
+        count = runs.predict(
+            detector,
+            segmenter,
+            paths,
+            folder,
+            threshold,
+            map_format.value,
+            overlays,
+            batch_size,
+            failed,
+            _json_line if as_json else lambda record: None,
+            progress,
+        )
+    _summary(count, folder, as_json)
+
+
+@_command("ttt4as evaluate screw.safetensors mvtec_ad/screw --output report")
+def evaluate(
+    ctx: typer.Context,
+    model: ModelFile,
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="Root of one category.", show_default=False)],
+    output: Output,
+    layout: Annotated[str, typer.Option(help="How the folder is laid out; a wrong name lists them all.")] = "auto",
+    percentile: Percentile = 99.0,
+    neighbor_radius: Radius = 5,
+    n_nominal: Nominal = 100,
+    svm_c: SvmC = 1e-3,
+    loss: SvmLoss = Loss.squared_hinge,
+    nominal_sampling: NominalSampling = Sampling.grid,
+    random_state: RandomState = 0,
+    tol: Tol = 1e-4,
+    max_iter: MaxIter = 1000,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    backend: Backend = "auto",
+) -> None:
+    """Compare the masks of THR, TTT4AS and others with the ground truth of a test set.
+
+    Prints the tables and writes report.csv and report.json.
+    """
+    from .datasets import load_dataset
+
+    found = load_dataset(dataset, layout)
+    output.mkdir(parents=True, exist_ok=True)
+    from .evaluate import evaluate as run
+
+    detector, _ = _load(model, device, backend)
+    segmenter = _segmenter(ctx, None)
+    with progress_bars() as progress:
+        step = None if progress is None else lambda done, total: progress("evaluating", done, total)
+        report = run(detector, found, segmenter, batch_size=batch_size, progress=step)
+    report.to_json(output / "report.json", images=True)
+    report.to_csv(output / "report.csv")
+    print_table(report.table())
+    out(f"wrote {output / 'report.csv'} and {output / 'report.json'}")
+    for failure in report.failures:
+        failed(failure["path"], failure["reason"])
+    if report.failures:
+        raise typer.Exit(1)
+
+
+@_command(
+    "ttt4as segment anomaly_map.npy features.npy --output out",
+    "ttt4as segment maps/ features/ --output out --percentile 99.5 --image-threshold 2.1",
+)
+def segment(
+    ctx: typer.Context,
+    maps: Annotated[
+        Path, typer.Argument(help="NPY or NPZ, (H, W) or (B, H, W); or a folder of them.", show_default=False)
+    ],
+    features: Annotated[
+        Path,
+        typer.Argument(
+            help="NPY or NPZ, (C, h, w) or (B, C, h, w); or a folder with the same names.", show_default=False
+        ),
+    ],
+    output: Output,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each result's line of JSON as well.")] = False,
+    overwrite: Overwrite = False,
+    image_threshold: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_METHOD, help="Maps whose maximum is below it stay unmarked.", show_default="none"
+        ),
+    ] = None,
+    percentile: Percentile = 99.0,
+    neighbor_radius: Radius = 5,
+    n_nominal: Nominal = 100,
+    svm_c: SvmC = 1e-3,
+    loss: SvmLoss = Loss.squared_hinge,
+    nominal_sampling: NominalSampling = Sampling.grid,
+    random_state: RandomState = 0,
+    tol: Tol = 1e-4,
+    max_iter: MaxIter = 1000,
+    backend: Backend = "auto",
+) -> None:
+    """The method alone, downstream of any detector: masks from arrays of anomaly maps and features.
+
+    In an NPZ file the array is the only one, or called anomaly_map or features. Writes masks as PNG and NPY, and a line
+    of JSON for each with its status.
+    """
+    from . import runs
+    from .results import ResultFolder
+
+    pairs = runs.array_pairs(maps, features, failed)
+    segmenter = _segmenter(ctx, image_threshold)
+    with (
+        ResultFolder(output, {"segmenter": _settings(segmenter)}, None, overwrite) as folder,
+        progress_bars() as progress,
+    ):
+        count = runs.segment(segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress)
+    _summary(count, folder, as_json)
+
+
+@_command("ttt4as info", "ttt4as info --json | jq .backends")
+def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """What is installed and usable here: versions, backends and why not, threads, environment variables."""
+    from . import runs
+
+    found = runs.describe()
+    if as_json:
+        out(json.dumps(found, indent=2))
+        return
+    from rich.table import Table
+
+    general = Table("", "", title="Installation", show_header=False)
+    for name, value in found["versions"].items():
+        general.add_row(name, value)
+    for name in ("system", "processors", "torch_threads", "core"):
+        general.add_row(name.replace("_", " "), str(found[name]))
+    general.add_row("CUDA devices", ", ".join(found["cuda"]) if found["cuda"] else "none")
+    print_table(general)
+    for device, operations in found["backends"].items():
+        table = Table(
+            "operation", "backend", "", title=f"Backends for arrays on {device}; 'auto' takes the first usable"
+        )
+        for operation, backends in operations.items():
+            for i, (name, reason) in enumerate(backends.items()):
+                table.add_row("" if i else operation, name, "usable" if reason is None else f"not usable: {reason}")
+        print_table(table)
+    variables = Table("variable", "value", "meaning", title="Environment")
+    for name, entry in found["environment"].items():
+        variables.add_row(name, entry["value"] or "not set", entry["meaning"])
+    print_table(variables)
+
+
+# ---------------------------------------------------------------- parts of commands
+
+
+def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str, str]]:
+    """The detector in a model file, and what to record of it."""
+    from .patchcore import PatchCore
+    from .results import file_digest
+
+    if not model.is_file():
+        raise FileNotFoundError(f"model: no such file: {str(model)!r}")
+    detector = PatchCore.load(model, device=device, backend=backend)
+    return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
+
+
+# Options of the method -> arguments of TTT4AS.
+_METHOD_OPTIONS = {
+    **{name: name for name in ("percentile", "neighbor_radius", "n_nominal", "loss", "nominal_sampling")},
+    **{name: name for name in ("random_state", "tol", "max_iter", "backend")},
+    "svm_c": "C",
+}
+
+
+def _segmenter(context: typer.Context, image_threshold: float | None) -> Any:
+    """TTT4AS with the options of the command that runs."""
+    from .segmenter import TTT4AS
+
+    values = {argument: context.params[option] for option, argument in _METHOD_OPTIONS.items()}
+    values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    return TTT4AS(**values, image_threshold=image_threshold)
+
+
+def _settings(segmenter: Any) -> dict[str, Any]:
+    """What its masks depend on: the parameters, but not the backend, which changes the speed."""
+    return {name: value for name, value in segmenter.get_params().items() if name != "backend"}
+
+
+def _json_line(record: dict[str, Any]) -> None:
+    typer.echo(json.dumps(record))
+
+
+def _summary(count: dict[str, int], folder: Any, as_json: bool) -> None:
+    """The last line of a folder run, and its exit code."""
+    marked = sum(record["mask_area"] > 0 for record in folder.records.values())
+    text = f"{count['done']} done, {count['skipped']} done earlier, {count['failed']} failed; "
+    text += f"{marked} of {len(folder.records)} marked; {folder.lines}"
+    typer.echo(printable(text), err=as_json)
+    if count["failed"]:
+        raise typer.Exit(1)

@@ -1,0 +1,487 @@
+"""The jobs behind the commands `fit`, `predict`, `segment` and `info`, free of terminals.
+
+A job that meets a file it cannot read reports it through `on_error` and goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .images import ImageError, read_image
+from .io import atomic_path
+from .kernels.arrays import check_float, check_int, check_option
+from .results import MAP_FORMATS, Placement, ResultFolder, overlay, regions, write_map, write_mask
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .patchcore import PatchCore
+    from .segmenter import TTT4AS
+
+OnError = Callable[[str, str], None]  # (path, reason)
+Progress = Callable[[str, int, int], None]  # (description, done, total)
+
+
+# ---------------------------------------------------------------- fit
+
+
+def nominal_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """The nominal training images that `folder` stands for: its own images, else the training part of the set it is.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError, ValueError
+        No such folder, or nothing in it that a layout of `ttt4as_fast.datasets` takes for nominal images.
+    """
+    from .datasets import load_dataset
+
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"no such folder: {str(folder)!r}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"expected a folder, got the file {str(folder)!r}")
+    images = [sample.image for sample in load_dataset(folder).train]
+    if not images:
+        raise ValueError(f"no nominal training images in {str(folder)!r}")
+    return images
+
+
+def split_nominal(paths: Sequence[Path], validation_share: float, seed: int) -> tuple[list[Path], list[Path]]:
+    """A seeded split into training and validation images, each in the order of `paths`.
+
+    Parameters
+    ----------
+    paths : sequence of pathlib.Path
+    validation_share : float
+        In [0, 0.9]. Rounded to whole images, at least one unless it is 0.
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        No image is left to train on, or a share out of range.
+    """
+    share = check_float(validation_share, "validation_share", 0.0, 0.9)
+    n = max(1, round(share * len(paths))) if share > 0 else 0
+    if len(paths) - n < 1:
+        raise ValueError(
+            f"validation_share: expected images left to train on, got {len(paths)} in all and {n} to validate; "
+            "give more images, or a share of 0"
+        )
+    chosen = set(np.random.default_rng(check_int(seed, "seed", 0)).permutation(len(paths))[:n].tolist())
+    training = [path for i, path in enumerate(paths) if i not in chosen]
+    return training, [path for i, path in enumerate(paths) if i in chosen]
+
+
+def readable(paths: Sequence[Path], on_error: OnError, progress: Progress | None = None) -> list[Path]:
+    """Those of `paths` that decode completely; the others are reported. Nothing is kept in memory."""
+    good = []
+    for i, path in enumerate(paths):
+        try:
+            read_image(path)
+            good.append(path)
+        except ImageError as error:
+            on_error(str(path), error.reason)
+        if progress:
+            progress("checking images", i + 1, len(paths))
+    return good
+
+
+def fit(
+    model: PatchCore,
+    paths: Sequence[Path],
+    output: str | os.PathLike[str],
+    validation_share: float = 0.2,
+    seed: int = 0,
+    on_error: OnError = lambda path, reason: None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fit a detector on nominal images, calibrate it on those held out, and save it.
+
+    Parameters
+    ----------
+    model : PatchCore
+        Not fitted yet.
+    paths : sequence of pathlib.Path
+        Nominal images.
+    output : path-like
+        Model file, made whole or not at all. Its folder is made if absent.
+    validation_share : float
+        In [0, 0.9], default 0.2: held out for the nominal statistics and the image threshold. 0: none, and the
+        model neither thresholds nor gates.
+    seed : int
+        Of the split.
+    on_error : callable
+        Called as ``on_error(path, reason)`` for a file that cannot be read.
+    progress : callable, optional
+        Called as ``progress(description, done, total)``.
+
+    Returns
+    -------
+    dict
+        Counts, the image threshold (None without validation) and seconds.
+
+    Raises
+    ------
+    ValueError
+        None of the images can be read, or too few are left.
+    OSError
+        The model cannot be written.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(output.parent / f"{output.name}.writable") as probe:  # before the minutes, not after them
+        probe.touch()
+    (output.parent / f"{output.name}.writable").unlink()
+    good = readable(paths, on_error, progress)
+    if not good:
+        raise ValueError(f"none of the {len(paths)} images can be read")
+    training, validation = split_nominal(good, validation_share, seed)
+    began = time.perf_counter()
+    model.fit(training, progress=_step(progress, "fitting"))
+    if validation:
+        if progress:
+            progress("calibrating", 0, 1)
+        model.calibrate(validation)
+        if progress:
+            progress("calibrating", 1, 1)
+    model.save(output)
+    return {
+        "model": str(output),
+        "n_training": len(training),
+        "n_validation": len(validation),
+        "n_failed": len(paths) - len(good),
+        "memory_bank": list(model.memory_bank_.shape),
+        "image_threshold": float(model.image_threshold_) if validation else None,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _step(progress: Progress | None, description: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(description, done, total)
+
+
+# ---------------------------------------------------------------- predict
+
+
+def overlay_scale(model: PatchCore) -> tuple[float, float] | None:
+    """Scores shown as transparent and in full colour: from the nominal mean to as far beyond the nominal maximum.
+
+    None for a model without nominal statistics. The highest score of any nominal image lies in the middle.
+    """
+    stats = model.nominal_statistics_
+    if stats is None:
+        return None
+    typical, highest = float(stats.mean.mean()), stats.max_threshold()
+    return typical, typical + 2 * max(highest - typical, 1e-6)
+
+
+def predict(
+    model: PatchCore,
+    segmenter: TTT4AS,
+    paths: Sequence[Path],
+    folder: ResultFolder,
+    label_threshold: float | None = None,
+    map_format: str = "tiff",
+    draw_overlay: bool = True,
+    batch_size: int = 8,
+    on_error: OnError = lambda path, reason: None,
+    on_result: Callable[[dict[str, Any]], None] = lambda record: None,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Mark the anomalous pixels of image files, and write what each gives to `folder` before the next batch is read.
+
+    Memory: one batch, however many images there are.
+
+    Parameters
+    ----------
+    model : PatchCore
+        Fitted.
+    segmenter : TTT4AS
+        Its ``image_threshold``, if any, gates.
+    paths : sequence of pathlib.Path
+        Image files. Those that `folder` holds a result of are skipped.
+    folder : ResultFolder
+        Entered.
+    label_threshold : float, optional
+        Image score from which an image is labelled ``"defective"``, else ``"nominal"``; without it the label is null.
+    map_format : {"tiff", "npy", "none"}
+        How anomaly maps are written. NaN where the model did not look: outside its centre crop.
+    draw_overlay : bool
+        Whether overlays are written.
+    batch_size : int
+        Images the model takes at once, >= 1.
+    on_error, on_result, progress : callable, optional
+        ``on_error(path, reason)``, ``on_result(record)``, ``progress(description, done, total)``.
+
+    Returns
+    -------
+    dict
+        ``done``, ``skipped`` and ``failed``: images.
+
+    Raises
+    ------
+    OSError
+        A result cannot be written. What was written before stands.
+    """
+    check_option(map_format, "map_format", MAP_FORMATS)
+    batch_size = check_int(batch_size, "batch_size", 1)
+    given = {os.path.abspath(path): path for path in paths}
+    todo = folder.start({key: path.stem for key, path in given.items()})
+    count = {"done": 0, "skipped": len(given) - len(todo), "failed": 0}
+    scale = overlay_scale(model) if draw_overlay else None
+    for start in range(0, len(todo), batch_size):
+        loaded = []
+        for key, name in todo[start : start + batch_size]:
+            began = time.perf_counter()
+            try:
+                loaded.append((key, name, read_image(key), 1e3 * (time.perf_counter() - began)))
+            except ImageError as error:
+                on_error(str(given[key]), error.reason)
+                count["failed"] += 1
+        if loaded:
+            outcome = _predict_batch(model, segmenter, [image for _, _, image, _ in loaded])
+            for (key, name, image, read), one in zip(loaded, outcome, strict=True):
+                one["milliseconds"] = {"read": _round(read), **one["milliseconds"]}
+                record = _write_result(model, folder, key, name, image, one, map_format, draw_overlay, scale)
+                folder.add(record)
+                on_result(record)
+                count["done"] += 1
+        if progress:
+            progress("predicting", min(start + batch_size, len(todo)), len(todo))
+    return count
+
+
+def _write_result(
+    model: PatchCore,
+    folder: ResultFolder,
+    key: str,
+    name: str,
+    image: Image.Image,
+    one: dict[str, Any],
+    map_format: str,
+    draw_overlay: bool,
+    scale: tuple[float, float] | None,
+) -> dict[str, Any]:
+    """Write the files of one image and return its record."""
+    began = time.perf_counter()
+    place = Placement(image.height, image.width, model.image_size, model.crop_size)
+    mask, anomaly_map = place.mask(one.pop("pred_mask")), place.map(one.pop("anomaly_map"))
+    files = {"mask": f"masks/{name}.png"}
+    write_mask(folder.folder / files["mask"], mask)
+    if map_format != "none":
+        files["map"] = f"maps/{name}.{map_format}"
+        write_map(folder.folder / files["map"], anomaly_map)
+    if draw_overlay:
+        files["overlay"] = f"overlays/{name}.png"
+        with atomic_path(folder.folder / files["overlay"]) as temporary:
+            overlay(image, anomaly_map, mask, scale).save(temporary)
+    record = {"path": key, "name": name, "width": image.width, "height": image.height, **one}
+    record.update(_mask_summary(mask, anomaly_map), files=files)
+    record["milliseconds"] = {**record["milliseconds"], "write": _round(1e3 * (time.perf_counter() - began))}
+    return record
+
+
+def _mask_summary(mask: np.ndarray, anomaly_map: np.ndarray) -> dict[str, Any]:
+    area = int(np.count_nonzero(mask))
+    return {"mask_area": area, "mask_share": area / mask.size, "regions": regions(mask, anomaly_map)}
+
+
+def _round(milliseconds: float) -> float:
+    return round(float(milliseconds), 3)
+
+
+# ---------------------------------------------------------------- segment
+
+
+def array_pairs(
+    maps: str | os.PathLike[str], features: str | os.PathLike[str], on_error: OnError
+) -> list[tuple[Path, Path]]:
+    """Files of anomaly maps with the files of their features: one of each, or folders matched by stem.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        A path does not exist, a file and a folder, or folders without a pair.
+    """
+    maps, features = Path(maps), Path(features)
+    for path in (maps, features):
+        if not path.exists():
+            raise FileNotFoundError(f"no such file or folder: {str(path)!r}")
+    if maps.is_dir() != features.is_dir():
+        raise ValueError(f"expected two files or two folders, got {str(maps)!r} and {str(features)!r}")
+    if not maps.is_dir():
+        return [(maps, features)]
+    left, right = _arrays_in(maps), _arrays_in(features)
+    for stem in sorted(left.keys() ^ right.keys()):
+        on_error(str(left.get(stem, right.get(stem))), "no file of the same name in the other folder")
+    pairs = [(left[stem], right[stem]) for stem in sorted(left.keys() & right.keys())]
+    if not pairs:
+        raise ValueError(f"no NPY or NPZ files with the same name in {str(maps)!r} and {str(features)!r}")
+    return pairs
+
+
+def _arrays_in(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".npy", ".npz") and not path.name.startswith("."):
+            if path.stem in found:
+                raise ValueError(f"expected one file a name, got {str(found[path.stem])!r} and {str(path)!r}")
+            found[path.stem] = path
+    return found
+
+
+def load_array(path: Path, names: Sequence[str]) -> np.ndarray:
+    """The array in an NPY file (memory-mapped), or the one in an NPZ file that is alone or called one of `names`.
+
+    Raises
+    ------
+    ValueError
+        Not such a file, damaged, with Python objects in it, or with several arrays of other names.
+    """
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            found = [name for name in names if name in content.files] or content.files
+            if len(found) == 1:
+                return content[found[0]]
+            listed = ", ".join(content.files) or "none"
+    # zipfile and NumPy's header parser raise whatever they meet in a damaged file.
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be read as NPY or NPZ ({type(error).__name__}: {error})") from error
+    raise ValueError(f"{path}: expected one array, or one called {' or '.join(names)}; it holds {listed}")
+
+
+def segment(
+    segmenter: TTT4AS,
+    pairs: Sequence[tuple[Path, Path]],
+    folder: ResultFolder,
+    on_error: OnError = lambda path, reason: None,
+    on_result: Callable[[dict[str, Any]], None] = lambda record: None,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Test-time training alone, on anomaly maps and features that any detector has written.
+
+    Memory: one image at a time; batches in NPY files are not loaded whole.
+
+    Parameters
+    ----------
+    segmenter : TTT4AS
+    pairs : sequence of (pathlib.Path, pathlib.Path)
+        As from `array_pairs`. Each holds (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w).
+    folder : ResultFolder
+        Entered. Masks are written as PNG and as NPY (bool).
+    on_error, on_result, progress : callable, optional
+        As for `predict`. A pair that cannot be used is reported and skipped.
+
+    Returns
+    -------
+    dict
+        ``done``, ``skipped`` and ``failed``: images, or pairs that could not be read.
+    """
+    count = {"done": 0, "skipped": 0, "failed": 0}
+    for number, pair in enumerate(pairs):
+        try:
+            images = list(_images_of(*pair, pair[0].stem))
+        except ValueError as error:
+            on_error(str(pair[0]), str(error))
+            count["failed"] += 1
+            continue
+        by_key = {key: (name, anomaly_map, features) for key, name, anomaly_map, features in images}
+        todo = folder.start({key: name for key, (name, _, _) in by_key.items()})
+        count["skipped"] += len(by_key) - len(todo)
+        for key, name in todo:
+            _, anomaly_map, features = by_key[key]
+            try:
+                record = _segment_one(segmenter, folder, key, name, np.array(anomaly_map), np.array(features))
+            except (ValueError, TypeError) as error:
+                on_error(key, str(error))
+                count["failed"] += 1
+                continue
+            folder.add(record)
+            on_result(record)
+            count["done"] += 1
+            if progress and len(pairs) == 1:
+                progress("segmenting", count["done"], len(todo))
+        if progress and len(pairs) > 1:
+            progress("segmenting", number + 1, len(pairs))
+    return count
+
+
+def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """(key, name, anomaly map, features) of each image in a pair of files; arrays are views."""
+    psi = load_array(maps, ("anomaly_map", "anomaly_maps", "maps"))
+    deep = load_array(features, ("features",))
+    key = os.path.abspath(maps)
+    if psi.ndim == 2 and deep.ndim == 3:
+        yield key, name, psi, deep
+    elif psi.ndim == 3 and deep.ndim == 4 and len(psi) == len(deep):
+        digits = max(4, len(str(len(psi) - 1)))
+        for i, (one, its) in enumerate(zip(psi, deep, strict=True)):
+            yield f"{key}[{i}]", f"{name}_{i:0{digits}d}", one, its
+    else:
+        raise ValueError(
+            "expected shapes (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w); "
+            f"got {psi.shape} and {deep.shape} in {str(features)!r}"
+        )
+
+
+def _segment_one(
+    segmenter: TTT4AS, folder: ResultFolder, key: str, name: str, anomaly_map: np.ndarray, features: np.ndarray
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    out = segmenter(anomaly_map, features)
+    spent = 1e3 * (time.perf_counter() - began)
+    files = {"mask": f"masks/{name}.png", "array": f"masks/{name}.npy"}
+    write_mask(folder.folder / files["mask"], out.pred_mask)
+    with atomic_path(folder.folder / files["array"]) as temporary:
+        np.save(temporary, out.pred_mask)
+    height, width = anomaly_map.shape
+    record = {"path": key, "name": name, "width": width, "height": height, "status": out.status}
+    summary = _mask_summary(out.pred_mask, anomaly_map)
+    return {**record, **summary, "files": files, "milliseconds": {"ttt4as": _round(spent)}}
+
+
+# ---------------------------------------------------------------- info
+
+ENVIRONMENT_VARIABLES = {
+    "TTT4AS_BACKEND": "the backend of every operation",
+    "TTT4AS_NUM_THREADS": "threads of the C++ core (else OMP_NUM_THREADS, else all cores)",
+    "TTT4AS_ISA": "the most that the C++ core may use: generic, avx2 or avx512",
+    "TTT4AS_DEBUG": "commands show tracebacks",
+    "OMP_NUM_THREADS": "threads of torch and of the C++ core",
+}
+
+
+def describe() -> dict[str, Any]:
+    """What this installation is and can do: versions, devices, backends and why not, threads, environment variables."""
+    import platform
+
+    import torch
+
+    from . import kernels
+    from .demo import versions
+    from .kernels.dispatch import native_core
+
+    core = native_core()
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": versions(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "core": core if isinstance(core, str) else core.__version__,
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else None,
+        "backends": {device: kernels.backends(device) for device in ("cpu", *(("cuda",) if cuda else ()))},
+        "environment": {
+            name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT_VARIABLES.items()
+        },
+    }

@@ -1,0 +1,107 @@
+"""How the commands speak: results on stdout; progress bars, warnings and errors on stderr, each error one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+DEBUG = "TTT4AS_DEBUG"
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def printable(text: str) -> str:
+    """File names that are not UTF-8 with their odd bytes escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _say_err(style: str, kind: str, text: str) -> None:
+    console = _err()
+    console.print(f"[{style}]{kind}:[/]", end=" ")
+    console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def say_error(text: str) -> None:
+    """One line on stderr."""
+    _say_err("bold red", "error", text)
+
+
+def failed(path: str, reason: str) -> None:
+    """A file that is left out, and why."""
+    _say_err("yellow", "skipped", f"{path}: {reason}")
+
+
+def out(text: str) -> None:
+    """One line on stdout, plain."""
+    typer.echo(printable(text))
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
+    """``progress(description, done, total)`` as bars on stderr; None where that is no terminal."""
+    console = _err()
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=console) as bars:
+
+        def report(description: str, done: int, total: int) -> None:
+            if description not in tasks:
+                tasks[description] = bars.add_task(description, total=total)
+            bars.update(tasks[description], completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Mistakes of the user's become one line and exit code 2; anything else is a defect and keeps its traceback."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        if os.environ.get(DEBUG):
+            raise
+        say_error("interrupted")
+        raise typer.Exit(130) from None
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get(DEBUG):
+            raise
+        say_error(" ".join(str(error).split()) or type(error).__name__)
+        raise typer.Exit(2) from None
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    _say_err("yellow", "warning", text)
+
+
+def print_table(table: Any) -> None:
+    """A table on stdout; wide enough not to be cut where that is no terminal."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
