@@ -131,7 +131,7 @@ def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
         "otsu": lambda i, psi: baselines.otsu_mask(psi),
         "ttt4as": lambda i, psi: gated(psi, batch.features[i], pred_score=batch.pred_score[i]).pred_mask,
         "ttt4as_ungated": lambda i, psi: ungated(psi, batch.features[i]).pred_mask,
-        "ttt4as_score_only": lambda i, psi: ungated(psi, psi[None]).pred_mask,
+        "ttt4as_score_only": lambda i, psi: ungated(psi, ((psi - psi.mean()) / psi.std())[None]).pred_mask,
         "oracle_image_f1": lambda i, psi: psi > baselines.oracle_threshold(known.maps, known.masks)[0],
         "oracle_pooled_f1": lambda i, psi: psi > baselines.oracle_threshold(known.maps, known.masks, "pooled_f1")[0],
     }[method]
@@ -139,6 +139,17 @@ def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
     row = known.report.row(method)
     for name, value in metrics.mask_metrics(predictions, known.masks).items():
         assert row[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_score_as_the_only_feature_is_no_matter_of_the_scale_of_scores(known):
+    class Shifted(BrightnessDetector):
+        @staticmethod
+        def map_of(pixels: np.ndarray) -> np.ndarray:
+            return BrightnessDetector.map_of(pixels) * np.float32(8) + np.float32(64)
+
+    shifted = evaluate(Shifted(), known.data).row("ttt4as_score_only")
+    assert shifted["f1"] == pytest.approx(known.report.row("ttt4as_score_only")["f1"], abs=0.01)
+    assert shifted["fpr_pixels_nominal"] < 0.95
 
 
 def test_methods_differ_as_they_should(known):

@@ -45,7 +45,7 @@ METHODS = {
     "otsu": "Otsu's threshold of the map itself",
     "ttt4as": "TTT4AS, gated by the image threshold",
     "ttt4as_ungated": "TTT4AS on every image",
-    "ttt4as_score_only": "TTT4AS on every image, the anomaly score as its only feature",
+    "ttt4as_score_only": "TTT4AS on every image, its anomaly score, standardised, as the only feature",
     "oracle_image_f1": "one threshold, best for the mean per-image F1 (sees the ground truth)",
     "oracle_pooled_f1": "one threshold, best for the pooled F1 (sees the ground truth)",
 }
@@ -256,7 +256,7 @@ def _methods(model: PatchCore, segmenter: TTT4AS, quantile: float) -> dict[str, 
 
     def test_time(ttt: TTT4AS, only_score: bool = False) -> _Method:
         def run(psi: np.ndarray, features: np.ndarray, score: float) -> tuple[np.ndarray, str]:
-            out = ttt(psi, psi[None] if only_score else features, pred_score=score)
+            out = ttt(psi, _standardised(psi)[None] if only_score else features, pred_score=score)
             return to_numpy(out.pred_mask), str(out.status)
 
         return run
@@ -272,6 +272,16 @@ def _methods(model: PatchCore, segmenter: TTT4AS, quantile: float) -> dict[str, 
         "ttt4as_ungated": test_time(ungated),
         "ttt4as_score_only": test_time(ungated, only_score=True),
     }
+
+
+def _standardised(psi: np.ndarray) -> np.ndarray:
+    """`psi` with mean 0 and standard deviation 1, zeros if it is constant.
+
+    The SVM penalises its intercept: a single feature far from zero, as raw distances are, leaves it no way to say no.
+    """
+    centred = psi - psi.mean(dtype=np.float64)
+    spread = centred.std()
+    return (centred / spread if spread > 0 else centred).astype(np.float32)
 
 
 _Judged = tuple[Sample, np.ndarray, np.ndarray, float, "np.ndarray | None"]
