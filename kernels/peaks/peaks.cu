@@ -18,18 +18,18 @@ __device__ void local_maxima(const T* maps, bool* out, int height, int width, do
         out[offset + i] = is_peak(map, height, width, i / width, i % width, tau);
 }
 
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
     local_maxima_f32(const float* maps, bool* out, int height, int width, double percentile) {
     local_maxima(maps, out, height, width, percentile);
 }
 
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
     local_maxima_f64(const double* maps, bool* out, int height, int width, double percentile) {
     local_maxima(maps, out, height, width, percentile);
 }
 
 // `scratch`: two bit maps an image.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
     dilate(const bool* masks, bool* out, u32* scratch, int height, int width, int radius) {
     const int words = (width + 31) / 32;
     const long long offset = (long long)blockIdx.x * height * width;

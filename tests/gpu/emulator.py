@@ -34,7 +34,8 @@ def library(file: str) -> ctypes.CDLL:
     from ttt4as_fast.kernels.gpu_common import cuda
 
     text = cuda.source(file)
-    kernels = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\(\w+\)\s*)?(\w+)\(", text)
+    kernels = re.findall(r"^extern \"C\" __global__ void (?:__launch_bounds__\([^)]*\))?\s*(\w+)\(", text, re.MULTILINE)
+    kernels += re.findall(r"^\w+_KERNEL\((\w+), ", text, re.MULTILINE)  # those that a macro spells out
     assert kernels, file
     launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels)
     whole = f'#include "{SHIM}"\n{text}\n{launchers}\n'

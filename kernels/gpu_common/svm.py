@@ -1,0 +1,233 @@
+"""Every image of a batch trained at once: Gram matrices and weights in Triton around the solver in ``svm.cu``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from . import cuda
+from .geometry import Axis
+
+GRAM_CAPACITY = 1024
+"""Basis vectors of an image up to which its Gram matrix is formed; past it products go through the basis."""
+_FILE = "gpu_common/svm.cu"
+_THREADS = 512
+_VECTORS = 9  # of the solver, each as long as the basis
+_STENCIL = 9
+_RESERVED = 4096  # bytes of shared memory that the solver's reductions use
+_TILE, _BLOCK_K = 16, 32
+_GRAM_PROGRAMS = 64  # an image
+
+
+class Samples(NamedTuple):
+    """Labelled pixels of a batch of maps, as ``segment/label.cu`` leaves them."""
+
+    labels: torch.Tensor
+    pixels: torch.Tensor
+    cells: torch.Tensor
+    slot: torch.Tensor
+    rows: Axis
+    cols: Axis
+    size: tuple[int, int]
+    """(H, W)"""
+    grid: tuple[int, int]
+    """(h, w)"""
+    own_points: bool
+
+
+class Trained(NamedTuple):
+    """One linear SVM an image."""
+
+    weights: torch.Tensor
+    """(B, dim) float32"""
+    report: torch.Tensor
+    """(B, 3) float64: relative duality gap, iterations, intercept"""
+
+
+@triton.jit
+def gram_kernel(
+    basis_ptr, gram_ptr, counts_ptr, status_ptr, rows, dim, capacity,
+    PROGRAMS: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """K = U U^T + 1 of each image, lower triangle mirrored: m^2 dim / 2 multiplications in float32, no tensor cores.
+
+    A fixed number of programs an image share its tiles, for only the device knows how many there are.
+    """
+    image = tl.program_id(1)
+    m = tl.load(counts_ptr + image * 3) + tl.load(counts_ptr + image * 3 + 2)
+    if tl.load(status_ptr + image) != 0:
+        m = 0
+    if m > capacity:
+        m = 0
+    basis = basis_ptr + image.to(tl.int64) * rows * dim
+    gram = gram_ptr + image.to(tl.int64) * capacity * capacity
+    tiles = tl.cdiv(m, TILE)
+    for tile in range(tl.program_id(0), tiles * (tiles + 1) // 2, PROGRAMS):
+        # tile = i * (i + 1) / 2 + j; the root may be off by one for large tiles
+        i = ((tl.sqrt(8.0 * tile + 1) - 1) / 2).to(tl.int32)
+        i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
+        i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
+        j = tile - i * (i + 1) // 2
+        row = i * TILE + tl.arange(0, TILE)
+        col = j * TILE + tl.arange(0, TILE)
+        total = tl.zeros((TILE, TILE), tl.float32)
+        for k in range(0, dim, BLOCK_K):
+            channel = k + tl.arange(0, BLOCK_K)
+            a = tl.load(
+                basis + row[:, None] * dim + channel[None, :],
+                mask=(row < m)[:, None] & (channel < dim)[None, :], other=0,
+            )  # fmt: skip
+            b = tl.load(
+                basis + col[None, :] * dim + channel[:, None],
+                mask=(col < m)[None, :] & (channel < dim)[:, None], other=0,
+            )  # fmt: skip
+            total = tl.dot(a, b, total, input_precision="ieee")
+        total += 1
+        mask = (row < m)[:, None] & (col < m)[None, :]
+        tl.store(gram + row[:, None] * capacity + col[None, :], total, mask=mask)
+        tl.store(gram + col[None, :] * capacity + row[:, None], total, mask=mask)
+
+
+@triton.jit
+def weights_kernel(
+    basis_ptr, beta_ptr, counts_ptr, status_ptr, weights_ptr, rows, dim, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """w = U^T beta of each image, a block of channels a program; zero for an image that was not trained."""
+    image = tl.program_id(1)
+    m = tl.load(counts_ptr + image * 3) + tl.load(counts_ptr + image * 3 + 2)
+    status = tl.load(status_ptr + image)
+    if (status != 0) & (status != 3):
+        m = 0
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    basis = basis_ptr + image.to(tl.int64) * rows * dim
+    beta = beta_ptr + image.to(tl.int64) * rows
+    total = tl.zeros((BLOCK_C,), tl.float64)
+    for first in range(0, m, BLOCK_M):
+        row = first + tl.arange(0, BLOCK_M)
+        factor = tl.load(beta + row, mask=row < m, other=0)
+        u = tl.load(
+            basis + row[:, None].to(tl.int64) * dim + channel[None, :],
+            mask=(row < m)[:, None] & (channel < dim)[None, :], other=0,
+        )  # fmt: skip
+        total += tl.sum(u.to(tl.float64) * factor[:, None], axis=0)
+    tl.store(weights_ptr + image.to(tl.int64) * dim + channel, total.to(tl.float32), mask=channel < dim)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one image may need, fixed by shapes alone, and where it is kept."""
+
+    rows: int
+    """Basis vectors at most."""
+    dim: int
+    size: tuple[int, int] = (0, 0)
+    grid: tuple[int, int] = (0, 0)
+    shared_limit: int = 48 * 1024
+
+    @property
+    def gram(self) -> int:
+        """Side of the Gram matrix that is set aside."""
+        return min(self.rows, GRAM_CAPACITY)
+
+    @property
+    def vectors_shared(self) -> bool:
+        """Whether the solver's vectors fit shared memory, with room for a Gram matrix."""
+        return self.vector_bytes <= self.shared_bytes // 2
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the solver's vectors."""
+        return _VECTORS * 8 * self.rows
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory a block asks for: enough for the largest problem, or all there is."""
+        needs = self.vector_bytes + 4 * self.gram * (self.gram + 32)
+        return min(self.shared_limit - _RESERVED, -(-needs // 16) * 16)
+
+    @property
+    def scratch(self) -> int:
+        """Doubles of scratch of an image."""
+        cells, pixels = self.grid[0] * self.grid[1], self.size[0] * self.size[1]
+        vectors = 0 if self.vectors_shared else _VECTORS * self.rows
+        return self.dim + _STENCIL * cells + 2 * pixels + -(-_STENCIL * cells // 2) + vectors
+
+    @property
+    def bytes(self) -> int:
+        """Memory of an image while it is trained: basis, Gram matrix, coefficients and scratch."""
+        return 4 * self.rows * self.dim + 4 * self.gram**2 + 8 * self.rows + 8 * self.scratch
+
+
+def train(
+    basis: torch.Tensor,
+    counts: torch.Tensor,
+    status: torch.Tensor,
+    capacity: Capacity,
+    *,
+    C: float,
+    loss: str,
+    tol: float,
+    max_iter: int,
+    samples: Samples | None = None,
+    signs: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+) -> Trained:
+    """Train one SVM an image; no synchronisation, and the same bits for an image in any batch.
+
+    Parameters
+    ----------
+    basis : tensor, (B, rows, dim) float32
+        Points first, then feature cells; rows beyond an image's counts are not read.
+    counts : tensor, (B, 3) int32
+        Points, labelled pixels and cells of each image.
+    status : tensor, (B,) int32
+        0: train. Becomes 0 (converged), 3 (not within `max_iter`) or 4 (an overflow or a non-finite value).
+    capacity : Capacity
+    C, loss, tol, max_iter
+        As `fit_linear_svm`.
+    samples : Samples, optional
+        Labelled pixels; without them the points are all there is.
+    signs : tensor, (rows,) int8, optional
+        Labels -1 and 1 of the points, -1 by default.
+    scales : tensor, (rows,) float64, optional
+        Sample weights of the points, 1 by default.
+
+    Returns
+    -------
+    Trained
+    """
+    batch, rows, dim = basis.shape
+    device = basis.device
+    gram = torch.empty((batch, capacity.gram, capacity.gram), dtype=torch.float32, device=device)
+    gram_kernel[(_GRAM_PROGRAMS, batch)](
+        basis, gram, counts, status, rows, dim, capacity.gram, PROGRAMS=_GRAM_PROGRAMS, TILE=_TILE, BLOCK_K=_BLOCK_K
+    )
+    beta = torch.empty((batch, rows), dtype=torch.float64, device=device)
+    report = torch.empty((batch, 3), dtype=torch.float64, device=device)
+    scratch = torch.empty((batch, capacity.scratch), dtype=torch.float64, device=device)
+    if samples is None:
+        pixels: tuple = (None,) * 10
+        size = (0, 0, 0, 0, 1)
+    else:
+        pixels = (samples.labels, samples.pixels, samples.cells, samples.slot)
+        for axis in (samples.rows, samples.cols):
+            pixels += (axis.lower, axis.weight, axis.start)
+        size = (*samples.size, *samples.grid, int(samples.own_points))
+    integers = (*size, int(loss == "hinge"), max_iter, int(capacity.vectors_shared), capacity.shared_bytes)
+    cuda.launch(
+        device, _FILE, "svm_solve", batch, _THREADS,
+        gram, basis, counts, signs, scales, *pixels, status, beta, report, scratch, np.int64(capacity.scratch),
+        np.int32(capacity.gram), np.int32(rows), np.int32(dim), *(np.int32(i) for i in integers),
+        np.float64(C), np.float64(tol), shared_bytes=capacity.shared_bytes,
+    )  # fmt: skip
+    weights = torch.empty((batch, dim), dtype=torch.float32, device=device)
+    block_c = 64
+    weights_kernel[(triton.cdiv(dim, block_c), batch)](
+        basis, beta, counts, status, weights, rows, dim, BLOCK_M=32, BLOCK_C=block_c
+    )
+    return Trained(weights, report)

@@ -1,0 +1,137 @@
+// Pseudo-labels of one map by one block, and what the solver needs of them: the nominal samples in the order they are
+// taken, the labelled pixels, and the feature cells that those look at.
+#include "peaks.cuh"
+
+using namespace ttt4as;
+
+// Codes of a segmentation; those of kernels/segment/__init__.py.
+#define OK 0
+#define NOMINAL 1
+#define DEGENERATE 2
+#define NON_FINITE 4
+
+// The cells of a bilinear upsampling along one axis: see gpu_common/geometry.py.
+struct Axis {
+    const int* lower;
+    const float* weight;
+    int cells;
+};
+
+__device__ void touch(int* slot, const Axis& rows, const Axis& cols, int row, int col) {
+    const int top = rows.lower[row], left = cols.lower[col];
+    const bool down = rows.weight[row] > 0, right = cols.weight[col] > 0;
+    // A weight below 1 touches the lower cell, one above 0 the upper; all writers write the same.
+    int* cell = slot + top * cols.cells + left;
+    cell[0] = 1;
+    if (right) cell[1] = 1;
+    if (down) cell[cols.cells] = 1;
+    if (down && right) cell[cols.cells + 1] = 1;
+}
+
+// labels      (B, H, W) 1 anomalous, -1 nominal, 0 neither
+// status      (B,)
+// points      (B, limit) pixels of the nominal samples, in order; counts[b][0] of them
+// pixels      (B, H * W) labelled pixels that are not points, ascending; counts[b][1] of them
+// cells       (B, h * w) cells that those pixels look at, ascending; counts[b][2] of them
+// slot        (B, h * w) the place of a cell in `cells`, or -1
+// scratch     (B, 2, H * ceil(W / 32)) bits
+// With own_points the nominal samples are points; without, they are pixels like the anomalous ones.
+template <typename T>
+__device__ void label(const T* maps, const bool* skip, const int* candidates, signed char* labels, int* status,
+                      int* points, int* pixels, int* cells, int* slot, int* counts, u32* scratch, Axis rows, Axis cols,
+                      int height, int width, int n_candidates, int limit, int radius, int own_points,
+                      double percentile) {
+    const int image = blockIdx.x, n = height * width, words = (width + 31) / 32, n_cells = rows.cells * cols.cells;
+    const T* map = maps + (long long)image * n;
+    labels += (long long)image * n;
+    pixels += (long long)image * n;
+    points += (long long)image * limit;
+    cells += (long long)image * n_cells;
+    slot += (long long)image * n_cells;
+    counts += image * 3;
+    u32* bits = scratch + (long long)image * 2 * height * words;
+
+    const bool gated = skip != nullptr && skip[image];
+    const Range<T> range = range_of(map, n);
+    if (gated || !range.finite) {
+        for (int i = threadIdx.x; i < n; i += blockDim.x) labels[i] = 0;
+        if (threadIdx.x < 3) counts[threadIdx.x] = 0;
+        if (threadIdx.x == 0) status[image] = range.finite ? NOMINAL : NON_FINITE;
+        return;
+    }
+    const double tau = percentile_of(map, n, percentile, range);
+    fill_bits(bits, height, width, [=](int row, int col) { return is_peak(map, height, width, row, col, tau); });
+    u32* anomalous = dilate_bits(bits, bits + height * words, height, width, radius);
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        labels[i] = bit_at(anomalous, words, i / width, i % width) ? 1 : 0;
+    for (int i = threadIdx.x; i < n_cells; i += blockDim.x) slot[i] = 0;
+    __syncthreads();
+
+    int n_points = 0;
+    for (int first = 0; first < n_candidates && n_points < limit; first += blockDim.x) {
+        const int i = first + threadIdx.x;
+        const int pixel = i < n_candidates ? candidates[i] : 0;
+        const bool free = i < n_candidates && !bit_at(anomalous, words, pixel / width, pixel % width);
+        int taken;
+        const int place = n_points + block_scan(free, taken);
+        if (free && place < limit) {
+            points[place] = pixel;
+            labels[pixel] = -1;
+        }
+        n_points = n_points + taken < limit ? n_points + taken : limit;
+    }
+    __syncthreads();
+
+    // A thread takes a run of pixels, so that their order needs one scan for blockDim.x runs.
+    const int run = 16;
+    int n_pixels = 0, n_anomalous = 0;
+    for (int first = 0; first < n; first += blockDim.x * run) {
+        const int start = first + threadIdx.x * run, stop = start + run < n ? start + run : n;
+        int mine = 0, anomalies = 0, all;
+        for (int i = start; i < stop; ++i) {
+            anomalies += labels[i] == 1;
+            mine += labels[i] == 1 || (!own_points && labels[i] == -1);
+        }
+        int place = n_pixels + block_scan(mine, all);
+        n_pixels += all;
+        n_anomalous += anomalies;
+        for (int i = start; i < stop && mine; ++i)
+            if (labels[i] == 1 || (!own_points && labels[i] == -1)) {
+                pixels[place++] = i;
+                touch(slot, rows, cols, i / width, i % width);
+            }
+    }
+    n_anomalous = block_reduce(n_anomalous, Add());
+    __syncthreads();
+
+    int used = 0;
+    for (int first = 0; first < n_cells; first += blockDim.x) {
+        const int cell = first + threadIdx.x;
+        const bool touched = cell < n_cells && slot[cell] != 0;
+        int all;
+        const int place = used + block_scan(touched, all);
+        if (touched) cells[place] = cell;
+        if (cell < n_cells) slot[cell] = touched ? place : -1;
+        used += all;
+    }
+    if (threadIdx.x == 0) {
+        counts[0] = own_points ? n_points : 0;
+        counts[1] = n_pixels;
+        counts[2] = used;
+        status[image] = range.lowest == range.highest || n_anomalous == 0 || n_points == 0 ? DEGENERATE : OK;
+    }
+}
+
+#define LABEL_KERNEL(name, T)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(1024, 1)                                                              \
+        name(const T* maps, const bool* skip, const int* candidates, signed char* labels, int* status, int* points, \
+             int* pixels, int* cells, int* slot, int* counts, u32* scratch, const int* row_lower,                   \
+             const float* row_weight, const int* col_lower, const float* col_weight, int height, int width, int h,  \
+             int w, int n_candidates, int limit, int radius, int own_points, double percentile) {                   \
+        label(maps, skip, candidates, labels, status, points, pixels, cells, slot, counts, scratch,                 \
+              Axis{row_lower, row_weight, h}, Axis{col_lower, col_weight, w}, height, width, n_candidates, limit,   \
+              radius, own_points, percentile);                                                                      \
+    }
+
+LABEL_KERNEL(label_f32, float)
+LABEL_KERNEL(label_f64, double)
