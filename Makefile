@@ -13,9 +13,11 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml setup.py CMakeLists.txt \
-	$(shell find ttt4as_fast kernels -name '*.py' -o -name '*.typed' -o -name '*.[ch]pp' -o -name '*.inl' -o -name '*.h')
-CPP_FILES = $(shell find kernels/cpp $(wildcard examples) -name '*.[ch]pp' -o -name '*.inl' -o -name '*.[ch]')
+SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
+	$(shell find ttt4as_fast kernels -type f ! -name '*.py[co]' ! -name '*.so')
+# The same names as in .pre-commit-config.yaml.
+CPP_FILES = $(shell find kernels tests $(wildcard benchmarks examples) -type f | \
+	grep -E '\.(c|h|cpp|hpp|inl|cu|cuh)$$')
 
 .PHONY: demo test lint typecheck install clean
 

@@ -107,7 +107,8 @@ setup(
     packages=packages(),
     package_dir={"ttt4as_fast.kernels": "kernels"},
     include_package_data=False,  # the sources of the core belong into the sdist, not into every installation
-    package_data={"ttt4as_fast": ["py.typed"], "ttt4as_fast.kernels": ["cpp/include/ttt4as/*.h*"]},
+    # CUDA sources are compiled at run time; tables are read then.
+    package_data={"": ["py.typed", "*.cu", "*.cuh", "*.json"], "ttt4as_fast.kernels": ["cpp/include/ttt4as/*.h*"]},
     ext_modules=core_extensions(),
     cmdclass={"build_ext": BuildCore},
 )

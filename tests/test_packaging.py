@@ -27,7 +27,7 @@ JUNK = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache
 # The core of the tests is built without optimisation: what counts is that it is built, and by whom.
 ENVIRONMENT = {
     **{k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TTT4AS_", "CMAKE_", "COV_", "PIP_REQ"))},
-    "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug",
+    "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0",
     "TTT4AS_BUILD_CORE": "1",
 }
 NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++", "TTT4AS_BUILD_CORE": "auto"}
@@ -122,6 +122,7 @@ def test_wheel_from_sdist(source: Path, tmp_path: Path, environment: Callable[..
     (source / "kernels" / "_core.left-over.so").touch()  # what an editable install leaves in the tree
     (source / "kernels" / "new_operation").mkdir()
     (source / "kernels" / "new_operation" / "__init__.py").touch()
+    (source / "kernels" / "new_operation" / "table.json").touch()
     script = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
     result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=source, env=ENVIRONMENT, capture_output=True, text=True
@@ -142,6 +143,8 @@ def test_wheel_from_sdist(source: Path, tmp_path: Path, environment: Callable[..
     folders = {name.rpartition("/")[0] for name in names}
     assert {f"ttt4as_fast/kernels/{name}" for name in operations() | {"new_operation"}} <= folders
     assert {"ttt4as_fast/py.typed", "ttt4as_fast/kernels/cpp/include/ttt4as/bilinear.hpp"} <= names
+    data = {path for pattern in ("*.cu", "*.cuh", "*.json") for path in (source / "kernels").rglob(pattern)}
+    assert {f"ttt4as_fast/{path.relative_to(source)}" for path in data} <= names
     assert len([name for name in names if name.startswith("ttt4as_fast/kernels/_core.")]) == 1
     assert {folder.partition("/")[0].partition("-")[0] for folder in folders} == {"ttt4as_fast"}
     assert not [name for name in names if name.endswith((".cpp", ".left-over.so"))]
