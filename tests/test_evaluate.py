@@ -47,7 +47,10 @@ class BrightnessDetector:
         self.batches.append(len(pixels))
         maps = np.stack([self.map_of(p) for p in pixels])
         features = np.stack([[psi[::2, ::2], ndimage.gaussian_filter(psi, 2)[::2, ::2]] for psi in maps])
-        return SimpleNamespace(anomaly_map=maps, pred_score=maps.max(axis=(1, 2)), features=features)
+        spent = {"map": 2.0 * len(maps)}
+        return SimpleNamespace(
+            anomaly_map=maps, pred_score=maps.max(axis=(1, 2)), features=features, milliseconds=spent
+        )
 
     def transform_mask(self, mask: np.ndarray) -> np.ndarray:
         whole = Image.fromarray(mask).resize((SIZE, SIZE), Image.Resampling.NEAREST)
@@ -177,6 +180,7 @@ def test_statuses_times_and_thresholds(known):
     for method in METHODS:
         time = report.row(method)["milliseconds"]
         assert math.isnan(time) if method.startswith("oracle") else time > 0
+    assert report.settings["detector_milliseconds"] == {"map": pytest.approx(2.0)}
     assert report.thresholds["image"] == known.model.image_threshold_
     assert report.thresholds["max_nominal"] == known.model.nominal_statistics_.max_threshold()
 

@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,8 @@ class Report:
     failures : list of dict
         ``path`` (below the set's root) and ``reason`` of each file that could not be read; its image is in no metric.
     settings, environment : dict
-        The segmenter's parameters and the detector's; versions, machine and threads.
+        The segmenter's parameters, the detector's and its milliseconds an image by stage; versions, machine and
+        threads.
     """
 
     dataset: str
@@ -299,7 +300,8 @@ def _predictions(
         batch, masks = [], []
         for sample in samples[start : start + batch_size]:
             try:
-                mask = read_mask(sample.mask, image_size(sample.image)) if sample.mask else None
+                size = image_size(sample.image)
+                mask = read_mask(sample.mask, size) if sample.mask else None
             except ImageError as error:
                 run.fail(error)
                 continue
@@ -313,7 +315,6 @@ def _predictions(
 def _predict(model: PatchCore, batch: list[Sample], masks: list[np.ndarray | None], run: _Run) -> list[_Judged]:
     if not batch:
         return []
-    begin = time.perf_counter()
     try:
         out = model.predict([sample.image for sample in batch], batch_size=len(batch))
     except ImageError as error:
@@ -325,7 +326,8 @@ def _predict(model: PatchCore, batch: list[Sample], masks: list[np.ndarray | Non
             one for sample, mask in zip(batch, masks, strict=True) for one in _predict(model, [sample], [mask], run)
         ]
     maps, scores, features = (to_numpy(x) for x in (out.anomaly_map, out.pred_score, out.features))
-    run.detector_seconds += time.perf_counter() - begin
+    for stage, milliseconds in out.milliseconds.items():
+        run.detector_milliseconds[stage] += milliseconds
     return [(sample, maps[i].astype(np.float32), features[i], scores[i], masks[i]) for i, sample in enumerate(batch)]
 
 
@@ -343,7 +345,7 @@ class _Run:
         self.seconds = dict.fromkeys(methods, 0.0)
         self.statuses: dict[str, Counter[str]] = {name: Counter() for name in methods if name.startswith("ttt4as")}
         self.failures: list[dict[str, str]] = []
-        self.detector_seconds = 0.0
+        self.detector_milliseconds: defaultdict[str, float] = defaultdict(float)
 
     def fail(self, error: ImageError) -> None:
         path = error.path.relative_to(self.root) if error.path.is_relative_to(self.root) else error.path
@@ -474,7 +476,9 @@ def _settings(model: PatchCore, segmenter: TTT4AS, quantile: float, run: _Run, n
         "model": {name: getattr(model, name) for name in names if hasattr(model, name)},
         "n_validation": n_validation,
         "quantile": quantile,
-        "detector_milliseconds": 1000 * run.detector_seconds / len(run.samples),
+        "detector_milliseconds": {
+            stage: total / len(run.samples) for stage, total in run.detector_milliseconds.items()
+        },
     }
 
 
