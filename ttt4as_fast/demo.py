@@ -330,19 +330,19 @@ def _run_texture(
     donors = [load_texture(other) for other in TEXTURES if other != name]
     defective, gt = make_defects(crops["test"], donors, size=plan.size, seed=seed + TEXTURES.index(name))
 
-    def step(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: report(f"{name}: {what}", done, total)
+    def stages(done: int, total: int, stage: str) -> None:
+        report(f"{name}: {stage}", done, total)
 
     began = time.perf_counter()
     model = PatchCore(image_size=plan.side, crop_size=plan.side, random_state=seed, backend=backend)
-    model.fit(_as_input(crops["train"]), progress=step("fitting"))
+    model.fit(_as_input(crops["train"]), progress=stages)
     fitted = time.perf_counter()
-    step("validating")(0, 1)
-    model.calibrate(_as_input(crops["validation"]))
-    step("validating")(1, 1)
+    model.calibrate(_as_input(crops["validation"]), progress=stages)
     calibrated = time.perf_counter()
+    stats, image_threshold = model.nominal_statistics_, model.image_threshold_
+    assert stats is not None  # calibrate has set it
     images = np.concatenate([defective, crops["test"]])
-    prediction = model.predict(_as_input(images), progress=step("predicting"))
+    prediction = model.predict(_as_input(images), progress=stages)
     maps, scores, features = map(to_numpy, (prediction.anomaly_map, prediction.pred_score, prediction.features))
     labels = np.repeat([1, 0], plan.n_test)
     gt_masks = np.concatenate([gt, np.zeros_like(gt)])
@@ -350,11 +350,11 @@ def _run_texture(
     segmenter = TTT4AS(backend=backend)
     segmenter(maps[0], features[0])  # the first call compiles and loads
     start = time.perf_counter()
-    masks = {"THR": mean_std_mask(maps, model.nominal_statistics_, k=3.0)}
+    masks = {"THR": mean_std_mask(maps, stats, k=3.0)}
     thresholded = time.perf_counter()
     masks["TTT4AS"] = np.stack([segmenter(m, f).pred_mask for m, f in zip(maps, features, strict=True)])
     segmented = time.perf_counter()
-    gate = scores >= model.image_threshold_
+    gate = scores >= image_threshold
     masks["TTT4AS gated"] = masks["TTT4AS"] & gate[:, None, None]
 
     rows = []
@@ -367,7 +367,7 @@ def _run_texture(
             if label:
                 row[key].update(zip(("precision", "recall", "f1"), precision_recall_f1(mask, truth), strict=True))
         rows.append(row)
-    unit = model.nominal_statistics_.max_threshold()
+    unit = stats.max_threshold()
     n = len(images)
     milliseconds = {
         "fit": 1e3 * (fitted - began),

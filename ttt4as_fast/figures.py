@@ -113,9 +113,9 @@ def comparison(
         panels[1].set_facecolor("0.8")  # where there is no score
         for axes, method in zip(panels[2:], masks, strict=False):
             _show_mask(axes, masks[method][row])
-            _note(axes, f"F1 {_f1(masks[method][row], gt):.2f}")
+            _note(axes, f"F1 {_f1(masks[method][row], gt):.2f}", masks[method][row] | gt)
         _show_mask(panels[-1], gt)
-        _note(panels[-1], f"{100 * np.mean(gt):.1f} % of the pixels")
+        _note(panels[-1], f"{100 * np.mean(gt):.1f} % of the pixels", gt)
         for axes in panels[1:-1]:
             _outline(axes, gt)
         if labels is not None:
@@ -154,9 +154,17 @@ def _outline(axes: Axes, gt: np.ndarray) -> None:
         axes.set_ylim(gt.shape[0] - 2.5, -0.5)
 
 
-def _note(axes: Axes, text: str) -> None:
+def _note(axes: Axes, text: str, busy: np.ndarray) -> None:
+    """Text in the corner where the least is marked; the lower right one, all else equal."""
+    height, width = busy.shape
+    lower, right = busy[-(height // 7 + 1) :], slice(-(width // 2), None)
+    upper, left = busy[: height // 7 + 1], slice(None, width // 2)
+    corners = [(0.96, 0.04, lower[:, right]), (0.04, 0.04, lower[:, left])]
+    corners += [(0.96, 0.96, upper[:, right]), (0.04, 0.96, upper[:, left])]
+    x, y, _ = min(corners, key=lambda corner: np.count_nonzero(corner[2]))
     box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-    axes.text(0.96, 0.04, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, bbox=box)
+    across, along = ("right" if x > 0.5 else "left"), ("top" if y > 0.5 else "bottom")
+    axes.text(x, y, text, transform=axes.transAxes, ha=across, va=along, fontsize=7, bbox=box)
 
 
 def _scale_bar(axes: Axes, width: int) -> None:

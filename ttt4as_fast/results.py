@@ -373,7 +373,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 def _lock(folder: Path) -> IO[bytes]:
     """An open file that holds the folder's lock until it is closed or the process ends, however it ends."""
-    file = open(folder / ".lock", "wb")
+    file = open(folder / ".lock", "ab")
     try:
         import fcntl
 

@@ -16,6 +16,7 @@ import numpy as np
 from .images import ImageError, read_image
 from .io import atomic_path
 from .kernels.arrays import check_float, check_int, check_option
+from .kernels.segment import OPERATION
 from .results import MAP_FORMATS, Placement, ResultFolder, overlay, regions, write_map, write_mask
 
 if TYPE_CHECKING:
@@ -144,13 +145,10 @@ def fit(
         raise ValueError(f"none of the {len(paths)} images can be read")
     training, validation = split_nominal(good, validation_share, seed)
     began = time.perf_counter()
-    model.fit(training, progress=_step(progress, "fitting"))
+    stages = stage_progress(progress)
+    model.fit(training, progress=stages)
     if validation:
-        if progress:
-            progress("calibrating", 0, 1)
-        model.calibrate(validation)
-        if progress:
-            progress("calibrating", 1, 1)
+        model.calibrate(validation, progress=stages)
     model.save(output)
     return {
         "model": str(output),
@@ -158,13 +156,14 @@ def fit(
         "n_validation": len(validation),
         "n_failed": len(paths) - len(good),
         "memory_bank": list(model.memory_bank_.shape),
-        "image_threshold": float(model.image_threshold_) if validation else None,
+        "image_threshold": model.image_threshold_,
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
-def _step(progress: Progress | None, description: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(description, done, total)
+def stage_progress(progress: Progress | None, prefix: str = "") -> Callable[[int, int, str], None] | None:
+    """`progress` as the detector calls its own: ``(done, total, stage)``."""
+    return None if progress is None else lambda done, total, stage: progress(prefix + stage, done, total)
 
 
 # ---------------------------------------------------------------- predict
@@ -246,9 +245,9 @@ def predict(
                 on_error(str(given[key]), error.reason)
                 count["failed"] += 1
         if loaded:
-            outcome = _predict_batch(model, segmenter, [image for _, _, image, _ in loaded])
+            outcome = predict_batch(model, segmenter, [image for _, _, image, _ in loaded], label_threshold)
             for (key, name, image, read), one in zip(loaded, outcome, strict=True):
-                one["milliseconds"] = {"read": _round(read), **one["milliseconds"]}
+                one["milliseconds"]["decode"] += read
                 record = _write_result(model, folder, key, name, image, one, map_format, draw_overlay, scale)
                 folder.add(record)
                 on_result(record)
@@ -256,6 +255,41 @@ def predict(
         if progress:
             progress("predicting", min(start + batch_size, len(todo)), len(todo))
     return count
+
+
+def predict_batch(
+    model: PatchCore, segmenter: TTT4AS, images: list[Image.Image], label_threshold: float | None
+) -> Iterator[dict[str, Any]]:
+    """Detector and method on decoded images, without touching a disk.
+
+    Parameters
+    ----------
+    model, segmenter, label_threshold
+        As for `predict`.
+    images : list of PIL.Image.Image
+        At least one; any sizes and modes.
+
+    Yields
+    ------
+    dict
+        For each image ``anomaly_map`` and ``pred_mask`` ((crop_size, crop_size): `ttt4as_fast.results.Placement` puts
+        them back into the image), ``score``, ``label``, ``status`` and ``milliseconds`` a stage, its share of the batch.
+    """
+    prediction = model.predict(images, batch_size=len(images))
+    began = time.perf_counter()
+    out = segmenter(prediction.anomaly_map, prediction.features, prediction.pred_score)
+    spent = {**prediction.milliseconds, "ttt4as": 1e3 * (time.perf_counter() - began)}
+    for i, status in enumerate(out.status):
+        score = float(prediction.pred_score[i])
+        label = None if label_threshold is None else "defective" if score >= label_threshold else "nominal"
+        yield {
+            "anomaly_map": prediction.anomaly_map[i],
+            "pred_mask": out.pred_mask[i],
+            "score": score,
+            "label": label,
+            "status": status,
+            "milliseconds": {stage: total / len(images) for stage, total in spent.items()},
+        }
 
 
 def _write_result(
@@ -283,18 +317,16 @@ def _write_result(
         with atomic_path(folder.folder / files["overlay"]) as temporary:
             overlay(image, anomaly_map, mask, scale).save(temporary)
     record = {"path": key, "name": name, "width": image.width, "height": image.height, **one}
-    record.update(_mask_summary(mask, anomaly_map), files=files)
-    record["milliseconds"] = {**record["milliseconds"], "write": _round(1e3 * (time.perf_counter() - began))}
+    record.update(mask_summary(mask, anomaly_map), files=files)
+    record["milliseconds"]["write"] = 1e3 * (time.perf_counter() - began)
+    record["milliseconds"] = {stage: round(spent, 3) for stage, spent in record["milliseconds"].items()}
     return record
 
 
-def _mask_summary(mask: np.ndarray, anomaly_map: np.ndarray) -> dict[str, Any]:
+def mask_summary(mask: np.ndarray, anomaly_map: np.ndarray) -> dict[str, Any]:
+    """``mask_area`` (pixels), ``mask_share`` and ``regions`` of a mask (H, W) and the map on the same grid."""
     area = int(np.count_nonzero(mask))
     return {"mask_area": area, "mask_share": area / mask.size, "regions": regions(mask, anomaly_map)}
-
-
-def _round(milliseconds: float) -> float:
-    return round(float(milliseconds), 3)
 
 
 # ---------------------------------------------------------------- segment
@@ -387,6 +419,7 @@ def segment(
     dict
         ``done``, ``skipped`` and ``failed``: images, or pairs that could not be read.
     """
+    OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
     count = {"done": 0, "skipped": 0, "failed": 0}
     for number, pair in enumerate(pairs):
         try:
@@ -446,8 +479,8 @@ def _segment_one(
         np.save(temporary, out.pred_mask)
     height, width = anomaly_map.shape
     record = {"path": key, "name": name, "width": width, "height": height, "status": out.status}
-    summary = _mask_summary(out.pred_mask, anomaly_map)
-    return {**record, **summary, "files": files, "milliseconds": {"ttt4as": _round(spent)}}
+    summary = mask_summary(out.pred_mask, anomaly_map)
+    return {**record, **summary, "files": files, "milliseconds": {"ttt4as": round(spent, 3)}}
 
 
 # ---------------------------------------------------------------- info
