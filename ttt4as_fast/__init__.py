@@ -9,6 +9,7 @@ Names are loaded on first use: importing the package loads neither torch, timm, 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from .segmenter import Segmentation as Segmentation
 
 __version__ = "0.1.0"
+
+# In a checkout, `kernels` does not lie in this folder: let an installed copy's folder serve it there, so that
+# `python -m ...` from the root works after any kind of install.
+__path__ = pkgutil.extend_path(__path__, __name__)
 
 _WHERE = {
     "LinearSVC": "integrations.sklearn",
