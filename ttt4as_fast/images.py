@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,7 +26,7 @@ class ImageError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """One image as 8-bit RGB, upright.
 
     Orientation in the EXIF data is applied. Grey and palette images are expanded. Transparent pixels are laid over
@@ -36,7 +36,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Parameters
     ----------
-    path : path-like
+    path : path-like or binary file
         An image file that Pillow can read.
 
     Returns
@@ -163,12 +163,13 @@ def natural_key(name: str | Path) -> tuple[Any, ...]:
     return (*(int(part) if place % 2 else part for place, part in enumerate(parts)), text)
 
 
-def _guarded(path: str | os.PathLike[str], convert: Callable[[Image.Image], Any]) -> Any:
+def _guarded(source: str | os.PathLike[str] | IO[bytes], convert: Callable[[Image.Image], Any]) -> Any:
     """`convert` applied to the opened image, with every failure as ImageError."""
+    path = source if isinstance(source, (str, os.PathLike)) else "<stream>"
     if Path(path).is_dir():
         raise ImageError(path, "a folder, not an image")
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return convert(image)
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
