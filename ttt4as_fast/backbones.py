@@ -294,7 +294,7 @@ def _create_network(name: str, spec: _Spec, weights: str | os.PathLike[str] | No
 def _no_download(name: str, spec: _Spec, error: Exception) -> str:
     import timm
 
-    repository = timm.create_model(spec.timm_name, pretrained=False).pretrained_cfg.get("hf_hub_id")
+    repository = timm.get_pretrained_cfg(spec.timm_name).hf_hub_id
     first_line = (str(error).splitlines() or [""])[0]
     return (
         f"weights: could not download those of {name!r} ({type(error).__name__}: {first_line}). Download "

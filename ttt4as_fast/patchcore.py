@@ -374,7 +374,7 @@ class PatchCore:
         ]
         if not is_tensor(images):
             parts = [to_numpy(part) for part in parts]
-        return Prediction(*parts, milliseconds=spent)
+        return Prediction(parts[0], parts[1], parts[2], spent)
 
     def predict_iter(
         self,
