@@ -150,30 +150,12 @@ def demo(
     Brick, gravel and grass photographs come with scikit-image, the network's weights with the installation: nothing is
     downloaded. Writes figure.png and summary.json.
     """
-    from .demo import METHODS, TEXTURES, run_demo
+    from .demo import TEXTURES, run_demo, table
 
     names = [one.value for one in texture] if texture else list(TEXTURES)
     with progress_bars() as progress:
         summary = run_demo(output, names, seed, backend, progress=progress)
-    from rich.table import Table
-
-    table = Table("texture", "image", title="Defective crops: precision, recall, F1")
-    for method in METHODS:
-        table.add_column(method, justify="right")
-    for row in summary["images"]:
-        if row["label"]:
-            cells = (
-                "  ".join(f"{row[key][m]:.2f}" for m in ("precision", "recall", "f1")) for key, _ in METHODS.values()
-            )
-            table.add_row(row["texture"], str(row["image"]), *cells)
-    for name, means in [*summary["textures"].items(), ("all", summary)]:
-        table.add_section()
-        cells = (
-            "  ".join(f"{means[f'{m}_{suffix}']:.2f}" for m in ("precision", "recall", "f1"))
-            for _, suffix in METHODS.values()
-        )
-        table.add_row(name, "mean", *cells, style="bold" if name == "all" else None)
-    print_table(table)
+    print_table(table(summary))
     spent = summary["milliseconds"]
     out(
         f"f1_threshold {summary['f1_threshold']:.3f}   f1_ttt4as {summary['f1_ttt4as']:.3f}   "

@@ -20,6 +20,7 @@ from .kernels.arrays import check_float, check_int, check_option, to_numpy
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
 TEXTURES = ("brick", "gravel", "grass")
 
@@ -407,6 +408,27 @@ def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
     means["detection_rate"] = float(np.mean([row["detected"] for row in defective]))
     means["false_alarm_rate"] = float(np.mean([row["detected"] for row in nominal]))
     return means
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """Precision, recall and F1 of each method on each defective crop, and their means, for the screen."""
+    from rich.table import Table
+
+    def cells(values: Callable[[str, str, str], float]) -> list[str]:
+        metrics = ("precision", "recall", "f1")
+        return ["  ".join(f"{values(key, suffix, m):.2f}" for m in metrics) for key, suffix in METHODS.values()]
+
+    shown = Table("texture", "image", title="Defective crops: precision, recall, F1")
+    for method in METHODS:
+        shown.add_column(method, justify="right")
+    for row in summary["images"]:
+        if row["label"]:
+            shown.add_row(row["texture"], str(row["image"]), *cells(lambda key, _, metric: row[key][metric]))  # noqa: B023
+    for name, means in [*summary["textures"].items(), ("all", summary)]:
+        shown.add_section()
+        style = "bold" if name == "all" else None
+        shown.add_row(name, "mean", *cells(lambda _, suffix, metric: means[f"{metric}_{suffix}"]), style=style)  # noqa: B023
+    return shown
 
 
 def _as_input(images: np.ndarray) -> torch.Tensor:

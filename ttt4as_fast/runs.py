@@ -273,7 +273,8 @@ def predict_batch(
     ------
     dict
         For each image ``anomaly_map`` and ``pred_mask`` ((crop_size, crop_size): `ttt4as_fast.results.Placement` puts
-        them back into the image), ``score``, ``label``, ``status`` and ``milliseconds`` a stage, its share of the batch.
+        them back into the image), ``score``, ``label``, ``status`` and ``milliseconds``: its share of the batch, by
+        stage.
     """
     prediction = model.predict(images, batch_size=len(images))
     began = time.perf_counter()
