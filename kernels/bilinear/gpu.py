@@ -127,7 +127,7 @@ def sample(features: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, heigh
 
 
 def upsample_blocks(channels: int, width: int, channels_last: bool) -> tuple[int, int]:
-    """Channels and columns of one program of `upsample_kernel`: about 1,024 elements, the contiguous axis the longer."""
+    """Channels and columns of a program of `upsample_kernel`: about 1,024 elements, the contiguous axis the longer."""
     if channels_last:
         block_c = min(128, triton.next_power_of_2(channels))
         return block_c, min(1024 // block_c, triton.next_power_of_2(width))

@@ -19,7 +19,7 @@ class Axis(NamedTuple):
     """One axis of a bilinear upsampling, `size` pixels over `cells` cells. Tensors are read-only."""
 
     lower: torch.Tensor
-    """(size,) int32: the lower of the two cells that a pixel looks at; the upper one is ``min(lower + 1, cells - 1)``."""
+    """(size,) int32: the lower of the two cells a pixel looks at; the upper one is ``min(lower + 1, cells - 1)``."""
     weight: torch.Tensor
     """(size,) float32 or float64: weight of the upper one."""
     start: torch.Tensor

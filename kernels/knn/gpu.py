@@ -216,7 +216,7 @@ def refine_kernel(
         best_group = tl.where(value < best, first + lane, best_group)
         best = tl.minimum(best, value)
     rows = tl.full((LIST,), -1, tl.int32)
-    for j in range(0, k):
+    for j in range(k):
         least = tl.min(best, axis=0)
         winner = tl.min(tl.where(best == least, lane, LANES), axis=0)
         group = tl.max(tl.where(lane == winner, best_group, 0), axis=0)
@@ -263,7 +263,7 @@ def refine_kernel(
 
     found = tl.where(place < k, found, float("inf"))
     left = place < k
-    for j in range(0, k):
+    for j in range(k):
         near = tl.min(tl.where(left, found, float("inf")), axis=0)
         near_row = tl.min(tl.where(left & (found == near), rows, 0x7FFFFFFF), axis=0)
         # NaN equals nothing: a query that is not a number gets distance NaN and no neighbour.

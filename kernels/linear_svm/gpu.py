@@ -1,4 +1,4 @@
-"""The SVM on the device: the batched solver of ``gpu_common/svm.cu`` for one problem, Newton over samples for a large one.
+"""The SVM on the device: the batched solver of ``gpu_common/svm.cu``, and Newton over the samples of a large problem.
 
 Up to `GRAM_CAPACITY` samples the solver works with their Gram matrix in one block. More samples are better served by
 all of the device: Newton's method with conjugate gradients in the primal, in float64, a few passes over `X` a step.
@@ -107,7 +107,11 @@ def fit_primal(
         if hinge and values[2] - values[3] <= _SMOOTHING * tol * values[2]:
             mu *= _SMOOTHING
             continue
-        step = _direction(force - w, lambda v: v + gather(curvature * decide(v)), 0.1 if n_iter < 12 else 0.01)
+
+        def operator(v: torch.Tensor, curvature: torch.Tensor = curvature) -> torch.Tensor:
+            return v + gather(curvature * decide(v))
+
+        step = _direction(force - w, operator, 0.1 if n_iter < 12 else 0.01)
         change = decide(step)
         w = w + _line_search(w, step, sign, f, change, slope, cap) * step
 

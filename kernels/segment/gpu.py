@@ -196,7 +196,7 @@ _ON_DEVICE: OrderedDict[tuple[int, torch.device], tuple[np.ndarray, torch.Tensor
 
 
 def _on_device(candidates: np.ndarray, device: torch.device) -> torch.Tensor:
-    """`candidates` as int32 on `device`, kept for the next call; the array is kept too, so that its id stays its own."""
+    """`candidates` as int32 on `device`, kept for the next call; the array is kept too, so that its id stays taken."""
     key = (id(candidates), device)
     if key not in _ON_DEVICE:
         _ON_DEVICE[key] = (candidates, torch.from_numpy(candidates.astype(np.int32)).to(device))
@@ -233,7 +233,7 @@ class _Graph:
         self.used.record()
 
     def replay(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]) -> _Outputs:
-        """Copy the inputs in, replay, copy the outputs out, all on the current stream and in turn with other streams."""
+        """Copy the inputs in, replay, copy the outputs out: on the current stream, in turn with other streams."""
         with self.lock:
             torch.cuda.current_stream().wait_event(self.used)
             for buffer, x in zip(self.inputs, inputs, strict=True):

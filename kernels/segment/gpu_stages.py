@@ -1,4 +1,4 @@
-"""The stages of `segment` on the device around the solver: basis, low-resolution decision, upsampling with threshold."""
+"""The stages of `segment` around the solver, in Triton: basis, low-resolution decision, upsampling with threshold."""
 
 from __future__ import annotations
 
