@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, module) {
     ttt4as::bind_threads(module);
     ttt4as::bind_bilinear(module);
     ttt4as::bind_peaks(module);
+    ttt4as::bind_segment(module);
     ttt4as::bind_svm(module);
 }

@@ -15,6 +15,7 @@ namespace py = pybind11;
 
 void bind_bilinear(py::module_& module);
 void bind_peaks(py::module_& module);
+void bind_segment(py::module_& module);
 void bind_svm(py::module_& module);
 void bind_threads(py::module_& module);
 

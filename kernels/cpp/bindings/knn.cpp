@@ -84,6 +84,7 @@ void bind_knn(py::module_& module) {
             result["queries"] = counts.queries;
             result["unstructured"] = counts.unstructured;
             result["fine"] = counts.fine;
+            result["whole"] = counts.whole;
             result["measured"] = counts.measured;
             return result;
         }, "How the pairs of the searches so far were decided.");

@@ -2,6 +2,7 @@
 
 #include "ttt4as/peaks.hpp"
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>

@@ -70,14 +70,27 @@ class PointMatrix {
             by_columns<T>(u, w, 1, subset ? count : points, subset);
         }
     }
-    // out[r * out_stride + p] = x_p . q_r for `n` of 1, 2, 4, 8 vectors; `q` as `batch_at` lays it out.
-    void products(const T* q, int n, double* out, std::int64_t out_stride) const {
-        if (channels_first) {
-            by_columns<T>(q, out, n, points, nullptr, out_stride);
-        } else {
-            by_rows<T>(q, out, n, points, nullptr, out_stride);
-        }
+    // out[r * out_stride + p] = x_p . q_r for r < count, kMaxRhs vectors at a time: vector r lies in batch r / kMaxRhs of `q`,
+    // which are batch_size(kMaxRhs) apart and laid out by `batch_at`. A piece of the points stays in the cache for all batches.
+    void products(const T* q, int count, double* out, std::int64_t out_stride) const {
+        const std::int64_t work = points * dims * count;
+        split(points, channels_first ? 128 : 64, work, [&](std::int64_t begin, std::int64_t end) {
+            for (int done = 0; done < count; done += kMaxRhs) {
+                const int n = batch_width(count - done);
+                const T* batch = q + done / kMaxRhs * batch_size(kMaxRhs);
+                double* to = out + done * out_stride;
+                const auto& kernels = linear_kernels<T, T>();
+                if (channels_first) {
+                    kernels.transposed[table_index(n)](data, stride, dims, nullptr, begin, end, batch, to, out_stride);
+                } else {
+                    kernels.product[table_index(n)](data, stride, dims, nullptr, begin, end, batch, padded(dims), to,
+                                                    out_stride);
+                }
+            }
+        });
     }
+    // The number of vectors the kernel for the last `left` of them takes.
+    static int batch_width(int left) { return left <= 1 ? 1 : left <= 2 ? 2 : left <= 4 ? 4 : 8; }
     // Where feature c of vector r of a batch of n lies.
     std::int64_t batch_at(int r, int n, std::int64_t c) const {
         return channels_first ? c * n + r : r * padded(dims) + c;

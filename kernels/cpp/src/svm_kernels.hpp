@@ -25,8 +25,10 @@ struct SvmKernels {
     // Coordinate descent, each step on the coordinate that lowers the objective most, until the duality gap of this problem is
     // at most tol times its primal value, or max_steps. Returns whether it got there.
     bool (*descend)(const DualProblem& problem, double tol, std::int64_t max_steps);
-    // The lower Cholesky factor in place of the lower triangle of (n, stride); false if a pivot is not positive.
-    bool (*cholesky)(double* matrix, std::int64_t n, std::int64_t stride);
+    // The lower Cholesky factor in place of the lower triangle of (n, stride), of which the first rows are factored already.
+    void (*cholesky)(double* matrix, std::int64_t first, std::int64_t n, std::int64_t stride);
+    // The factor without row and column `index`; `rotations` has 2 n doubles.
+    void (*cholesky_remove)(double* factor, std::int64_t index, std::int64_t n, std::int64_t stride, double* rotations);
     // x = inverse(L L') x with a factor from `cholesky`.
     void (*solve)(const double* factor, std::int64_t n, std::int64_t stride, double* x);
     double (*dot)(const double* a, const double* b, std::int64_t n);

@@ -78,7 +78,7 @@ void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, 
 
 // The Hessian's Cholesky factor, where samples are points: 8 columns a pass.
 template <class T, class Samples>
-bool SvmSolver<T, Samples>::factor_hessian(std::int64_t active) {
+void SvmSolver<T, Samples>::factor_hessian(std::int64_t active) {
     const std::int64_t dims = points.dims, side = dims + 1, stride = padded(side);
     hessian_.resize(static_cast<std::size_t>((side + kBatch) * stride));
     factored_ = false;
@@ -110,7 +110,8 @@ bool SvmSolver<T, Samples>::factor_hessian(std::int64_t active) {
         last[dims] += factor;
     }
     for (std::int64_t c = 0; c < side; ++c) hessian_[c * stride + c] += 1;
-    return factored_ = svm_kernels().cholesky(hessian_.data(), side, stride);
+    svm_kernels().cholesky(hessian_.data(), 0, side, stride);
+    factored_ = true;
 }
 
 // step_ = -inverse(H) gradient to a relative residual of `tolerance`.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 
 #include "point_matrix.hpp"
 #include "ttt4as/bilinear.hpp"
@@ -78,11 +79,13 @@ struct GridSamples {
             q[place + k * next] = wa * a[at] + wb * b[at] + wc * c[at] + wd * d[at];
         }
     }
-    // Whether two samples lie in the same cell of the grid: they are nearly the same vector.
+    // Whether two samples are nearly the same vector: in the same cell of the grid and few pixels apart.
     bool neighbours(std::int64_t i, std::int64_t j) const {
-        return rows[pixels[i].row].lower == rows[pixels[j].row].lower &&
+        return std::abs(pixels[i].row - pixels[j].row) <= kNear && std::abs(pixels[i].col - pixels[j].col) <= kNear &&
+               rows[pixels[i].row].lower == rows[pixels[j].row].lower &&
                cols[pixels[i].col].lower == cols[pixels[j].col].lower;
     }
+    static constexpr std::int32_t kNear = 4;
     static constexpr bool kIsPoint = false;
 };
 

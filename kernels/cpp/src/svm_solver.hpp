@@ -66,8 +66,23 @@ class SvmSolver {
         return finish();
     }
 
+    // Bytes held.
+    std::size_t memory() const noexcept {
+        std::size_t bytes = rows_.bytes() + batch_.bytes() + sample_.bytes() + vector_.bytes() + vector_points_.bytes() +
+                            panel_.bytes() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
+                            order_.bytes() + in_set_.bytes() + is_free_.bytes();
+        for (const Buffer<double>* buffer :
+             {&w, &values, &q_, &a_, &gradient_, &gain_, &d_, &upper_, &loss_, &diagonal_, &coefficients_, &factor_, &target_,
+              &offset_, &constant_, &rotations_, &v_, &products_, &u_, &f_, &partial_, &gradient_w_, &step_, &residual_,
+              &direction_, &image_, &dual_w_, &solved_, &f_step_, &hessian_, &alpha_}) {
+            bytes += buffer->bytes();
+        }
+        return bytes;
+    }
+
   private:
     static constexpr int kBatch = kMaxRhs;
+    static constexpr int kMostChosen = 32;  // samples that join in one round
     static constexpr std::int64_t kMostSet = 768;
     static constexpr std::int64_t kChunk = 4096;  // samples a task scans; fixed, so that sums do not depend on threads
 
@@ -89,7 +104,7 @@ class SvmSolver {
         values.resize(static_cast<std::size_t>(points.points));
         row_stride_ = padded(points.points);
         const auto bytes = [&](std::int64_t set) {
-            return set * row_stride_ * static_cast<std::int64_t>(sizeof(T)) + set * set * 8;
+            return set * row_stride_ * static_cast<std::int64_t>(sizeof(T)) + set * set * (squared_ ? 16 : 8);
         };
         capacity_ = std::min(kMostSet, n_) / kBatch * kBatch;
         while (capacity_ > 0 && bytes(capacity_) > most_bytes) capacity_ -= kBatch;
@@ -152,18 +167,24 @@ class SvmSolver {
         const std::size_t cap = static_cast<std::size_t>(capacity_);
         rows_.resize(cap * static_cast<std::size_t>(row_stride_));
         q_.resize(cap * cap);
-        for (Buffer<double>* buffer : {&a_, &gradient_, &gain_, &d_, &upper_, &loss_, &diagonal_}) buffer->resize(cap);
+        for (Buffer<double>* buffer : {&a_, &gradient_, &gain_, &d_, &upper_, &loss_, &diagonal_, &target_, &constant_}) buffer->resize(cap);
         padded_vector(coefficients_, capacity_);
+        rotations_.resize(2 * cap);
         ids_.resize(cap);
         in_set_.resize(static_cast<std::size_t>(n_));
         std::fill(in_set_.begin(), in_set_.end(), std::uint8_t{0});
         offset_.resize(static_cast<std::size_t>(points.points));
         v_.resize(static_cast<std::size_t>(points.points));
-        products_.resize(static_cast<std::size_t>(kBatch * row_stride_));
-        batch_.resize(static_cast<std::size_t>(points.batch_size(kBatch)));
-        set_ = 0;
+        products_.resize(static_cast<std::size_t>(kMostChosen * row_stride_));
+        batch_.resize(static_cast<std::size_t>(kMostChosen / kBatch * points.batch_size(kBatch)));
+        if (squared_) factor_.resize(cap * cap);
+        free_.resize(cap);
+        is_free_.resize(cap);
+        set_ = n_free_ = 0;
         refined_ = false;
-        double inner_tol = 0.7 * tol_;
+        // The squared hinge is solved until nothing violates, which takes a round or two more than the gap: the decision is then
+        // that of the optimum to single precision, whatever the order of the rounds.
+        double inner_tol = squared_ ? std::min(0.7 * tol_, kOptimal) : 0.7 * tol_;
         int refinements = 0, idle = 0;
         if (initial) {
             points.to_points(w.data(), v_.data());
@@ -194,8 +215,7 @@ class SvmSolver {
             const double primal = 0.5 * quadratic + losses;
             const double gap = (primal - dual) / primal;
             if (!(primal > 0) || gap <= inner_tol) {
-                const double exact = verify();
-                if (exact <= tol_) return result_.converged = true;
+                if (verify() <= tol_) return result_.converged = true;
                 // The products in T misjudged the values; their error at this point is now known and carried along.
                 if (++refinements > 4) break;
                 for (std::int64_t p = 0; p < points.points; ++p) {
@@ -209,14 +229,14 @@ class SvmSolver {
             const int found = choose();
             idle = found == 0 && gap > 0.5 * previous ? idle + 1 : 0;
             previous = gap;
-            if (idle > 8) break;
+            if (idle > 2) break;
             if (set_ + found > capacity_) break;
             if (found) join(found);
             resynchronise();
         }
-        verify();
-        return false;
+        return result_.converged = verify() <= tol_;
     }
+    static constexpr double kOptimal = 1e-9;
 
     // Up to kBatch samples of each class, evenly spread: where nothing is known all violate alike.
     int spread_choice() {
@@ -238,13 +258,14 @@ class SvmSolver {
         return found;
     }
 
-    // The samples outside the set that violate most, at most one of each group of near-equals.
+    // The samples outside the set that violate most, at most one of each group of near-equals; more as the set grows.
     int choose() {
+        const int most = std::min<int>(kMostChosen, std::max<int>(kBatch, static_cast<int>(set_ / 4 / kBatch * kBatch)));
         int found = 0;
-        double score[kBatch];
+        double score[kMostChosen];
         for (std::int64_t i = 0; i < n_; ++i) {
             const double m = 1 - labels[i] * f_[i];
-            if (!(m > 0) || in_set_[i] || (found == kBatch && m <= score[kBatch - 1]) || !(weight(i) > 0)) continue;
+            if (!(m > 0) || in_set_[i] || (found == most && m <= score[most - 1]) || !(weight(i) > 0)) continue;
             int place = found;
             bool keep = true;
             for (int k = 0; k < found; ++k) {
@@ -256,10 +277,10 @@ class SvmSolver {
             }
             if (!keep) continue;
             if (place == found) {
-                if (found < kBatch) {
+                if (found < most) {
                     ++found;
                 } else {
-                    place = kBatch - 1;
+                    place = most - 1;
                 }
             }
             for (; place > 0 && score[place - 1] < m; --place) {
@@ -272,14 +293,20 @@ class SvmSolver {
         return found;
     }
 
-    // Adds chosen_[0, found) with a = 0: their products with every point, and the set's matrix.
-    void join(int found) {
-        const int n_batch = found <= 1 ? 1 : found <= 2 ? 2 : found <= 4 ? 4 : 8;
-        std::fill(batch_.data(), batch_.data() + points.batch_size(n_batch), T(0));
-        for (int r = 0; r < found; ++r) samples.gather(chosen_[r], points, sigma_, batch_.data(), r, n_batch);
-        points.products(batch_.data(), n_batch, products_.data(), row_stride_);
+    // Adds chosen_[0, count) with a = 0: their products with every point, and the set's matrix.
+    void join(int count) {
+        const std::int64_t whole = points.batch_size(kBatch);
+        for (int done = 0; done < count; done += kBatch) {
+            const int width = points.batch_width(count - done);
+            T* batch = batch_.data() + done / kBatch * whole;
+            std::fill(batch, batch + points.batch_size(width), T(0));
+            for (int r = 0; r < width && done + r < count; ++r) {
+                samples.gather(chosen_[done + r], points, sigma_, batch, r, width);
+            }
+        }
+        points.products(batch_.data(), count, products_.data(), row_stride_);
         const double bias = sigma_ * sigma_;
-        for (int r = 0; r < found; ++r) {
+        for (int r = 0; r < count; ++r) {
             double* product = products_.data() + r * row_stride_;
             T* row = rows_.data() + set_ * row_stride_;
             for (std::int64_t p = 0; p < points.points; ++p) {
@@ -300,6 +327,7 @@ class SvmSolver {
             loss_[set_] = c;
             diagonal_[set_] = q_[set_ * capacity_ + set_] + d_[set_];
             a_[set_] = 0;
+            is_free_[set_] = 0;
             ++set_;
             ++result_.rows;
         }
@@ -334,66 +362,79 @@ class SvmSolver {
         *dual = sum - 0.5 * q - 0.5 * penalty;
     }
 
-    // Solves the dual of the set alone to a relative gap of `tol`.
+    // Solves the dual of the set alone: the hinge by coordinate descent to a relative gap of `tol`, the squared hinge exactly.
     void improve(double tol) {
-        DualProblem problem{q_.data(),     capacity_,         set_,      d_.data(),        upper_.data(), loss_.data(),
+        if (squared_) return active_set();
+        DualProblem problem{q_.data(),        capacity_,  set_,             d_.data(),    upper_.data(), loss_.data(),
                             diagonal_.data(), a_.data(), gradient_.data(), gain_.data(), squared_};
-        const std::int64_t steps = squared_ ? 16 * set_ + 64 : 200 * set_ + 1000;
-        if (svm_kernels().descend(problem, tol, steps) || !squared_) return;
-        polish();
+        svm_kernels().descend(problem, tol, 200 * set_ + 1000);
     }
 
-    // Lawson and Hanson's active set method: exact minimisers over the free coordinates, walking back to the first that would
-    // turn negative. Needs few factorisations, because coordinate descent has found most of the free ones.
-    void polish() {
-        factor_.resize(static_cast<std::size_t>(capacity_ * capacity_));
-        target_.resize(static_cast<std::size_t>(capacity_));
-        free_.resize(static_cast<std::size_t>(capacity_));
+    // Lawson and Hanson's active set method: the minimiser over the free coordinates, walking back to the first that would turn
+    // negative. The Cholesky factor of the free ones is kept from call to call; samples come and go by rows.
+    void active_set() {
         // The gradient is affine in a; its constant is -1 but for what the products in T misjudge.
-        constant_.resize(static_cast<std::size_t>(capacity_));
         for (std::int64_t j = 0; j < set_; ++j) constant_[j] = gradient_[j] - linear_part(j);
-        for (int round = 0; round < 60; ++round) {
-            std::int64_t n_free = 0;
-            for (std::int64_t j = 0; j < set_; ++j) {
-                if (a_[j] > 0 || (gradient_[j] < -1e-9 && round < 30)) free_[n_free++] = static_cast<std::int32_t>(j);
-            }
-            // Coordinates freed at 0 that want to go below it are dropped again at once.
-            bool blocked = true;
-            while (blocked) {
-                if (n_free == 0) return;
-                for (std::int64_t r = 0; r < n_free; ++r) {
-                    for (std::int64_t c = 0; c <= r; ++c) {
-                        factor_[r * capacity_ + c] = q_[free_[r] * capacity_ + free_[c]];
-                    }
-                    factor_[r * capacity_ + r] = diagonal_[free_[r]];
-                    target_[r] = -constant_[free_[r]];
-                }
-                if (!svm_kernels().cholesky(factor_.data(), n_free, capacity_)) return;
-                svm_kernels().solve(factor_.data(), n_free, capacity_, target_.data());
-                std::int64_t kept = 0;
-                for (std::int64_t r = 0; r < n_free; ++r) {
-                    if (a_[free_[r]] > 0 || target_[r] > 0) free_[kept++] = free_[r];
-                }
-                blocked = kept < n_free;
-                n_free = kept;
-            }
-            double step = 1;
-            for (std::int64_t r = 0; r < n_free; ++r) {
-                const double from = a_[free_[r]];
-                if (target_[r] < 0) step = std::min(step, from / (from - target_[r]));
-            }
-            for (std::int64_t r = 0; r < n_free; ++r) {
-                double& a = a_[free_[r]];
-                a += step * (target_[r] - a);
-                if (target_[r] < 0 && a <= 1e-14 * (std::abs(target_[r]) + a)) a = 0;
+        for (std::int64_t round = 0; round < 3 * set_ + 20; ++round) {
+            if (!release(round == 0)) return;
+            for (std::int64_t step = 0; step < n_free_ + 1; ++step) {
+                if (minimise_free()) break;
             }
             for (std::int64_t j = 0; j < set_; ++j) gradient_[j] = linear_part(j) + constant_[j];
-            if (step == 1) {
-                bool done = true;
-                for (std::int64_t j = 0; j < set_; ++j) done = done && (a_[j] > 0 || gradient_[j] >= -1e-9);
-                if (done) return;
+        }
+    }
+
+    // Frees the coordinates at 0 that want to grow, all or the one that wants it most; false if there is none.
+    bool release(bool all) {
+        std::int64_t best = -1;
+        double most = kRelease;
+        const std::int64_t before = n_free_;
+        for (std::int64_t j = 0; j < set_; ++j) {
+            if (is_free_[j] || -gradient_[j] <= (all ? kRelease : most)) continue;
+            if (all) {
+                free_[n_free_++] = static_cast<std::int32_t>(j);
+                is_free_[j] = 1;
+            } else {
+                most = -gradient_[j];
+                best = j;
             }
         }
+        if (best >= 0) {
+            free_[n_free_++] = static_cast<std::int32_t>(best);
+            is_free_[best] = 1;
+        }
+        for (std::int64_t r = before; r < n_free_; ++r) {
+            for (std::int64_t c = 0; c < r; ++c) factor_[r * capacity_ + c] = q_[free_[r] * capacity_ + free_[c]];
+            factor_[r * capacity_ + r] = diagonal_[free_[r]];
+        }
+        svm_kernels().cholesky(factor_.data(), before, n_free_, capacity_);
+        return n_free_ > before || (all && before > 0);
+    }
+    static constexpr double kRelease = 1e-10;  // margins are of order 1
+
+    // One step towards the minimiser over the free coordinates; true if it was reached.
+    bool minimise_free() {
+        for (std::int64_t r = 0; r < n_free_; ++r) target_[r] = -constant_[free_[r]];
+        svm_kernels().solve(factor_.data(), n_free_, capacity_, target_.data());
+        double step = 1;
+        for (std::int64_t r = 0; r < n_free_; ++r) {
+            const double from = a_[free_[r]];
+            if (target_[r] < 0) step = std::min(step, from / (from - target_[r]));
+        }
+        bool reached = true;
+        for (std::int64_t r = n_free_ - 1; r >= 0; --r) {
+            double& a = a_[free_[r]];
+            const double from = a;
+            a += step * (target_[r] - a);
+            if (target_[r] >= 0 || from > step * (from - target_[r]) * (1 + 1e-12)) continue;
+            a = 0;
+            reached = false;
+            is_free_[free_[r]] = 0;
+            svm_kernels().cholesky_remove(factor_.data(), r, n_free_, capacity_, rotations_.data());
+            std::copy(free_.data() + r + 1, free_.data() + n_free_, free_.data() + r);
+            --n_free_;
+        }
+        return reached;
     }
 
     double linear_part(std::int64_t j) const {
@@ -440,7 +481,7 @@ class SvmSolver {
     void conjugate_gradients(double tolerance, std::int64_t active);
     void apply_hessian(const double* p, std::int64_t active, double* out);
     double line_search();
-    bool factor_hessian(std::int64_t active);
+    void factor_hessian(std::int64_t active);
     void coordinate();
 
     SvmResult finish() {
@@ -459,14 +500,14 @@ class SvmSolver {
     bool squared_ = true;
     SvmResult result_;
 
-    std::int64_t capacity_ = 0, set_ = 0, row_stride_ = 0;
+    std::int64_t capacity_ = 0, set_ = 0, n_free_ = 0, row_stride_ = 0;
     bool refined_ = false;
-    std::int64_t chosen_[kBatch] = {};
+    std::int64_t chosen_[kMostChosen] = {};
     Buffer<T> rows_, batch_, sample_;
     Buffer<double> q_, a_, gradient_, gain_, d_, upper_, loss_, diagonal_, coefficients_, factor_, target_;
-    Buffer<double> offset_, constant_, v_, products_, u_, f_, partial_;
+    Buffer<double> offset_, constant_, rotations_, v_, products_, u_, f_, partial_;
     Buffer<std::int32_t> ids_, free_;
-    Buffer<std::uint8_t> in_set_;
+    Buffer<std::uint8_t> in_set_, is_free_;
 
     // newton
     Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_, hessian_;

@@ -52,7 +52,7 @@ struct Lane<double, double> {
 };
 
 constexpr std::int64_t kColStretch = 1024;  // columns of `product` summed in V before widening
-constexpr std::int64_t kRowStretch = 64;    // rows of `transposed` summed in V before widening
+constexpr std::int64_t kRowStretch = 128;   // rows of `transposed` summed in V before widening
 #if defined(TTT4AS_BUILD_AVX512)
 constexpr int kRegisters = 16;              // accumulators that fit beside the operands
 #else

@@ -110,9 +110,10 @@ bool descend(const DualProblem& p, double tol, std::int64_t max_steps) {
 }
 
 // By rows: entry (i, j) needs the first j entries of rows i and j, which lie side by side. Four rows at a time share row j.
-bool cholesky(double* m, std::int64_t n, std::int64_t stride) {
+// A pivot lost to rounding (equal samples, no diagonal) is replaced by a tiny one: the step it leads to is checked later.
+void cholesky(double* m, std::int64_t first, std::int64_t n, std::int64_t stride) {
     constexpr std::int64_t kBlock = 4;
-    for (std::int64_t i0 = 0; i0 < n; i0 += kBlock) {
+    for (std::int64_t i0 = first; i0 < n; i0 += kBlock) {
         const std::int64_t i1 = i0 + kBlock < n ? i0 + kBlock : n;
         if (i1 - i0 == kBlock) {
             double* r0 = m + i0 * stride;
@@ -144,16 +145,33 @@ bool cholesky(double* m, std::int64_t n, std::int64_t stride) {
         }
         for (std::int64_t i = i0; i < i1; ++i) {
             double* row = m + i * stride;
-            const std::int64_t first = i1 - i0 == kBlock ? i0 : 0;
-            for (std::int64_t j = first; j < i; ++j) {
+            for (std::int64_t j = i1 - i0 == kBlock ? i0 : 0; j < i; ++j) {
                 row[j] = (row[j] - dot(row, m + j * stride, j)) / m[j * stride + j];
             }
+            const double least = 1e-13 * row[i];
             const double pivot = row[i] - dot(row, row, i);
-            if (!(pivot > 0)) return false;
-            row[i] = __builtin_sqrt(pivot);
+            row[i] = __builtin_sqrt(pivot > least ? pivot : least);
         }
     }
-    return true;
+}
+
+// Rows below `index` move up; each has one entry beyond its new diagonal, which rotations of neighbouring columns take away.
+void cholesky_remove(double* m, std::int64_t index, std::int64_t n, std::int64_t stride, double* rotations) {
+    for (std::int64_t i = index; i + 1 < n; ++i) {
+        const double* from = m + (i + 1) * stride;
+        double* to = m + i * stride;
+        for (std::int64_t j = 0; j < index; ++j) to[j] = from[j];
+        double carry = from[index];
+        for (std::int64_t j = index; j < i; ++j) {
+            const double c = rotations[2 * j], s = rotations[2 * j + 1], next = from[j + 1];
+            to[j] = c * carry + s * next;
+            carry = c * next - s * carry;
+        }
+        const double diagonal = from[i + 1], length = __builtin_sqrt(carry * carry + diagonal * diagonal);
+        rotations[2 * i] = carry / length;
+        rotations[2 * i + 1] = diagonal / length;
+        to[i] = length;
+    }
 }
 
 void solve(const double* factor, std::int64_t n, std::int64_t stride, double* x) {
@@ -167,7 +185,7 @@ void solve(const double* factor, std::int64_t n, std::int64_t stride, double* x)
 }  // namespace
 
 extern const SvmKernels svm_table;
-const SvmKernels svm_table = {descend, cholesky, solve, dot, axpy, axpy_f, dot_f, square_f};
+const SvmKernels svm_table = {descend, cholesky, cholesky_remove, solve, dot, axpy, axpy_f, dot_f, square_f};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as

@@ -1,0 +1,246 @@
+// The fused method: one pass for the map's percentile, one for its peaks, the SVM on the features' own grid (a linear classifier
+// commutes with bilinear interpolation, so neither samples nor decision are ever upsampled in all channels), one channel upsampled.
+#include "ttt4as/segmenter.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "svm_samples.hpp"
+#include "svm_solver.hpp"
+#include "ttt4as/peaks.hpp"
+#include "upsample.hpp"
+
+namespace ttt4as {
+namespace {
+
+constexpr std::int64_t kMostSide = std::int64_t(1) << 24;
+
+void check(bool ok, const char* message) {
+    if (!ok) throw InvalidArgument(message);
+}
+
+}  // namespace
+
+template <class T>
+struct BasicSegmenter<T>::State {
+    using Pixel = typename GridSamples<T>::Pixel;
+
+    SegmenterOptions options;
+    PeakScratch<T> peaks;
+    SvmSolver<T, GridSamples<T>> solver;
+    Buffer<GridTap> rows, cols;
+    Buffer<Pixel> pixels;
+    Buffer<std::int8_t> labels;
+    Buffer<T> magnitudes;
+    Buffer<float> lines;
+    Buffer<std::int64_t> grid;
+    std::int64_t grid_height = 0, grid_width = 0, grid_n = 0;
+
+    SegmentResult run(const SegmentInput<T>& in, const SegmentOutput& out);
+    bool scan_features(const SegmentInput<T>& in, double* magnitude);
+    void nominal_grid(std::int64_t height, std::int64_t width);
+    void taps(const SegmentInput<T>& in);
+    void zero(const SegmentInput<T>& in, const SegmentOutput& out);
+};
+
+template <class T>
+void BasicSegmenter<T>::State::zero(const SegmentInput<T>& in, const SegmentOutput& out) {
+    const auto size = static_cast<std::size_t>(in.height * in.width);
+    std::memset(out.pred_mask, 0, size);
+    std::memset(out.decision_map, 0, size * sizeof(float));
+}
+
+// The features' largest magnitude; false if one is not finite.
+template <class T>
+bool BasicSegmenter<T>::State::scan_features(const SegmentInput<T>& in, double* magnitude) {
+    constexpr std::int64_t kPiece = 1 << 16;
+    const std::int64_t size = in.channels * in.feature_height * in.feature_width;
+    const std::int64_t pieces = (size + kPiece - 1) / kPiece;
+    magnitudes.resize(static_cast<std::size_t>(pieces));
+    const auto max_abs = max_abs_kernel<T>();
+    parallel_for(pieces, pieces > 4 ? solver.points.threads : 1, [&](std::int64_t piece, int) {
+        const std::int64_t begin = piece * kPiece;
+        magnitudes[piece] = max_abs(in.features + begin, std::min(kPiece, size - begin));
+    });
+    T most = 0;
+    for (std::int64_t i = 0; i < pieces; ++i) {
+        if (!std::isfinite(magnitudes[i])) return false;
+        most = std::max(most, magnitudes[i]);
+    }
+    *magnitude = static_cast<double>(most);
+    return true;
+}
+
+template <class T>
+void BasicSegmenter<T>::State::nominal_grid(std::int64_t height, std::int64_t width) {
+    if (height == grid_height && width == grid_width && grid_n == options.n_nominal) return;
+    const std::int64_t area = height * width / options.n_nominal;
+    auto step = static_cast<std::int64_t>(std::sqrt(static_cast<double>(area)));
+    while (step * step > area) --step;
+    while ((step + 1) * (step + 1) <= area) ++step;
+    step = std::max<std::int64_t>(1, step);
+    const auto count = [&](std::int64_t n) { return (n - step / 2 + step - 1) / step; };
+    grid.resize(static_cast<std::size_t>(count(height) * count(width)));
+    std::size_t at = 0;
+    for (std::int64_t y = step / 2; y < height; y += step) {
+        for (std::int64_t x = step / 2; x < width; x += step) grid[at++] = y * width + x;
+    }
+    grid_height = height;
+    grid_width = width;
+    grid_n = options.n_nominal;
+}
+
+template <class T>
+void BasicSegmenter<T>::State::taps(const SegmentInput<T>& in) {
+    rows.resize(static_cast<std::size_t>(in.height));
+    cols.resize(static_cast<std::size_t>(in.width));
+    for (std::int64_t y = 0; y < in.height; ++y) {
+        const Tap tap = bilinear_tap(y, in.height, in.feature_height);
+        rows[y] = {static_cast<std::int32_t>(tap.lower * in.feature_width),
+                   static_cast<std::int32_t>(tap.upper * in.feature_width), tap.weight};
+    }
+    for (std::int64_t x = 0; x < in.width; ++x) {
+        const Tap tap = bilinear_tap(x, in.width, in.feature_width);
+        cols[x] = {static_cast<std::int32_t>(tap.lower), static_cast<std::int32_t>(tap.upper), tap.weight};
+    }
+}
+
+template <class T>
+SegmentResult BasicSegmenter<T>::State::run(const SegmentInput<T>& in, const SegmentOutput& out) {
+    const std::int64_t size = in.height * in.width, n_points = in.feature_height * in.feature_width;
+    SegmentResult result;
+    solver.points.threads = resolve_threads(options.threads);
+    const MapRange<T> range = map_range(in.anomaly_map, size);
+    if (!range.finite) {
+        result.bad = BadInput::anomaly_map;
+        return result;
+    }
+    double magnitude = 0;
+    if (!scan_features(in, &magnitude)) {
+        result.bad = BadInput::features;
+        return result;
+    }
+
+    // Pseudo-labels, in the caller's memory.
+    result.tau = map_percentile(in.anomaly_map, size, options.percentile, peaks);
+    auto* label = reinterpret_cast<std::uint8_t*>(out.pseudo_labels);
+    result.n_anomalous = mark_dilated_peaks(in.anomaly_map, in.height, in.width, result.tau, options.neighbor_radius, label, peaks);
+    const std::int64_t* candidates = in.candidates;
+    std::int64_t n_candidates = in.n_candidates, limit = in.limit;
+    if (!candidates) {
+        nominal_grid(in.height, in.width);
+        candidates = grid.data();
+        limit = n_candidates = static_cast<std::int64_t>(grid.size());
+    }
+    const std::int64_t most = std::min({limit, n_candidates, size - result.n_anomalous});
+    pixels.resize(static_cast<std::size_t>(result.n_anomalous + most));
+    labels.resize(pixels.size());
+    std::int64_t n = 0;
+    for (std::int64_t y = 0; y < in.height; ++y) {
+        const std::uint8_t* row = label + y * in.width;
+        for (std::int64_t x = 0; x < in.width; ++x) {
+            if (x + 8 <= in.width) {
+                std::uint64_t eight;
+                std::memcpy(&eight, row + x, sizeof eight);
+                if (!eight) {
+                    x += 7;
+                    continue;
+                }
+            }
+            if (row[x]) pixels[n++] = {static_cast<std::int32_t>(y), static_cast<std::int32_t>(x)};
+        }
+    }
+    std::memset(labels.data(), 1, static_cast<std::size_t>(n));
+    for (std::int64_t k = 0; k < n_candidates && result.n_nominal < most; ++k) {
+        const std::int64_t at = candidates[k];
+        if (at < 0 || at >= size) throw InvalidArgument("candidates: expected pixels of the map, got " + std::to_string(at));
+        if (out.pseudo_labels[at]) continue;
+        out.pseudo_labels[at] = -1;
+        pixels[n] = {static_cast<std::int32_t>(at / in.width), static_cast<std::int32_t>(at % in.width)};
+        labels[n++] = -1;
+        ++result.n_nominal;
+    }
+    if (range.least == range.greatest || !result.n_anomalous || !result.n_nominal) {
+        zero(in, out);
+        result.status = SegmentStatus::degenerate;
+        return result;
+    }
+
+    // The SVM, on the grid of the features.
+    taps(in);
+    solver.points.data = in.features;
+    solver.points.channels_first = !in.channels_last;
+    solver.points.stride = in.channels_last ? in.channels : n_points;
+    solver.points.points = n_points;
+    solver.points.dims = in.channels;
+    solver.samples.pixels = pixels.data();
+    solver.samples.n = n;
+    solver.samples.rows = rows.data();
+    solver.samples.cols = cols.data();
+    solver.labels = labels.data();
+    solver.magnitude = magnitude;
+    solver.most_bytes = in.channels * n_points * static_cast<std::int64_t>(sizeof(T));
+    SvmOptions svm;
+    svm.C = options.C;
+    svm.loss = options.loss;
+    svm.tol = options.tol;
+    svm.max_iter = options.max_iter;
+    result.svm = solver.solve(svm);
+    if (!result.svm.converged) result.status = SegmentStatus::not_converged;
+
+    lines.resize(static_cast<std::size_t>(2 * in.width));
+    for (std::int64_t p = 0; p < n_points; ++p) solver.values[p] += result.svm.intercept;
+    upsample_decision(solver.values.data(), rows.data(), cols.data(), in.height, in.width, lines.data(),
+                      out.decision_map, out.pred_mask);
+    return result;
+}
+
+template <class T>
+BasicSegmenter<T>::BasicSegmenter(const SegmenterOptions& options) : state_(new State) {
+    set_options(options);
+}
+template <class T>
+BasicSegmenter<T>::~BasicSegmenter() = default;
+template <class T>
+BasicSegmenter<T>::BasicSegmenter(BasicSegmenter&&) noexcept = default;
+template <class T>
+BasicSegmenter<T>& BasicSegmenter<T>::operator=(BasicSegmenter&&) noexcept = default;
+
+template <class T>
+void BasicSegmenter<T>::set_options(const SegmenterOptions& options) {
+    check(options.percentile >= 0 && options.percentile <= 100, "percentile: expected a number in [0, 100]");
+    check(options.neighbor_radius >= 0, "neighbor_radius: expected an integer >= 0");
+    check(options.n_nominal >= 1, "n_nominal: expected an integer >= 1");
+    check(options.C > 0 && std::isfinite(options.C), "C: expected a finite number > 0");
+    check(options.tol > 0, "tol: expected a number > 0");
+    check(options.max_iter >= 1, "max_iter: expected an integer >= 1");
+    state_->options = options;
+}
+
+template <class T>
+SegmentResult BasicSegmenter<T>::operator()(const SegmentInput<T>& input, const SegmentOutput& output) {
+    const auto side = [](std::int64_t n) { return n >= 1 && n <= kMostSide; };
+    check(input.anomaly_map && side(input.height) && side(input.width) && input.height * input.width < (std::int64_t(1) << 31),
+          "anomaly_map: expected at least one and fewer than 2^31 pixels");
+    check(input.features && input.channels >= 1 && side(input.feature_height) && side(input.feature_width) &&
+              input.feature_height * input.feature_width < (std::int64_t(1) << 31),
+          "features: expected at least one channel and from one to 2^31 - 1 positions");
+    check(output.pred_mask && output.decision_map && output.pseudo_labels, "output: expected three buffers");
+    check(!input.candidates || input.n_candidates >= 0, "candidates: expected a count >= 0");
+    return state_->run(input, output);
+}
+
+template <class T>
+std::size_t BasicSegmenter<T>::memory() const noexcept {
+    const State& s = *state_;
+    return s.solver.memory() + s.peaks.values.bytes() + s.peaks.columns.bytes() + s.peaks.runs.bytes() + s.rows.bytes() +
+           s.cols.bytes() + s.pixels.bytes() + s.labels.bytes() + s.magnitudes.bytes() + s.lines.bytes() + s.grid.bytes();
+}
+
+template class BasicSegmenter<float>;
+template class BasicSegmenter<double>;
+
+}  // namespace ttt4as
