@@ -17,6 +17,28 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_options import (
+    METHOD,
+    Backend,
+    BatchSize,
+    Device,
+    Loss,
+    MapFormat,
+    MaxIter,
+    ModelFile,
+    Nominal,
+    NominalSampling,
+    Output,
+    Overwrite,
+    Percentile,
+    Radius,
+    RandomState,
+    Sampling,
+    SvmC,
+    SvmLoss,
+    Texture,
+    Tol,
+)
 from .terminal import DEBUG, failed, out, print_table, printable, progress_bars, user_errors, warn
 
 app = typer.Typer(
@@ -27,65 +49,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-# ---------------------------------------------------------------- options that several commands share
-
-
-class Loss(str, Enum):
-    squared_hinge = "squared_hinge"
-    hinge = "hinge"
-
-
-class Sampling(str, Enum):
-    grid = "grid"
-    random = "random"
-
-
-class MapFormat(str, Enum):
-    tiff = "tiff"
-    npy = "npy"
-    none = "none"
-
-
-class Texture(str, Enum):
-    brick = "brick"
-    gravel = "gravel"
-    grass = "grass"
-
-
-_METHOD = "Test-time training"
-_SPEED = "Device and speed"
-
-Percentile = Annotated[
-    float,
-    typer.Option(
-        min=0, max=100, rich_help_panel=_METHOD, help="Score that a peak must reach, as a percentile of its map."
-    ),
-]
-Radius = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Pixels around a peak taken as anomalous.")]
-Nominal = Annotated[int, typer.Option(min=1, rich_help_panel=_METHOD, help="Nominal pixels to train on.")]
-SvmC = Annotated[float, typer.Option("--svm-c", "-C", rich_help_panel=_METHOD, help="Weight of the SVM's loss.")]
-SvmLoss = Annotated[Loss, typer.Option("--loss", rich_help_panel=_METHOD, help="The SVM's loss.")]
-NominalSampling = Annotated[
-    Sampling, typer.Option("--nominal-sampling", rich_help_panel=_METHOD, help="How nominal pixels are chosen.")
-]
-RandomState = Annotated[int, typer.Option(min=0, rich_help_panel=_METHOD, help="Seed of random nominal sampling.")]
-Tol = Annotated[float, typer.Option(rich_help_panel=_METHOD, help="Relative duality gap to solve the SVM to.")]
-MaxIter = Annotated[int, typer.Option(min=1, rich_help_panel=_METHOD, help="Most iterations of the SVM.")]
-Backend = Annotated[
-    str,
-    typer.Option(rich_help_panel=_SPEED, help="Of every operation: 'auto' or a name that [b]ttt4as info[/b] lists."),
-]
-Device = Annotated[
-    str | None, typer.Option(rich_help_panel=_SPEED, help="cpu, cuda or cuda:N.", show_default="cuda if there is one")
-]
-BatchSize = Annotated[int, typer.Option(min=1, rich_help_panel=_SPEED, help="Images taken at once.")]
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the results, made if absent.", show_default=False)
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.")]
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="File from [b]ttt4as fit[/b].", show_default=False)]
 
 
 # ---------------------------------------------------------------- root
@@ -250,10 +213,10 @@ def predict(
     overwrite: Overwrite = False,
     image_threshold: Annotated[
         float | None,
-        typer.Option(rich_help_panel=_METHOD, help="Images scoring below it are nominal.", show_default="the model's"),
+        typer.Option(rich_help_panel=METHOD, help="Images scoring below it are nominal.", show_default="the model's"),
     ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", rich_help_panel=_METHOD, help="Leave nominal images unmarked.")
+        bool, typer.Option("--gate/--no-gate", rich_help_panel=METHOD, help="Leave nominal images unmarked.")
     ] = True,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
@@ -377,9 +340,7 @@ def segment(
     overwrite: Overwrite = False,
     image_threshold: Annotated[
         float | None,
-        typer.Option(
-            rich_help_panel=_METHOD, help="Maps whose maximum is below it stay unmarked.", show_default="none"
-        ),
+        typer.Option(rich_help_panel=METHOD, help="Maps whose maximum is below it stay unmarked.", show_default="none"),
     ] = None,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
@@ -408,6 +369,51 @@ def segment(
     ):
         count = runs.segment(segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress)
     _summary(count, folder, as_json)
+
+
+@_command(
+    "ttt4as serve screw.safetensors",
+    "curl --data-binary @photo.png -H 'Content-Type: image/png' localhost:8080/segment | jq .regions",
+)
+def serve(
+    ctx: typer.Context,
+    model: ModelFile,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one and prints it.")] = 8080,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest request body.")] = 32 * 2**20,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest image.")] = 50_000_000,
+    queue_size: Annotated[int, typer.Option(min=1, help="Images that may wait; more are turned away (503).")] = 64,
+    max_batch: Annotated[int, typer.Option(min=1, help="Images the model takes at once.")] = 8,
+    body_timeout: Annotated[float, typer.Option(help="Seconds in which a body must have arrived.")] = 10.0,
+    drain_seconds: Annotated[int, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", rich_help_panel=METHOD, help="Leave nominal images unmarked.")
+    ] = True,
+    percentile: Percentile = 99.0,
+    neighbor_radius: Radius = 5,
+    n_nominal: Nominal = 100,
+    svm_c: SvmC = 1e-3,
+    loss: SvmLoss = Loss.squared_hinge,
+    nominal_sampling: NominalSampling = Sampling.grid,
+    random_state: RandomState = 0,
+    tol: Tol = 1e-4,
+    max_iter: MaxIter = 1000,
+    device: Device = None,
+    backend: Backend = "auto",
+) -> None:
+    """A small HTTP service: POST an image to /segment, get its mask and regions.
+
+    Also GET /health, /model and /metrics (Prometheus). It has no authentication: listen on other addresses than this
+    machine's own only behind something that has. Needs pip install 'ttt4as_fast[serve]'.
+    """
+    try:
+        from . import serve as service
+    except ModuleNotFoundError as error:
+        raise ValueError(f"serve needs {error.name}: pip install 'ttt4as_fast[serve]'") from None
+    detector, _ = _load(model, device, backend)
+    segmenter = _segmenter(ctx, detector.image_threshold_ if gate else None)
+    limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout)
+    service.serve(detector, segmenter, host, port, limits, drain_seconds)
 
 
 @_command("ttt4as info", "ttt4as info --json | jq .backends")

@@ -1,0 +1,228 @@
+"""The HTTP service, over a real socket: a fitted model in a process of its own, real clients, real signals."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ttt4as_fast as ttt
+from ttt4as_fast.demo import texture_crops
+
+pytest.importorskip("starlette", reason="the service needs the extra 'serve'")
+pytest.importorskip("uvicorn", reason="the service needs the extra 'serve'")
+pytest.importorskip("prometheus_client", reason="the service needs the extra 'serve'")
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    crops = texture_crops("brick", "train", 8, SIDE, 0)
+    model = ttt.PatchCore(image_size=SIDE, crop_size=SIDE, coreset_ratio=0.05)
+    model.fit([Image.fromarray(crop).convert("RGB") for crop in crops[:6]])
+    model.calibrate([Image.fromarray(crop).convert("RGB") for crop in crops[6:]])
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    model.save(path)
+    return path
+
+
+def start(model_file, *options: str) -> tuple[subprocess.Popen, int]:
+    command = [sys.executable, "-m", "ttt4as_fast", "serve", str(model_file), "--port", "0", "--no-gate", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=model_file.parent)
+    line = process.stdout.readline()
+    assert line.startswith("serving http://127.0.0.1:"), line
+    return process, int(line.rsplit(":", 1)[1])
+
+
+def stop(process: subprocess.Popen) -> int:
+    process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(30)
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def port(model_file):
+    process, number = start(model_file, "--max-bytes", "300000", "--max-pixels", "200000", "--body-timeout", "2")
+    yield number
+    stop(process)
+
+
+def request(port: int, method: str, path: str, body: bytes | None = None, **headers: str):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, answer.read(), dict(answer.getheaders())
+    finally:
+        connection.close()
+
+
+def png(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE), mode: str = "RGB") -> bytes:
+    crop = texture_crops("brick", "test", 1, SIDE, seed)[0]
+    crop = crop.copy()
+    crop[20:36, 24:40] = np.random.default_rng(seed).integers(0, 255, (16, 16, *crop.shape[2:]))
+    file = io.BytesIO()
+    Image.fromarray(crop).convert(mode).resize(size).save(file, "PNG")
+    return file.getvalue()
+
+
+def expected(model_file, data: bytes) -> np.ndarray:
+    model = ttt.PatchCore.load(model_file)
+    prediction = model.predict([Image.open(io.BytesIO(data)).convert("RGB")])
+    return ttt.TTT4AS()(prediction.anomaly_map, prediction.features).pred_mask[0]
+
+
+def test_a_mask_comes_back(port, model_file):
+    data = png()
+    status, body, headers = request(port, "POST", "/segment", data, Content_Type="image/png")
+    answer = json.loads(body)
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert (answer["width"], answer["height"], answer["status"]) == (SIDE, SIDE, "ok")
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask"]))))
+    np.testing.assert_array_equal(mask > 0, expected(model_file, data))
+    assert answer["mask_area"] == np.count_nonzero(mask)
+    assert sum(region["area"] for region in answer["regions"]) == answer["mask_area"]
+    assert set(answer["milliseconds"]) >= {"ttt4as"}
+
+
+def test_png_alone_and_other_sizes_and_modes(port):
+    for size, mode in (((90, 70), "L"), ((50, 111), "RGBA")):
+        status, body, headers = request(port, "POST", "/segment", png(size=size, mode=mode), Accept="image/png")
+        assert (status, headers["content-type"]) == (200, "image/png")
+        assert Image.open(io.BytesIO(body)).size == size
+        assert float(headers["x-score"]) > 0
+
+
+def test_concurrent_clients_get_their_own_masks(port, model_file):
+    images = [png(seed) for seed in range(4)]
+    want = [request(port, "POST", "/segment", data, Accept="image/png")[1] for data in images]
+    with ThreadPoolExecutor(8) as pool:
+        got = pool.map(
+            lambda i: (i % 4, request(port, "POST", "/segment", images[i % 4], Accept="image/png")), range(32)
+        )
+        for i, (status, body, _) in got:
+            assert status == 200
+            assert body == want[i]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "says"),
+    [
+        (b"", {}, 400, "got nothing"),
+        (b"not an image", {"Content_Type": "image/png"}, 400, "image: expected a file of one of PNG"),
+        (png()[:900], {"Content_Type": "image/png"}, 400, "image: cannot be read"),
+        (png(), {"Content_Type": "text/html"}, 415, "content-type: expected one of image/png"),
+        (b"x" * 300_001, {}, 413, "body: expected at most 300000 bytes"),
+        (png(size=(500, 500)), {}, 413, "image: expected at most 200000 pixels, got 500 x 500"),
+        (b"GIF89a" + bytes(50), {}, 400, "image: expected a file of one of"),
+    ],
+    ids=["empty", "text", "truncated", "type", "bytes", "pixels", "gif"],
+)
+def test_what_is_wrong_is_said(port, body, headers, status, says):
+    got, answer, _ = request(port, "POST", "/segment", body, **headers)
+    assert got == status
+    assert says in json.loads(answer)["error"]
+    assert request(port, "GET", "/health")[0] == 200
+
+
+def test_wrong_paths_and_methods(port):
+    assert request(port, "GET", "/segment")[0] == 405
+    assert request(port, "GET", "/nothing")[0] == 404
+
+
+def test_chunked_body_beyond_the_limit(port):
+    """No Content-Length to refuse by: the limit is met while reading."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/segment", (b"y" * 50_000 for _ in range(8)), encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_slow_body_is_not_waited_for(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        assert b" 408 " in client.recv(4096)
+
+
+def test_a_client_that_goes_away_harms_nobody(port):
+    data = png()
+    head = f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    for part in (data, data[: len(data) // 2]):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(head + part)
+    assert request(port, "POST", "/segment", data)[0] == 200
+
+
+def test_model_and_metrics(port):
+    request(port, "POST", "/segment", png())
+    status, body, _ = request(port, "GET", "/model")
+    model = json.loads(body)
+    assert (status, model["backbone"], model["crop_size"]) == (200, "efficientnet_lite0", SIDE)
+    assert model["limits"]["max_bytes"] == 300_000
+    status, body, headers = request(port, "GET", "/metrics")
+    assert headers["content-type"].startswith("text/plain")
+    text = body.decode()
+    for name in ('ttt4as_requests_total{code="200"}', 'ttt4as_images_total{status="ok"}', "ttt4as_queue_length"):
+        assert name in text
+
+
+def test_a_full_queue_turns_away_at_once(model_file):
+    process, port = start(model_file, "--queue-size", "1", "--max-batch", "1")
+    try:
+        data = png()
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda _: request(port, "POST", "/segment", data), range(24)))
+        codes = [status for status, _, _ in answers]
+        assert set(codes) == {200, 503}
+        refusal = next(answer for answer in answers if answer[0] == 503)
+        assert "waiting already" in json.loads(refusal[1])["error"]
+        assert refusal[2]["retry-after"] == "1"
+    finally:
+        stop(process)
+
+
+def test_stopping_finishes_what_is_under_way(model_file):
+    process, port = start(model_file)
+    data = png()
+    request(port, "POST", "/segment", data)
+    codes: list[int] = []
+
+    def client() -> None:
+        codes.append(request(port, "POST", "/segment", data)[0])
+
+    threads = [threading.Thread(target=client) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while b"ttt4as_requests_total" not in request(port, "GET", "/metrics")[1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert stop(process) == 0
+    for thread in threads:
+        thread.join(30)
+    assert len(codes) == 6
+    assert set(codes) <= {200, 503}
+    with pytest.raises(ConnectionRefusedError):
+        request(port, "GET", "/health")
+
+
+def test_an_address_in_use_is_said(model_file, port):
+    command = [sys.executable, "-m", "ttt4as_fast", "serve", str(model_file), "--port", str(port)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=model_file.parent)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "in use" in done.stderr

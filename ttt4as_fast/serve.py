@@ -1,0 +1,375 @@
+"""An HTTP service around a fitted model: images in, masks out, in micro-batches from a bounded queue.
+
+`create_app` makes an ASGI application (Starlette) that any ASGI server runs; ``ttt4as serve`` runs it on uvicorn. One
+thread owns the model; requests wait in a queue of fixed length, and what finds it full is turned away at once (503)
+instead of waiting longer than a camera's cycle. A batch is whatever waits when the model is free, so an idle service
+adds no delay, and the mask of an image does not depend on what it was batched with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from . import __version__
+from .images import ImageError, read_image
+from .kernels.arrays import check_float, check_int
+from .results import Placement
+from .runs import mask_summary, predict_batch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .patchcore import PatchCore
+    from .segmenter import TTT4AS
+
+__all__ = ["Limits", "create_app"]
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+CONTENT_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "application/octet-stream")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the service accepts, and how long it waits.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Of a request's body, default 32 MiB; more is refused (413) without being read to the end.
+    max_pixels : int
+        Of an image, default 50 million; more is refused (413) without being decoded.
+    queue_size : int
+        Images that may wait, default 64; what comes beyond is turned away (503).
+    max_batch : int
+        Images the model takes at once, default 8.
+    body_timeout : float
+        Seconds in which a body must have arrived, default 10; else 408.
+    """
+
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 50_000_000
+    queue_size: int = 64
+    max_batch: int = 8
+    body_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels", "queue_size", "max_batch"):
+            check_int(getattr(self, name), name, 1)
+        check_float(self.body_timeout, "body_timeout", 0.0, open_low=True)
+
+
+class _Refusal(Exception):
+    """A request that gets an error instead of a mask."""
+
+    def __init__(self, status: int, reason: str, **headers: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.headers = status, reason, headers
+
+
+@dataclass
+class _Job:
+    """One image on its way through the queue."""
+
+    image: Image.Image
+    done: asyncio.Future[dict[str, Any]]
+    arrived: float
+
+
+class _Metrics:
+    """What Prometheus reads. A registry of its own, so that several applications may live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        options: dict[str, Any] = {"registry": self.registry, "namespace": "ttt4as"}
+        self.requests = Counter("requests", "Requests for a mask, by the status of the answer.", ["code"], **options)
+        self.images = Counter("images", "Images segmented, by their status.", ["status"], **options)
+        self.waiting = Gauge("queue_length", "Images waiting.", **options)
+        buckets = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+        self.seconds = Histogram("request_seconds", "From the decoded image to its mask.", buckets=buckets, **options)
+        self.batch = Histogram("batch_size", "Images the model took at once.", buckets=(1, 2, 4, 8, 16, 32), **options)
+
+
+class _Worker:
+    """The one thread that owns the model, and the queue before it."""
+
+    def __init__(self, model: PatchCore, segmenter: TTT4AS, limits: Limits, metrics: _Metrics) -> None:
+        self._model, self._segmenter, self._limits, self._metrics = model, segmenter, limits, metrics
+        self._queue: asyncio.Queue[_Job | None] = asyncio.Queue(limits.queue_size + 1)  # and one place for the end
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttt4as")
+        self._task: asyncio.Task[None] | None = None
+        self.stopping = False
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    @property
+    def alive(self) -> bool:
+        """Whether images put into the queue will be taken out of it."""
+        return self._task is not None and not self._task.done() and not self.stopping
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what waits."""
+        self.stopping = True
+        await self._queue.put(None)
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown()
+
+    async def segment(self, image: Image.Image) -> dict[str, Any]:
+        """The outcome for one image, when its turn comes."""
+        if not self.alive:
+            raise _Refusal(503, "the service is stopping")
+        if self._queue.qsize() >= self._limits.queue_size:
+            raise _Refusal(503, f"{self._limits.queue_size} images are waiting already", **{"Retry-After": "1"})
+        job = _Job(image, asyncio.get_running_loop().create_future(), time.perf_counter())
+        self._queue.put_nowait(job)
+        self._metrics.waiting.set(self._queue.qsize())
+        return await job.done
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = False
+        while not ended:
+            jobs = [await self._queue.get()]
+            while len(jobs) < self._limits.max_batch and not self._queue.empty():
+                jobs.append(self._queue.get_nowait())
+            ended = None in jobs
+            # A client that went away has cancelled its future: its image costs nothing more.
+            batch = [job for job in jobs if job is not None and not job.done.done()]
+            self._metrics.waiting.set(self._queue.qsize())
+            if batch:
+                self._metrics.batch.observe(len(batch))
+                outcomes = await loop.run_in_executor(self._thread, self._run, [job.image for job in batch])
+                for job, outcome in zip(batch, outcomes, strict=True):
+                    self._metrics.seconds.observe(time.perf_counter() - job.arrived)
+                    if not job.done.done():
+                        if isinstance(outcome, Exception):
+                            job.done.set_exception(outcome)
+                        else:
+                            job.done.set_result(outcome)
+
+    def _run(self, images: list[Image.Image]) -> list[dict[str, Any] | Exception]:
+        """Outcomes of a batch. Where it fails, its images are tried alone, so that one cannot fail the others."""
+        try:
+            return list(predict_batch(self._model, self._segmenter, images, self._model.image_threshold_))
+        except Exception as error:
+            if len(images) == 1:
+                return [error]
+            return [outcome for image in images for outcome in self._run([image])]
+
+
+def create_app(model: PatchCore, segmenter: TTT4AS, limits: Limits | None = None) -> Starlette:
+    """An ASGI application that segments images with a fitted model.
+
+    ======  =============  ==========================================================================================
+    method  path           answer
+    ======  =============  ==========================================================================================
+    POST    ``/segment``   body: an image file. JSON: score, label, status, mask area, regions, milliseconds and the
+                           mask as base64 PNG in the image's own size; with ``Accept: image/png`` the PNG alone
+    GET     ``/health``    200 while images are taken, 503 once it stops
+    GET     ``/model``     what the model is: backbone, sizes, thresholds, options of the method
+    GET     ``/metrics``   Prometheus text
+    ======  =============  ==========================================================================================
+
+    Parameters
+    ----------
+    model : PatchCore
+        Fitted. Its image threshold, where calibrated, labels images.
+    segmenter : TTT4AS
+        The method; its ``image_threshold`` gates.
+    limits : Limits, optional
+
+    Returns
+    -------
+    starlette.applications.Starlette
+        Errors are JSON ``{"error": reason}``: 400 no readable image, 408 body too slow, 413 too large, 415 not an image
+        type, 503 queue full or stopping (``Retry-After``).
+    """
+    limits = limits or Limits()
+    metrics = _Metrics()
+    worker = _Worker(model, segmenter, limits, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        worker.start()
+        try:
+            yield
+        finally:
+            await worker.stop()
+
+    async def segment(request: Request) -> Response:
+        try:
+            data = await _read_body(request, limits)
+            image = await asyncio.get_running_loop().run_in_executor(None, _decode, data, limits)
+            outcome = await worker.segment(image)
+            metrics.images.labels(outcome["status"]).inc()
+            response = _answer(request, image, outcome, model)
+        except _Refusal as refusal:
+            response = JSONResponse({"error": refusal.reason}, refusal.status, headers=refusal.headers)
+        except ClientDisconnect:
+            response = Response(status_code=499)  # nobody reads it; the count does
+        except Exception:
+            metrics.requests.labels("500").inc()
+            raise
+        metrics.requests.labels(str(response.status_code)).inc()
+        return response
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok" if worker.alive else "stopping"}, 200 if worker.alive else 503)
+
+    async def describe(request: Request) -> Response:
+        return JSONResponse(
+            {
+                "version": __version__,
+                "backbone": model.backbone,
+                "image_size": model.image_size,
+                "crop_size": model.crop_size,
+                "memory_bank": list(model.memory_bank_.shape),
+                "image_threshold": model.image_threshold_,
+                "method": segmenter.get_params(),
+                "limits": vars(limits),
+                "content_types": CONTENT_TYPES,
+            }
+        )
+
+    async def scrape(request: Request) -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    routes = [
+        Route("/segment", segment, methods=["POST"]),
+        Route("/health", health),
+        Route("/model", describe),
+        Route("/metrics", scrape),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+async def _read_body(request: Request, limits: Limits) -> bytes:
+    """The body, if it is of a type and size that is taken and arrives in time."""
+    kind = request.headers.get("content-type", "application/octet-stream").split(";")[0].strip().lower()
+    if kind not in CONTENT_TYPES:
+        raise _Refusal(415, f"content-type: expected one of {', '.join(CONTENT_TYPES)}, got {kind!r}")
+    too_large = _Refusal(413, f"body: expected at most {limits.max_bytes} bytes", Connection="close")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limits.max_bytes:
+        raise too_large
+
+    async def collect() -> bytes:
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > limits.max_bytes:
+                raise too_large
+        return bytes(data)
+
+    try:
+        data = await asyncio.wait_for(collect(), limits.body_timeout)
+    except asyncio.TimeoutError:
+        reason = f"body: not complete within {limits.body_timeout:g} s"
+        raise _Refusal(408, reason, Connection="close") from None
+    if not data:
+        raise _Refusal(400, "body: expected an image file, got nothing")
+    return data
+
+
+def _decode(data: bytes, limits: Limits) -> Image.Image:
+    """The image of a body, RGB and upright; its size is read before its pixels are."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            width, height = header.size
+    except Image.DecompressionBombError:
+        raise _Refusal(413, f"image: expected at most {limits.max_pixels} pixels") from None
+    except Exception:
+        raise _Refusal(400, f"image: expected a file of one of {', '.join(FORMATS)}, got something else") from None
+    if width * height > limits.max_pixels:
+        raise _Refusal(413, f"image: expected at most {limits.max_pixels} pixels, got {width} x {height}")
+    try:
+        return read_image(io.BytesIO(data))
+    except ImageError as error:
+        raise _Refusal(400, f"image: {error.reason}") from None
+
+
+def _answer(request: Request, image: Image.Image, outcome: dict[str, Any], model: PatchCore) -> Response:
+    """JSON, or the mask alone where the client accepts nothing but PNG."""
+    place = Placement(image.height, image.width, model.image_size, model.crop_size)
+    mask, anomaly_map = place.mask(outcome["pred_mask"]), place.map(outcome["anomaly_map"])
+    png = _png(mask)
+    if request.headers.get("accept", "").startswith("image/png"):
+        return Response(png, media_type="image/png", headers={"X-Score": f"{outcome['score']:.9g}"})
+    fields = ("score", "label", "status", "milliseconds")
+    return JSONResponse(
+        {
+            "width": image.width,
+            "height": image.height,
+            **{name: outcome[name] for name in fields},
+            **mask_summary(mask, anomaly_map),
+            "mask": base64.b64encode(png).decode("ascii"),
+        }
+    )
+
+
+def _png(mask: np.ndarray) -> bytes:
+    """A mask as a PNG of 0 and 255."""
+    file = io.BytesIO()
+    Image.fromarray(mask.astype("uint8") * 255).save(file, format="PNG")
+    return file.getvalue()
+
+
+def serve(model: PatchCore, segmenter: TTT4AS, host: str, port: int, limits: Limits, drain_seconds: int) -> None:
+    """Run the application on uvicorn until SIGINT or SIGTERM, then finish the requests under way.
+
+    Parameters
+    ----------
+    model, segmenter, limits
+        As in `create_app`.
+    host : str
+        Address to listen on.
+    port : int
+        0 takes a free one; the address is printed on standard output as ``serving http://HOST:PORT``.
+    drain_seconds : int
+        How long requests under way may still take after the signal.
+
+    Raises
+    ------
+    OSError
+        The address cannot be listened on.
+    """
+    import signal
+    import socket
+
+    import uvicorn
+
+    # Bound here, so that an address in use is an OSError and a free port is known before the first request.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)  # who connects before the server runs waits for it
+        config = uvicorn.Config(
+            create_app(model, segmenter, limits),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=drain_seconds,
+            h11_max_incomplete_event_size=2**16,
+        )
+        shown = f"[{host}]" if family == socket.AF_INET6 else host
+        print(f"serving http://{shown}:{listener.getsockname()[1]}", flush=True)
+        # uvicorn raises the signal again once it has stopped; that it came is then no news, and no failure.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        uvicorn.Server(config).run(sockets=[listener])
