@@ -16,9 +16,10 @@ from ..linear_svm import LOSSES
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("segment", host=("reference",), cuda=("reference",))
+OPERATION = Operation("segment", host=("reference",), cuda=("gpu", "reference"))
 SAMPLINGS = ("grid", "random")
-STATUSES = ("ok", "nominal", "degenerate", "not_converged")
+STATUSES = ("ok", "nominal", "degenerate", "not_converged", "non_finite")
+"""What `Segmentation.status_code` indexes. The last exists on a GPU alone, where raising at once would wait for it."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,21 @@ class Segmentation:
 
     @property
     def status(self) -> str | list[str]:
-        """``"ok"``, ``"nominal"``, ``"degenerate"`` or ``"not_converged"``; a list of B for a batch."""
+        """``"ok"``, ``"nominal"``, ``"degenerate"`` or ``"not_converged"``; a list of B for a batch.
+
+        Raises
+        ------
+        ValueError
+            An image on a GPU held a non-finite value (or features whose products overflow float32). On the host
+            `segment` itself raises; on a GPU it does not wait to see, gives that image an empty mask, a decision of NaN
+            and the code 4, and leaves the others as they are.
+        """
         codes = self.status_code.tolist()
+        bad = [
+            i for i, code in enumerate(codes if isinstance(codes, list) else [codes]) if STATUSES[code] == "non_finite"
+        ]
+        if bad:
+            raise ValueError(f"anomaly_map, features: expected finite values, got others in image {bad} of the batch")
         return [STATUSES[code] for code in codes] if isinstance(codes, list) else STATUSES[codes]
 
 
