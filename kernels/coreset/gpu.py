@@ -14,7 +14,7 @@ __all__ = ["ARRAYS", "greedy", "unavailable"]
 
 ARRAYS = "torch"
 _REPORT_EVERY = 1024
-_BLOCK_N, _BLOCK_D, _WARPS = 32, 128, 4
+_BLOCK_N, _WARPS = 32, 4
 _PROGRAMS_PER_SM = 8
 
 
@@ -94,13 +94,18 @@ def greedy(
         pick_kernel[(programs,)](
             points, nearest, picks, far[now], far_row[now], far[before], far_row[before], step, n, dim,
             *points.stride(), PROGRAMS=programs, SPAN=triton.next_power_of_2(programs),
-            BLOCK_N=_BLOCK_N, BLOCK_D=min(_BLOCK_D, triton.next_power_of_2(dim)), num_warps=_WARPS,
+            BLOCK_N=_BLOCK_N, BLOCK_D=min(block_d(dtype), triton.next_power_of_2(dim)), num_warps=_WARPS,
         )  # fmt: skip
         if progress is not None and (step % _REPORT_EVERY == 0 or step == n_samples - 1):
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # launches run ahead of the work
             progress(step + 1, n_samples)
     return picks
+
+
+def block_d(dtype: torch.dtype) -> int:
+    """Channels of a tile: as many as stay in registers."""
+    return 64 if dtype == torch.float64 else 128
 
 
 def _programs(device: torch.device) -> int:

@@ -12,7 +12,7 @@ def triton_unavailable(device: str) -> str | None:
     """
     if device == "cpu":
         return None if interpreting() else "it takes CUDA tensors, these arrays are on the host"
-    reason = _no_cuda()
+    reason = no_cuda()
     return reason if reason is not None else _probe_triton()
 
 
@@ -32,7 +32,8 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def _no_cuda() -> str | None:
+def no_cuda() -> str | None:
+    """Why there is no CUDA device to use; None if there is one."""
     import torch
 
     if not torch.cuda.is_available():

@@ -29,8 +29,10 @@ MAX_K = 64
 """Neighbours up to which the list of a query stays in registers; more are searched exhaustively."""
 SCRATCH_BYTES = 256 << 20
 """Default bound on the scratch of a search."""
-TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 256, 64, 8, 3)}
+TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8, 4)}
 """Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages."""
+REFINE_OPTIONS = {"num_warps": 4, "maxnreg": 128}
+"""Without a bound of its own ptxas spills a few bytes of `refine_kernel` to fit one more block on a multiprocessor."""
 GEMM_FROM: dict[tuple[int, int], int] = {}
 """Compute capability -> queries * bank vectors from which cuBLAS and a minimum over its product beat the fused kernel.
 
@@ -353,11 +355,13 @@ class Index:
         propose = self._propose_gemm if (self.takes_gemm(len(query)) if gemm is None else gemm) else self._propose
         propose(low, scale, least, second)
         offset = self._error_bound(facts) - facts[:, 0]
+        list_size = max(2, triton.next_power_of_2(k))
         groups_block = min(256, max(32, triton.next_power_of_2(self.n_groups)))
         refine_kernel[(len(query),)](
             query, self.bank, least, second, offset, distances, indices, self.size, self.dim, self.n_groups, k,
             *query.stride(), *self.bank.stride(),
-            LIST=max(2, triton.next_power_of_2(k)), LANES=groups_block, BLOCK_D=128,
+            LIST=list_size, LANES=groups_block, BLOCK_D=refine_block(list_size, self.bank.dtype),
+            **REFINE_OPTIONS,
         )  # fmt: skip
 
     def _propose(self, low: torch.Tensor, scale: torch.Tensor, least: torch.Tensor, second: torch.Tensor) -> None:
@@ -400,6 +404,13 @@ class Index:
         number = torch.isfinite(rows).all(1)[:, None]
         distances.copy_(ordered[:, :k].sqrt().masked_fill(~number, float("nan")))
         indices.copy_(order[:, :k].masked_fill(~number, -1))
+
+
+def refine_block(list_size: int, dtype: torch.dtype) -> int:
+    """Channels that `refine_kernel` reads at a time: as many as stay in registers beside a list of `list_size`."""
+    if list_size > 32:
+        return 16 if dtype == torch.float64 else 32
+    return 32 if dtype == torch.float64 else 64
 
 
 def tile_of(device: torch.device) -> tuple[int, int, int, int, int]:

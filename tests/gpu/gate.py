@@ -1,0 +1,298 @@
+"""Compiles every GPU kernel ahead of time and prints what came out as JSON; run in a process that does not interpret.
+
+``python gate.py``: Triton kernels for each architecture with the block sizes that the package launches, and the CUDA
+C++ files by nvcc where there is one. No GPU is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ARCHITECTURES = (80, 90, 100)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SOURCES = ("peaks/peaks.cu", "segment/label.cu", "gpu_common/svm.cu")
+
+_POINTERS = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "f64": "*fp64"}
+_ONE = {"f16": (90,), "bf16": (80,), "f64": (90,)}
+_TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+
+
+def cases() -> list[dict]:
+    """Each kernel with the argument types and constants of a launch: name, kernel, types, constants, options."""
+    import torch
+    import triton
+
+    from ttt4as_fast.kernels.bilinear import gpu as bilinear
+    from ttt4as_fast.kernels.coreset import gpu as coreset
+    from ttt4as_fast.kernels.gpu_common import probe, svm
+    from ttt4as_fast.kernels.knn import gpu as knn
+    from ttt4as_fast.kernels.segment import gpu_stages as stages
+
+    found = []
+
+    def add(name: str, kernel, types: dict, constants: dict, tensor_cores: bool = False, **options) -> None:
+        found.append(
+            {
+                "name": name,
+                "kernel": kernel,
+                "types": types,
+                "constants": constants,
+                "tensor_cores": tensor_cores,
+                "options": options,
+            }
+        )
+
+    def typed(kernel, **kinds: str) -> dict:
+        """Types of all arguments: pointers as given, every other one an int32 multiple of 16 (as real sizes are)."""
+        return {name: kinds.get(name, "i32") for name in kernel.arg_names}
+
+    add("probe", probe._count, typed(probe._count, x_ptr="*i32"), {"BLOCK": 32})
+    for dtype, pointer in _POINTERS.items():
+        kind = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}[dtype]
+        weight = "*fp64" if dtype == "f64" else "*fp32"
+        tables = {
+            "row_start_ptr": "*i32",
+            "row_lower_ptr": "*i32",
+            "row_weight_ptr": weight,
+            "col_lower_ptr": "*i32",
+            "col_weight_ptr": weight,
+        }
+        for last in (False, True):
+            block_c, block_w = bilinear.upsample_blocks(1024, 224, last)
+            unit = {"x_c": 1, "y_c": 1} if last else {"x_w": 1, "y_w": 1}
+            add(
+                f"upsample-{'nhwc' if last else 'nchw'}-{dtype}",
+                bilinear.upsample_kernel,
+                typed(bilinear.upsample_kernel, x_ptr=pointer, y_ptr=pointer, **tables),
+                {"BLOCK_C": block_c, "BLOCK_W": block_w, **unit},
+            )
+        add(
+            f"sample-{dtype}",
+            bilinear.sample_kernel,
+            typed(
+                bilinear.sample_kernel,
+                x_ptr=pointer,
+                y_ptr=weight,
+                row_ptr="*i64",
+                col_ptr="*i64",
+                **tables,
+            ),
+            {"x_w": 1, "BLOCK_N": 16, "BLOCK_C": 64},
+        )
+        add(
+            f"knn-prepare-{dtype}",
+            knn.prepare_kernel,
+            typed(knn.prepare_kernel, x_ptr=pointer, centre_ptr="*fp64", low_ptr="*fp16", facts_ptr="*fp64"),
+            {"x_d": 1, "BLOCK_D": 1024},
+        )
+        for k in (1, 9, knn.MAX_K):
+            size = max(2, triton.next_power_of_2(k))
+            add(
+                f"knn-refine-k{k}-{dtype}",
+                knn.refine_kernel,
+                typed(
+                    knn.refine_kernel,
+                    q_ptr=pointer,
+                    b_ptr=pointer,
+                    least_ptr="*i32",
+                    second_ptr="*i32",
+                    offset_ptr="*fp64",
+                    distance_ptr="*fp32",
+                    index_ptr="*i64",
+                ),
+                {"q_d": 1, "b_d": 1, "LIST": size, "LANES": 256, "BLOCK_D": knn.refine_block(size, kind)},
+                **knn.REFINE_OPTIONS,
+            )
+        accumulator = "*fp64" if dtype == "f64" else "*fp32"
+        add(
+            f"coreset-{dtype}",
+            coreset.pick_kernel,
+            typed(
+                coreset.pick_kernel,
+                x_ptr=pointer,
+                nearest_ptr=accumulator,
+                picks_ptr="*i64",
+                far_ptr=accumulator,
+                far_row_ptr="*i32",
+                previous_ptr=accumulator,
+                previous_row_ptr="*i32",
+            ),
+            {"x_d": 1, "PROGRAMS": 1056, "SPAN": 2048, "BLOCK_N": coreset._BLOCK_N, "BLOCK_D": coreset.block_d(kind)},
+            num_warps=coreset._WARPS,
+        )
+        for last in (False, True):
+            add(
+                f"segment-decision-{'nhwc' if last else 'nchw'}-{dtype}",
+                stages.decision_kernel,
+                typed(
+                    stages.decision_kernel,
+                    x_ptr=pointer,
+                    weights_ptr="*fp32",
+                    report_ptr="*fp64",
+                    status_ptr="*i32",
+                    low_ptr="*fp32",
+                ),
+                {"BLOCK_P": 16, "BLOCK_C": 128 if last else 64, "CHANNELS_LAST": last, "x_c" if last else "x_w": 1},
+            )
+        add(
+            f"segment-basis-{dtype}",
+            stages.basis_kernel,
+            typed(
+                stages.basis_kernel,
+                x_ptr=pointer,
+                basis_ptr="*fp32",
+                points_ptr="*i32",
+                cells_ptr="*i32",
+                counts_ptr="*i32",
+                status_ptr="*i32",
+                row_lower_ptr="*i32",
+                row_weight_ptr="*fp32",
+                col_lower_ptr="*i32",
+                col_weight_ptr="*fp32",
+            ),
+            {"x_w": 1, "BLOCK_M": 16, "BLOCK_C": 64},
+        )
+    add(
+        "segment-upsample-threshold",
+        stages.upsample_threshold_kernel,
+        typed(
+            stages.upsample_threshold_kernel,
+            low_ptr="*fp32",
+            status_ptr="*i32",
+            decision_ptr="*fp32",
+            mask_ptr="*i1",
+            row_lower_ptr="*i32",
+            row_weight_ptr="*fp32",
+            col_lower_ptr="*i32",
+            col_weight_ptr="*fp32",
+        ),
+        {"BLOCK": 1024},
+    )
+    add(
+        "svm-gram",
+        svm.gram_kernel,
+        typed(svm.gram_kernel, basis_ptr="*fp32", gram_ptr="*fp32", counts_ptr="*i32", status_ptr="*i32"),
+        {"PROGRAMS": svm._GRAM_PROGRAMS, "TILE": svm._TILE, "BLOCK_K": svm._BLOCK_K},
+    )
+    add(
+        "svm-weights",
+        svm.weights_kernel,
+        typed(
+            svm.weights_kernel,
+            basis_ptr="*fp32",
+            beta_ptr="*fp64",
+            counts_ptr="*i32",
+            status_ptr="*i32",
+            weights_ptr="*fp32",
+        ),
+        {"BLOCK_M": 32, "BLOCK_C": 64},
+    )
+    floats = {"q_scale_ptr": "*fp32", "b_scale_ptr": "*fp32", "b_norm_ptr": "*fp32"}
+    packed = {"least_ptr": "*i32", "second_ptr": "*i32"}
+    add(
+        "knn-reduce-product",
+        knn.reduce_product_kernel,
+        typed(knn.reduce_product_kernel, product_ptr="*fp32", **floats, **packed),
+        {"BLOCK_Q": 16, "BLOCK_N": 256},
+    )
+    propose = typed(knn.propose_kernel, q_ptr="*fp16", b_ptr="*fp16", **floats, **packed)
+    found.append({"name": "knn-propose", "kernel": knn.propose_kernel, "types": propose, "tensor_cores": True})
+    return found
+
+
+def compile_triton(case: dict, architecture: int) -> dict:
+    """One kernel for one architecture: shared memory, registers, stack, and which matrix instructions it holds."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants, options = case.get("constants"), case.get("options", {})
+    if constants is None:  # the one kernel whose tile depends on the architecture
+        from ttt4as_fast.kernels.knn.gpu import TILES
+
+        block_q, block_n, block_d, warps, stages = TILES[architecture // 10]
+        constants = {"BLOCK_Q": block_q, "BLOCK_N": block_n, "BLOCK_D": block_d, "SWIZZLE": 8}
+        options = {"num_warps": warps, "num_stages": stages}
+    kernel = case["kernel"]
+    signature = {name: "constexpr" if name in constants else kind for name, kind in case["types"].items()}
+    places = {name: (kernel.arg_names.index(name),) for name in signature}
+    free = kernel.do_not_specialize or ()
+    attributes = {
+        places[name]: [["tt.divisibility", 16]]
+        for name, kind in signature.items()
+        if kind != "constexpr" and name not in free
+    }
+    source = ASTSource(kernel, signature, {places[name]: value for name, value in constants.items()}, attributes)
+    built = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    ptx = built.asm["ptx"]
+    return {
+        "shared": built.metadata.shared,
+        **resources(built.asm["cubin"]),
+        "tensor_cores": [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx],
+        "wanted": _TENSOR_CORES[architecture] if case["tensor_cores"] else None,
+    }
+
+
+def resources(cubin: bytes) -> dict:
+    """Registers, stack frame and local memory of a cubin's kernel, as ``cuobjdump`` states them."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    numbers = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text))
+    return {"registers": int(numbers["REG"]), "stack": int(numbers["STACK"]), "local": int(numbers["LOCAL"])}
+
+
+def compile_cuda(file: str, architecture: int) -> dict:
+    """One CUDA C++ file by nvcc: what ptxas says of each of its kernels."""
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    with tempfile.TemporaryDirectory() as folder:
+        unit = Path(folder) / "unit.cu"
+        unit.write_text(cuda.source(file), encoding="utf-8")
+        arch = ["-gencode", f"arch=compute_{architecture},code=sm_{architecture}"]
+        command = ["nvcc", "-std=c++17", "-Werror", "all-warnings", *arch, "-cubin", "--resource-usage"]
+        done = subprocess.run([*command, "-o", f"{folder}/unit.cubin", str(unit)], capture_output=True, text=True)
+    if done.returncode:
+        return {"error": done.stderr}
+    kernels = {}
+    for name, report in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", done.stderr, re.S):
+        spills = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+        shared = re.search(r"(\d+) bytes smem", report)
+        kernels[name] = {
+            "registers": int(re.search(r"Used (\d+) registers", report).group(1)),
+            "stack": int(spills.group(1)),
+            "spills": int(spills.group(2)) + int(spills.group(3)),
+            "shared": int(shared.group(1)) if shared else 0,
+        }
+    return {"kernels": kernels}
+
+
+def main() -> None:
+    """Print ``{"triton": {name: {arch: facts}}, "cuda": {file: {arch: facts}}}``."""
+    report: dict = {"triton": {}, "cuda": {}}
+    for case in cases():
+        facts = report["triton"][case["name"]] = {}
+        # float32 for every architecture; the other dtypes, which differ in their loads alone, for one each.
+        for architecture in _ONE.get(case["name"].split("-")[-1], ARCHITECTURES):
+            try:
+                facts[architecture] = compile_triton(case, architecture)
+            except Exception as error:
+                facts[architecture] = {"error": f"{type(error).__name__}: {error}"}
+    if shutil.which("nvcc"):
+        for file in SOURCES:
+            report["cuda"][file] = {arch: compile_cuda(file, arch) for arch in ARCHITECTURES}
+    json.dump(report, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
