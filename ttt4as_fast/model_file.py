@@ -5,8 +5,9 @@
     memory_bank            (M, C) float32
     scale.mean, scale.std  (C,) float32, if standardised
     nominal.*              what `NominalStatistics.arrays` gives, if calibrated
-    metadata["ttt4as_fast"]  {"format", "format_version", "package_version", "options", "layers", "image_threshold",
-                              "backbone_sha256", "tensors_sha256"}
+    metadata["ttt4as_fast"]  JSON: {"format", "format_version", "package_version", "options", "layers",
+                              "image_threshold", "backbone_sha256"}
+    metadata["sha256"]       of that JSON and the tensors, so that no damaged byte passes
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def save(model: PatchCore, path: Path) -> None:
         "layers": list(model.network.layers),
         "image_threshold": model.image_threshold_,
         "backbone_sha256": model.network.fingerprint,
-        "tensors_sha256": _digest(tensors),
     }
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
+        save_file(tensors, temporary, metadata={_KEY: text, "sha256": digest(text, tensors)})
 
 
 def load(
@@ -91,26 +92,39 @@ def load(
         fitted_with = str(content["backbone_sha256"])
         threshold = content["image_threshold"]
         threshold = None if threshold is None else float(threshold)
+        bank, layers = tensors["memory_bank"], tuple(content["layers"])
+        _check_tensors(tensors)
         scale = (tensors["scale.mean"], tensors["scale.std"]) if options["standardize"] else None
         nominal = {name.removeprefix("nominal."): x for name, x in tensors.items() if name.startswith("nominal.")}
         statistics = NominalStatistics.from_arrays(nominal) if nominal else None
-        bank, layers = tensors["memory_bank"], tuple(content["layers"])
         cls(**options, layers=layers, device="cpu")  # the stored options on their own: is the file to blame?
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFileError(f"path: {str(path)!r} is a damaged model: {type(error).__name__}: {error}") from error
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     model = cls(
         **options, layers=layers, device=device, backend=backend, weights=stored if weights is None else weights
     )
     _check_weights(model, fitted_with, path)
     channels = sum(model.network.channels)
-    if bank.ndim != 2 or bank.shape[1] != channels or not len(bank) or not np.isfinite(bank).all():
-        raise ModelFileError(f"path: {str(path)!r} is a damaged model: a memory bank of shape {bank.shape}")
+    if bank.shape[1:] != (channels,) or not len(bank):
+        raise _damaged(path, f"a memory bank of shape {bank.shape} for {channels} channels")
     if scale is not None and any(x.shape != (channels,) for x in scale):
-        raise ModelFileError(f"path: {str(path)!r} is a damaged model: a scale of shape {scale[0].shape}")
+        raise _damaged(path, f"a scale of shape {scale[0].shape} for {channels} channels")
     model.scale_ = scale
     model.set_memory_bank(bank)
     model.nominal_statistics_, model.image_threshold_ = statistics, threshold
     return model
+
+
+def _damaged(path: Path, what: str) -> ModelFileError:
+    return ModelFileError(f"path: {str(path)!r} is a damaged model: {what}")
+
+
+def _check_tensors(tensors: dict[str, np.ndarray]) -> None:
+    for name, array in tensors.items():
+        if array.dtype != np.float32:
+            raise ValueError(f"a {name.replace('_', ' ')} of {array.dtype}, expected float32")
+        if not np.isfinite(array).all():
+            raise ValueError(f"a non-finite value in {name}")
 
 
 def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
@@ -120,10 +134,14 @@ def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
             f"weights: the model {str(path)!r} was fitted with the local weights {str(model.weights)!r}, which are not "
             "there; pass their present path as weights=..."
         )
-    if model.network.fingerprint != fitted_with:
+    try:
+        found = model.network.fingerprint
+    except ValueError as error:  # layers that the backbone does not have
+        raise _damaged(path, f"ValueError: {error}") from error
+    if found != fitted_with:
         raise WeightsError(
             f"weights: those of {model.backbone!r} found here are not the ones that {str(path)!r} was fitted with "
-            f"(SHA-256 {model.network.fingerprint[:12]} instead of {fitted_with[:12]}); pass the original ones as "
+            f"(SHA-256 {found[:12]} instead of {fitted_with[:12]}); pass the original ones as "
             "weights=..., or fit again"
         )
 
@@ -142,7 +160,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
                 raise ModelFileError(f"path: {str(path)!r} is a safetensors file, but no model of {FORMAT}")
             version = content.get("format_version")
             if not isinstance(version, int) or version < 1:
-                raise ModelFileError(f"path: {str(path)!r} is a damaged model: format version {version!r}")
+                raise _damaged(path, f"format version {version!r}")
             if version > FORMAT_VERSION:
                 raise ModelFileError(
                     f"path: {str(path)!r} has format version {version}, written by ttt4as_fast "
@@ -154,17 +172,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             f"path: {str(path)!r} is no safetensors file, or a truncated or corrupt one ({error})"
         ) from error
     except json.JSONDecodeError as error:
-        raise ModelFileError(f"path: {str(path)!r} is a damaged model: metadata that is no JSON ({error})") from error
-    if any(array.dtype != np.float32 for array in tensors.values()) or _digest(tensors) != content.get(
-        "tensors_sha256"
-    ):
-        raise ModelFileError(f"path: {str(path)!r} is corrupt: its tensors are not the ones that were written")
+        raise _damaged(path, f"metadata that is no JSON ({error})") from error
+    if digest(metadata[_KEY], tensors) != metadata.get("sha256"):
+        raise ModelFileError(f"path: {str(path)!r} is corrupt: its content is not what was written")
     return content, tensors
 
 
-def _digest(tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def digest(text: str, tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256 of a model's JSON and tensors, names, types and shapes included."""
+    found = hashlib.sha256(text.encode())
     for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+        found.update(f"{name} {array.dtype} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()

@@ -1,0 +1,822 @@
+"""PatchCore against a plain statement of it; its files; what it accepts, refuses, and how much memory it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from scipy.ndimage import gaussian_filter
+from sklearn.random_projection import SparseRandomProjection
+
+from ttt4as_fast.backbones import WeightsError, create_backbone
+from ttt4as_fast.baselines import NominalStatistics
+from ttt4as_fast.images import ImageError
+from ttt4as_fast.kernels import k_center_greedy
+from ttt4as_fast.model_file import ModelFileError, digest
+from ttt4as_fast.patchcore import PatchCore
+from ttt4as_fast.patches import MapMaker, patches_per_image, project, reweight, standardize
+
+SIZE, CROP = 72, 64
+
+
+def textures(n: int, seed: int, side: int = SIZE) -> torch.Tensor:
+    """Crops of a photograph of bricks: (n, 3, side, side) in [0, 1]."""
+    from skimage import data
+
+    photo = data.brick()
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 512 - side, (n, 2))
+    grey = np.stack([photo[row : row + side, column : column + side] for row, column in corners])
+    return torch.from_numpy(grey).float().div(255)[:, None].repeat(1, 3, 1, 1)
+
+
+def small(**options) -> PatchCore:
+    return PatchCore(**{"image_size": SIZE, "crop_size": CROP, "device": "cpu", **options})
+
+
+@pytest.fixture(scope="module")
+def model() -> PatchCore:
+    return small().fit(textures(8, 0)).calibrate(textures(5, 1))
+
+
+@pytest.fixture(scope="module")
+def queries() -> torch.Tensor:
+    x = textures(5, 2)
+    x[0, :, 20:40, 20:40] = 1 - x[0, :, 20:40, 20:40]
+    return x
+
+
+def write(path: Path, image: torch.Tensor) -> Path:
+    Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, queries: torch.Tensor) -> Path:
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(queries):
+        write(tmp_path / "images" / f"{i}.png", image)
+    return tmp_path / "images"
+
+
+def arrays(prediction) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(x) for x in (prediction.anomaly_map, prediction.pred_score, prediction.features))
+
+
+def assert_equal(one, other, order=slice(None)) -> None:
+    for x, y in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_array_equal(x[order], y)
+
+
+def assert_close(one, other, tolerance: float) -> None:
+    for x, y in zip(arrays(one), arrays(other), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what it computes
+
+
+def plain_layers(images: torch.Tensor) -> list[torch.Tensor]:
+    cut = (SIZE - CROP) // 2
+    return create_backbone("efficientnet_lite0", device="cpu")(images[:, :, cut:-cut, cut:-cut])
+
+
+def plain_patches(images: torch.Tensor) -> np.ndarray:
+    """(N, h, w, C): the mean of nine neighbours by adding nine shifted copies, the coarser layer upsampled, joined."""
+    means = []
+    for x in plain_layers(images):
+        padded = F.pad(x.double(), (1, 1, 1, 1))
+        height, width = x.shape[2:]
+        shifts = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        means.append(sum(shifts) / 9)
+    means[1] = F.interpolate(means[1], means[0].shape[2:], mode="bilinear", align_corners=False)
+    return torch.cat(means, 1).permute(0, 2, 3, 1).numpy()
+
+
+def test_prediction_against_a_plain_statement(model, queries):
+    found = model.predict(queries)
+    fine, coarse = plain_layers(queries)
+    expected = torch.cat([fine, F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=False)], 1)
+    assert found.features.shape == (5, 152, 8, 8) and found.features.dtype == torch.float32
+    torch.testing.assert_close(found.features, expected, rtol=1e-5, atol=1e-4)
+
+    bank = model.memory_bank_.astype(np.float64)
+    for i, patches in enumerate(plain_patches(queries)):
+        distances = np.sqrt(((patches[:, :, None] - bank) ** 2).sum(-1))
+        scores = distances.min(-1)
+        upsampled = F.interpolate(torch.from_numpy(scores)[None, None], (CROP, CROP), mode="bilinear")[0, 0].numpy()
+        np.testing.assert_allclose(found.anomaly_map[i], gaussian_filter(upsampled, 4.0), rtol=1e-4)
+
+        row, column = np.unravel_index(scores.argmax(), scores.shape)
+        nearest = bank[distances[row, column].argmin()]
+        support = np.argsort(np.sqrt(((bank - nearest) ** 2).sum(-1)))[:9]
+        weights = torch.softmax(torch.from_numpy(distances[row, column, support]), 0)
+        assert found.pred_score[i].item() == pytest.approx((1 - weights[0].item()) * scores.max(), rel=1e-4)
+
+
+def test_bank_is_the_k_center_coreset_of_the_patches(model):
+    patches = plain_patches(textures(8, 0)).reshape(-1, 152)
+    assert model.memory_bank_.shape == (int(0.1 * 8 * 64), 152) and model.memory_bank_.dtype == np.float32
+    own = [int(((patches - row) ** 2).sum(1).argmin()) for row in model.memory_bank_]
+    np.testing.assert_allclose(patches[own], model.memory_bank_, rtol=1e-4, atol=1e-4)
+    # 512 patches ask for 154 dimensions, more than the 152: the choice is made among the patches themselves.
+    np.testing.assert_array_equal(k_center_greedy(patches.astype(np.float32), len(own), own[0]), own)
+
+
+def test_training_image_scores_nothing_with_the_whole_bank():
+    x = textures(2, 0)
+    found = small(coreset_ratio=1.0, blur_sigma=0, n_neighbors=1).fit(x).predict(x)
+    assert float(found.anomaly_map.max()) == 0 and float(found.pred_score.max()) == 0
+
+
+def test_defect_stands_out(model, queries):
+    found = model.predict(queries)
+    assert found.pred_score.argmax() == 0 and found.pred_score[0] >= model.image_threshold_
+    row, column = divmod(int(found.anomaly_map[0].argmax()), CROP)
+    assert 16 <= row < 36 and 16 <= column < 36  # the defect less the offset of the crop
+
+
+def test_projection_is_that_of_scikit_learn():
+    wide = np.random.default_rng(0).standard_normal((9000, 300)).astype(np.float32)
+    assert (9000 > 8192) and project(wide, 3).dtype == np.float32
+    expected = SparseRandomProjection(eps=0.9, dense_output=True, random_state=3).fit_transform(wide)
+    assert expected.shape[1] < 300
+    np.testing.assert_allclose(project(wide, 3), expected, rtol=1e-5, atol=1e-5)
+    narrow = wide[:, :152]
+    assert project(narrow, 3) is narrow
+
+
+def test_wide_features_go_through_the_projection(tmp_path):
+    """ResNet-18's 384 channels: the picks are those among the projected patches."""
+    path = resnet(tmp_path, seed=0)
+    x = textures(6, 0)
+    model = small(backbone="resnet18", weights=path, coreset_ratio=0.05, random_state=5).fit(x)
+    everything = small(backbone="resnet18", weights=path, coreset_ratio=1.0).fit(x).memory_bank_
+    points = SparseRandomProjection(eps=0.9, dense_output=True, random_state=5).fit_transform(everything)
+    assert points.shape[1] < everything.shape[1] == 384
+    start = int(np.flatnonzero((everything == model.memory_bank_[0]).all(1))[0])
+    np.testing.assert_array_equal(everything[k_center_greedy(points, 19, start)], model.memory_bank_)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_reweighting_is_one_less_a_softmax(scale):
+    rng = np.random.default_rng(0)
+    support, patch = scale * rng.standard_normal((9, 20)), scale * rng.standard_normal(20)
+    distances = np.sqrt(((support - patch) ** 2).sum(1))
+    expected = (1 - torch.softmax(torch.from_numpy(distances), 0)[0].item()) * distances[0]
+    assert reweight(distances[0], patch, support) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_reweighting_with_duplicates_of_the_entry():
+    entry, patch = np.zeros(4), np.ones(4)
+    assert reweight(2.0, patch, np.stack([entry] * 4)) == pytest.approx(2.0 * 3 / 4)
+
+
+def test_one_neighbour_leaves_the_largest_distance(queries):
+    model = small(n_neighbors=1, blur_sigma=0, coreset_ratio=0.5).fit(textures(2, 0))
+    patches = plain_patches(queries).reshape(5, -1, 1, 152)
+    expected = np.sqrt(((patches - model.memory_bank_.astype(np.float64)) ** 2).sum(-1)).min(-1).max(-1)
+    np.testing.assert_allclose(model.predict(queries).pred_score, expected, rtol=1e-4)
+
+
+def test_fewer_bank_entries_than_neighbours(queries):
+    model = small(n_neighbors=50, coreset_ratio=0.05).fit(textures(1, 0))
+    assert len(model.memory_bank_) == 3
+    assert torch.isfinite(model.predict(queries).pred_score).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 13), (28, 28)])
+@pytest.mark.parametrize(("size", "sigma"), [(31, 4.0), (64, 0.0), (64, 1.5), (8, 40.0)])
+def test_map_against_interpolate_and_scipy(shape, size, sigma):
+    scores = np.random.default_rng(0).random(shape)
+    expected = F.interpolate(torch.from_numpy(scores)[None, None], (size, size), mode="bilinear")[0, 0].numpy()
+    expected = gaussian_filter(expected, sigma, mode="reflect", truncate=4.0) if sigma else expected
+    found = MapMaker(size, sigma)(scores)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_standardised_patches():
+    x = textures(4, 0)
+    bank = small(coreset_ratio=1.0, standardize=True).fit(x).memory_bank_
+    np.testing.assert_allclose(bank.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(bank.std(0), 1, atol=1e-3)
+
+
+def test_standardised_prediction_measures_in_deviations(queries):
+    model = small(standardize=True, n_neighbors=1, blur_sigma=0, coreset_ratio=1.0).fit(textures(4, 0))
+    nominal = plain_patches(textures(4, 0)).reshape(-1, 152)
+    patches = (plain_patches(queries).reshape(5, -1, 1, 152) - nominal.mean(0)) / nominal.std(0)
+    bank = (nominal - nominal.mean(0)) / nominal.std(0)
+    expected = [np.sqrt(((image - bank) ** 2).sum(-1)).min(-1).max() for image in patches]
+    found = model.predict(queries)
+    np.testing.assert_allclose(found.pred_score, expected, rtol=1e-3)
+    plain = small().fit(textures(4, 0)).predict(queries)
+    np.testing.assert_array_equal(found.features, plain.features)  # what TTT4AS trains on stays as it is
+
+
+def test_constant_channel_survives_standardising():
+    patches = np.ones((10, 2), np.float32)
+    patches[:, 1] = np.arange(10)
+    mean, std = standardize(patches)
+    assert mean[0] == 1 and std[0] == 1 and np.isfinite(patches).all() and (patches[:, 0] == 0).all()
+
+
+def test_max_patches_bounds_the_bank():
+    x = textures(6, 0)
+    model = small(coreset_ratio=1.0, max_patches=100).fit(x)
+    assert len(model.memory_bank_) == 6 * 16
+    everything = {row.tobytes() for row in small(coreset_ratio=1.0).fit(x).memory_bank_}
+    assert {row.tobytes() for row in model.memory_bank_} <= everything
+    again = small(coreset_ratio=1.0, max_patches=100).fit(x, batch_size=1)
+    np.testing.assert_array_equal(again.memory_bank_, model.memory_bank_)
+    assert len(small(coreset_ratio=1.0, max_patches=10**6).fit(x).memory_bank_) == 6 * 64
+    with pytest.raises(ValueError, match="max_patches: expected at least one for each of the 6 images, got 5"):
+        small(max_patches=5).fit(x)
+    assert patches_per_image(784, 3, 784 * 3 - 1) == 783
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the same image, the same result
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_batch_and_order_change_no_bit(model, queries, batch_size):
+    order = [3, 0, 4, 1, 2]
+    assert_equal(model.predict(queries), model.predict(queries[order], batch_size=batch_size), order)
+
+
+def test_alone_or_resized_in_a_batch(model):
+    big = textures(3, 5, side=101)
+    together = arrays(model.predict(big))
+    for i in range(3):
+        for alone, all_three in zip(arrays(model.predict(big[i : i + 1])), together, strict=True):
+            np.testing.assert_array_equal(alone[0], all_three[i])
+
+
+def test_fitting_twice_gives_the_same_bank(model):
+    for batch_size in (1, 4):
+        np.testing.assert_array_equal(
+            small().fit(textures(8, 0), batch_size=batch_size).memory_bank_, model.memory_bank_
+        )
+    assert not np.array_equal(small(random_state=1).fit(textures(8, 0)).memory_bank_, model.memory_bank_)
+
+
+PREDICT = """
+import hashlib, sys
+import numpy as np
+from ttt4as_fast.patchcore import PatchCore
+model = PatchCore.load(sys.argv[1], device="cpu")
+found = model.predict(np.load(sys.argv[2]))
+digest = hashlib.sha256()
+for x in (found.anomaly_map, found.pred_score, found.features):
+    digest.update(x.tobytes())
+print(digest.hexdigest(), repr(model.image_threshold_))
+np.save(sys.argv[3], found.anomaly_map)
+"""
+
+
+@pytest.mark.parametrize("threads", ["same", "other"])
+def test_another_process_gives_the_same(model, queries, tmp_path, threads):
+    model.save(tmp_path / "m.safetensors")
+    np.save(tmp_path / "x.npy", queries.numpy())
+    n = torch.get_num_threads() if threads == "same" else torch.get_num_threads() % 2 + 1
+    run = subprocess.run(
+        [sys.executable, "-c", PREDICT, *(str(tmp_path / name) for name in ("m.safetensors", "x.npy", "maps.npy"))],
+        env={**os.environ, "OMP_NUM_THREADS": str(n)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    digest, threshold = run.stdout.split()
+    here = model.predict(queries.numpy())
+    assert threshold == repr(model.image_threshold_)
+    if threads == "same":
+        expected = hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in arrays(here))).hexdigest()
+        assert digest == expected
+    else:  # convolutions may add in another order
+        np.testing.assert_allclose(np.load(tmp_path / "maps.npy"), here.anomaly_map, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what it accepts
+
+
+def test_files_folders_and_pictures_are_one(model, folder):
+    paths = [folder / f"{i}.png" for i in range(5)]
+    expected = model.predict(folder)
+    assert isinstance(expected.anomaly_map, np.ndarray) and expected.anomaly_map.dtype == np.float32
+    assert expected.pred_score.shape == (5,) and expected.pred_score.dtype == np.float32
+    assert_equal(expected, model.predict(paths))
+    assert_equal(expected, model.predict([str(path) for path in paths], batch_size=2))
+    assert_equal(expected, model.predict(iter(paths)))
+    assert_equal(expected, model.predict([Image.open(path) for path in paths]))
+    assert_equal(expected, model.predict(paths[0]), slice(0, 1))
+    assert_equal(expected, model.predict(Image.open(paths[0])), slice(0, 1))
+
+
+def test_file_and_tensor_agree(model, folder, queries):
+    as_tensor, as_file = model.predict(queries), model.predict(folder)
+    assert_close(as_tensor, as_file, 1e-6)  # these pixels are multiples of 1/255 and need no resizing
+    big = textures(1, 7, side=150)
+    pixels = [model.preprocessing.prepare(x) for x in (big, [write(folder / "big.png", big[0])])]
+    assert pixels[0].shape == pixels[1].shape == (1, 3, CROP, CROP)
+    assert (pixels[0] - pixels[1]).abs().max() <= 1.01 / 255  # Pillow rounds to 8 bits after each axis
+
+
+def test_grey_alpha_16_bit_and_palette(model, queries, tmp_path):
+    rgb = Image.open(write(tmp_path / "rgb.png", queries[0]))
+    grey = rgb.convert("L")
+    grey.save(tmp_path / "grey.png")
+    rgb.convert("RGBA").save(tmp_path / "rgba.png")
+    grey.convert("P").save(tmp_path / "palette.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    found = model.predict([tmp_path / f"{name}.png" for name in ("rgb", "grey", "rgba", "palette", "deep")])
+    for i in range(1, 5):
+        np.testing.assert_array_equal(found.anomaly_map[i], found.anomaly_map[0])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (7, 5), (640, 480)])
+def test_images_of_any_size(model, tmp_path, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    found = model.predict(tmp_path / "x.png")
+    assert found.anomaly_map.shape == (1, CROP, CROP) and np.isfinite(found.anomaly_map).all()
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    assert model.predict(tensor).anomaly_map.shape == (1, CROP, CROP)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(model, queries, dtype):
+    given = queries[:1].to(dtype)
+    assert_equal(model.predict(given), model.predict(given.float()))
+    assert model.predict(given).anomaly_map.dtype == torch.float32
+
+
+def test_memory_layouts(model, queries):
+    expected = model.predict(queries)
+    assert_equal(expected, model.predict(queries.contiguous(memory_format=torch.channels_last)))
+    assert_equal(expected, model.predict(queries.numpy()))
+    frozen = queries.numpy().copy()[::-1]
+    frozen.flags.writeable = False
+    assert_equal(expected, model.predict(frozen), [4, 3, 2, 1, 0])
+    assert isinstance(model.predict(frozen).features, np.ndarray)
+    assert isinstance(expected.features, torch.Tensor) and not expected.features.is_inference()
+
+
+def test_milliseconds_of_each_stage(model, folder):
+    spent = model.predict(folder).milliseconds
+    assert list(spent) == ["decode", "backbone", "knn", "map"]
+    assert all(value > 0 for value in spent.values())
+
+
+def test_progress(folder):
+    seen = []
+    model = small().fit(folder, progress=lambda *step: seen.append(step), batch_size=2)
+    assert seen[:5] == [(i, 5, "features") for i in range(1, 6)]
+    assert seen[-1] == (32, 32, "coreset")
+    seen.clear()
+    model.calibrate(folder, progress=lambda *step: seen.append(step))
+    model.predict(folder, progress=lambda *step: seen.append(step))
+    assert seen == [(i, 5, stage) for stage in ("calibration", "prediction") for i in range(1, 6)]
+
+
+def test_streaming_gives_what_predict_gives(model, folder):
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:-200])
+    good = [folder / f"{i}.png" for i in (0, 1, 3, 4)]
+    expected = model.predict(good)
+    errors = []
+    results = list(model.predict_iter(folder, batch_size=2, on_error=errors.append))
+    assert [result.path for result in results] == good
+    assert [error.path.name for error in errors] == ["2.png"]
+    for i, result in enumerate(results):
+        np.testing.assert_array_equal(result.anomaly_map, expected.anomaly_map[i])
+        np.testing.assert_array_equal(result.features, expected.features[i])
+        assert result.pred_score == expected.pred_score[i] and result.size == (SIZE, SIZE)
+        assert set(result.milliseconds) == {"decode", "backbone", "knn", "map"}
+    with pytest.raises(ImageError, match=r"2\.png"):
+        list(model.predict_iter(folder))
+    with pytest.raises(ImageError, match=r"2\.png"):
+        model.predict(folder)
+    only_bad = list(model.predict_iter([folder / "2.png"] * 3, batch_size=2, on_error=errors.append))
+    assert only_bad == [] and len(errors) == 4
+
+
+def test_calibration_is_of_the_maps(model):
+    held_out = model.predict(textures(5, 1))
+    expected = NominalStatistics.from_maps(held_out.anomaly_map, held_out.pred_score)
+    for name, array in expected.arrays().items():
+        np.testing.assert_array_equal(model.nominal_statistics_.arrays()[name], array)
+    assert model.image_threshold_ == expected.image_threshold(0.01)
+    assert (held_out.pred_score < model.image_threshold_).all()
+
+
+def test_calibration_rate_and_refit():
+    model = small().fit(textures(2, 0))
+    assert model.nominal_statistics_ is None and model.image_threshold_ is None
+    scores = np.sort(model.predict(textures(5, 1)).pred_score)
+    model.calibrate(textures(5, 1), false_alarm_rate=0.4)
+    assert scores[2] < model.image_threshold_ <= scores[3]
+    model.fit(textures(2, 0))
+    assert model.nominal_statistics_ is None and model.image_threshold_ is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# geometry
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (31, 97), (72, 72), (320, 320), (103, 632)])
+@pytest.mark.parametrize("sizes", [(72, 64), (256, 224), (64, 64), (65, 64)])
+def test_mask_goes_the_way_of_the_image(shape, sizes):
+    model = PatchCore(image_size=sizes[0], crop_size=sizes[1], device="cpu")
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    resized = Image.fromarray(mask.astype(np.uint8)).resize((sizes[0], sizes[0]), Image.Resampling.NEAREST)
+    cut = (sizes[0] - sizes[1]) // 2
+    expected = np.asarray(resized)[cut : cut + sizes[1], cut : cut + sizes[1]] > 0
+    found = model.transform_mask(mask)
+    # A centre on the edge between two pixels has no nearest one: Pillow's rounding errors choose.
+    clear = [(2 * (np.arange(sizes[1]) + cut) + 1) * n % (2 * sizes[0]) != 0 for n in shape]
+    assert all(side.mean() > 0.5 for side in clear)
+    np.testing.assert_array_equal(found[np.ix_(*clear)], expected[np.ix_(*clear)])
+    np.testing.assert_array_equal(model.transform_mask(torch.from_numpy(mask)), found)
+
+
+def test_crop_box():
+    model = PatchCore(device="cpu")
+    assert model.crop_box((256, 512)) == (32.0, 16.0, 480.0, 240.0)  # left, top, right, bottom
+    assert PatchCore(image_size=64, crop_size=64, device="cpu").crop_box((5, 9)) == (0, 0, 9, 5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (np.zeros((4, 4)), TypeError, "mask: expected dtype bool, got float64"),
+        (np.zeros((4, 4, 1), bool), ValueError, r"mask: expected shape \(H, W\), got \(4, 4, 1\)"),
+        (np.zeros((0, 4), bool), ValueError, r"mask: expected shape \(H, W\), got \(0, 4\)"),
+    ],
+)
+def test_wrong_masks(mask, error, message):
+    with pytest.raises(error, match=message):
+        small().transform_mask(mask)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(3, 64, 64), ValueError, r"images: expected 4 dimensions, got shape \(3, 64, 64\)"),
+        (torch.zeros(1, 1, 64, 64), ValueError, r"images: expected shape \(N, 3, H, W\), got \(1, 1, 64, 64\)"),
+        (torch.zeros(1, 64, 64, 3), ValueError, r"images: expected shape \(N, 3, H, W\)"),
+        (torch.zeros(0, 3, 64, 64), ValueError, r"images: expected no empty axis, got shape \(0, 3, 64, 64\)"),
+        (torch.zeros(1, 3, 0, 64), ValueError, "images: expected no empty axis"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, "got uint8; divide 8-bit images by 255"),
+        (np.zeros((1, 3, 64, 64), np.int64), TypeError, "got int64; divide 8-bit images by 255"),
+        (np.zeros((1, 3, 64, 64), np.complex64), TypeError, "images: .*got complex64"),
+        (np.full((1, 3, 64, 64), "x"), TypeError, "images: expected dtype"),
+        (torch.full((1, 3, 64, 64), 255.0), ValueError, r"images: expected values in \[0, 1\], got 255 to 255"),
+        (torch.full((1, 3, 64, 64), -0.1), ValueError, r"images: expected values in \[0, 1\], got -0.1"),
+        (torch.full((1, 3, 64, 64), float("nan")), ValueError, r"images: expected values in \[0, 1\], got nan"),
+        (torch.full((1, 3, 64, 64), float("inf")), ValueError, r"images: expected values in \[0, 1\], got inf"),
+        ([], ValueError, "images: expected at least one path, got none"),
+        (3, TypeError, "images: expected a path or an iterable of paths, got int"),
+        ("/nowhere/at/all.png", FileNotFoundError, "images: no such file or folder"),
+        ([Image.new("RGB", (8, 8)), "x.png"], TypeError, "expected PIL images only or paths only, got str too"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "calibrate", "predict"])
+def test_wrong_images(model, images, error, message, method):
+    target = small() if method == "fit" else model
+    with pytest.raises(error, match=message):
+        getattr(target, method)(images)
+
+
+def test_one_bad_value_among_many(model, queries):
+    broken = queries.clone()
+    broken[4, 2, 71, 71] = float("nan")
+    with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], got nan"):
+        model.predict(broken, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"backbone": "vgg"}, ValueError, "backbone: expected one of 'efficientnet_lite0'"),
+        ({"coreset_ratio": 0}, ValueError, r"coreset_ratio: expected a number in \(0, 1\], got 0"),
+        ({"coreset_ratio": 1.5}, ValueError, "coreset_ratio"),
+        ({"coreset_ratio": "all"}, TypeError, "coreset_ratio"),
+        ({"n_neighbors": 0}, ValueError, "n_neighbors: expected an integer >= 1, got 0"),
+        ({"image_size": 7}, ValueError, "image_size"),
+        ({"image_size": 100, "crop_size": 101}, ValueError, r"crop_size: expected an integer in \[8, 100\], got 101"),
+        ({"crop_size": 64.0}, TypeError, "crop_size"),
+        ({"blur_sigma": -1}, ValueError, "blur_sigma"),
+        ({"blur_sigma": float("nan")}, ValueError, "blur_sigma"),
+        ({"random_state": -1}, ValueError, "random_state"),
+        ({"random_state": None}, TypeError, "random_state"),
+        ({"backend": "magic"}, ValueError, "backend: expected one of 'auto', .*got 'magic'"),
+        ({"device": "gpu"}, ValueError, "device"),
+        ({"standardize": "yes"}, TypeError, "standardize: expected a bool, got 'yes'"),
+        ({"max_patches": 0}, ValueError, "max_patches"),
+        (
+            {"backbone": "dino_vitb8", "image_size": 100, "crop_size": 100},
+            ValueError,
+            "crop_size: expected multiples of 8",
+        ),
+        ({"backbone": "dinov2_vits14", "crop_size": 222}, ValueError, "crop_size: expected multiples of 14"),
+    ],
+)
+def test_wrong_options(options, error, message):
+    with pytest.raises(error, match=message):
+        PatchCore(**{"device": "cpu", **options})
+
+
+def test_wrong_layers_and_rates(model):
+    with pytest.raises(ValueError, match=r"layers: expected names among .*got 'layer2'"):
+        small(layers=["layer2"]).fit(textures(1, 0))
+    with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
+        model.predict(textures(1, 0), batch_size=0)
+    with pytest.raises(ValueError, match="false_alarm_rate"):
+        model.calibrate(textures(1, 0), false_alarm_rate=1.5)
+
+
+def test_not_fitted(tmp_path, folder):
+    model = small()
+    for call in (
+        lambda: model.predict(textures(1, 0)),
+        lambda: model.predict_iter(folder),
+        lambda: model.calibrate(textures(1, 0)),
+        lambda: model.save(tmp_path / "m.safetensors"),
+    ):
+        with pytest.raises(RuntimeError, match=r"no memory bank yet: call fit, or PatchCore\.load"):
+            call()
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# model files
+
+
+def resnet(folder: Path, seed: int) -> Path:
+    import timm
+
+    torch.manual_seed(seed)
+    path = folder / f"resnet18-{seed}.pth"
+    torch.save(timm.create_model("resnet18", pretrained=False, num_classes=0).state_dict(), path)
+    return path
+
+
+def test_load_gives_back_everything(queries, tmp_path):
+    options = {
+        "layers": ("blocks.1", "blocks.4"),
+        "coreset_ratio": 0.2,
+        "n_neighbors": 4,
+        "blur_sigma": 2.5,
+        "random_state": 7,
+        "standardize": True,
+        "max_patches": 1000,
+    }
+    model = small(**options).fit(textures(3, 0)).calibrate(textures(4, 1))
+    model.save(tmp_path / "m.safetensors")
+    loaded = PatchCore.load(tmp_path / "m.safetensors", device="cpu")
+    assert {name: getattr(loaded, name) for name in options} == options
+    assert (loaded.image_size, loaded.crop_size, loaded.backbone) == (SIZE, CROP, "efficientnet_lite0")
+    assert loaded.image_threshold_ == model.image_threshold_
+    for name, array in model.nominal_statistics_.arrays().items():
+        np.testing.assert_array_equal(loaded.nominal_statistics_.arrays()[name], array)
+    assert_equal(model.predict(queries), loaded.predict(queries))
+
+
+def test_saving_is_deterministic_and_replaces(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(b"older")
+    model.save(path)
+    first = path.read_bytes()
+    PatchCore.load(path, device="cpu").save(path)
+    assert path.read_bytes() == first
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError, match="expected a file in an existing folder"):
+        model.save(tmp_path / "absent" / "m.safetensors")
+
+
+def test_uncalibrated_model_stays_so(tmp_path):
+    small().fit(textures(2, 0)).save(tmp_path / "m.safetensors")
+    loaded = PatchCore.load(tmp_path / "m.safetensors", device="cpu")
+    assert loaded.nominal_statistics_ is None and loaded.image_threshold_ is None
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "m.safetensors"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00005, 0.01, 0.5, 0.99, 0.99999])
+def test_truncated_file(saved, tmp_path, share):
+    content = saved.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ModelFileError, match=r"cut\.safetensors.* truncated or corrupt"):
+        PatchCore.load(tmp_path / "cut.safetensors", device="cpu")
+
+
+@pytest.mark.parametrize("place", [0, 3, 8, 60, -1, -5000])
+def test_one_wrong_byte(saved, tmp_path, place):
+    content = bytearray(saved.read_bytes())
+    content[place] ^= 0x15
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"path: .*bad\.safetensors"):
+        PatchCore.load(tmp_path / "bad.safetensors", device="cpu")
+
+
+def test_no_damaged_byte_of_the_header_passes(saved, tmp_path):
+    content = saved.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    padding = content[8:header].rstrip(b" ")  # safetensors fills up with spaces, which mean nothing
+    for place in range(8, 8 + len(padding), 29):
+        bad = bytearray(content)
+        bad[place] ^= 0x01
+        (tmp_path / "bad.safetensors").write_bytes(bad)
+        with pytest.raises(ModelFileError, match=r"path: .*bad\.safetensors"):
+            PatchCore.load(tmp_path / "bad.safetensors", device="cpu")
+
+
+def rewrite(saved: Path, target: Path, change, seal: bool) -> Path:
+    """The model file with `change(content, tensors)` made to it, and a hash that fits if `seal`."""
+    from safetensors import safe_open
+
+    with safe_open(saved, framework="numpy") as file:
+        metadata = file.metadata()
+    content, tensors = json.loads(metadata["ttt4as_fast"]), load_file(saved)
+    change(content, tensors)
+    text = json.dumps(content)
+    save_file(tensors, target, {"ttt4as_fast": text, "sha256": digest(text, tensors) if seal else metadata["sha256"]})
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c, t: c.update(format_version=2, package_version="9.9"),
+            "version 2, written by ttt4as_fast 9.9; this one",
+        ),
+        (lambda c, t: c.update(format_version="one"), "format version 'one'"),
+        (lambda c, t: c.update(format="other"), r"no model of ttt4as_fast\.PatchCore"),
+        (lambda c, t: c.pop("options"), "damaged model: KeyError: 'options'"),
+        (lambda c, t: c["options"].pop("standardize"), "damaged model: KeyError: 'standardize'"),
+        (lambda c, t: c["options"].update(crop_size=-1), "damaged model: ValueError: crop_size"),
+        (lambda c, t: c["options"].update(surprise=1), r"damaged model: TypeError: .*surprise"),
+        (lambda c, t: c.update(layers=["layer1"]), r"damaged model: ValueError: layers"),
+        (lambda c, t: c.update(image_threshold="high"), "damaged model: ValueError"),
+        (lambda c, t: t.pop("nominal.mean"), r"damaged model: .*mean"),
+        (lambda c, t: t.pop("memory_bank"), "damaged model: KeyError: 'memory_bank'"),
+        (lambda c, t: t.update(memory_bank=t["memory_bank"][:, :9].copy()), r"a memory bank of shape \(51, 9\)"),
+        (lambda c, t: t.update(memory_bank=t["memory_bank"].astype(np.int32)), "a memory bank of int32"),
+        (lambda c, t: t["memory_bank"].__setitem__((0, 0), np.nan), "a non-finite value in memory_bank"),
+    ],
+)
+def test_sealed_file_that_makes_no_sense(saved, tmp_path, change, message):
+    path = rewrite(saved, tmp_path / "m.safetensors", change, seal=True)
+    with pytest.raises(ModelFileError, match=message):
+        PatchCore.load(path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c, t: c["options"].update(blur_sigma=3.0),
+        lambda c, t: c.update(image_threshold=1.0),
+        lambda c, t: t["memory_bank"].__setitem__((0, 0), 1e3),
+        lambda c, t: t.pop("nominal.mean"),
+    ],
+)
+def test_changed_file(saved, tmp_path, change):
+    with pytest.raises(ModelFileError, match="corrupt: its content is not what was written"):
+        PatchCore.load(rewrite(saved, tmp_path / "m.safetensors", change, seal=False), device="cpu")
+
+
+def test_rewriting_alone_changes_nothing(saved, tmp_path, model, queries):
+    path = rewrite(saved, tmp_path / "m.safetensors", lambda content, tensors: None, seal=True)
+    assert_equal(model.predict(queries), PatchCore.load(path, device="cpu").predict(queries))
+
+
+def test_other_files(tmp_path, saved):
+    with pytest.raises(FileNotFoundError, match="path: no such file"):
+        PatchCore.load(tmp_path / "absent.safetensors")
+    with pytest.raises(FileNotFoundError, match="path: no such file"):
+        PatchCore.load(tmp_path)
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelFileError, match="a safetensors file, but no model"):
+        PatchCore.load(tmp_path / "other.safetensors")
+    torch.save({"memory_bank": torch.zeros(3, 152)}, tmp_path / "pickle.pth")
+    with pytest.raises(ModelFileError, match="is no safetensors file"):
+        PatchCore.load(tmp_path / "pickle.pth")
+
+
+def test_local_weights_are_followed_and_checked(tmp_path, queries):
+    path = resnet(tmp_path, seed=0)
+    model = small(backbone="resnet18", weights=path).fit(textures(2, 0))
+    model.save(tmp_path / "m.safetensors")
+    assert_equal(model.predict(queries), PatchCore.load(tmp_path / "m.safetensors", device="cpu").predict(queries))
+    moved = path.rename(tmp_path / "moved.pth")
+    with pytest.raises(
+        WeightsError, match=r"fitted with the local weights .*resnet18-0\.pth.* pass their present path"
+    ):
+        PatchCore.load(tmp_path / "m.safetensors", device="cpu")
+    loaded = PatchCore.load(tmp_path / "m.safetensors", device="cpu", weights=moved)
+    assert_equal(model.predict(queries), loaded.predict(queries))
+    with pytest.raises(WeightsError, match=r"not the ones that .* was fitted with"):
+        PatchCore.load(tmp_path / "m.safetensors", device="cpu", weights=resnet(tmp_path, seed=1))
+
+
+def test_vision_transformer_end_to_end(tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_small_patch8_224.dino", pretrained=False).state_dict(), tmp_path / "w.pth")
+    model = PatchCore(
+        "dino_vits8", image_size=40, crop_size=32, weights=tmp_path / "w.pth", device="cpu", coreset_ratio=0.5
+    )
+    x = textures(3, 0, side=40)
+    found = model.fit(x).predict(x)
+    assert found.features.shape == (3, 384, 4, 4) and found.anomaly_map.shape == (3, 32, 32)
+    assert_equal(found, model.predict(x[[2, 0, 1]], batch_size=1), [2, 0, 1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# memory, devices, real data
+
+MEMORY = """
+import resource, sys
+import torch
+from ttt4as_fast.patchcore import PatchCore
+torch.set_num_threads(1)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+paths = [sys.argv[1]]
+model = PatchCore(image_size=72, crop_size=64, device="cpu", coreset_ratio=0.02)
+model.fit(paths * 4, batch_size=4).predict(paths * 4, batch_size=4)
+begin = peak()
+model.fit(paths * 100, batch_size=4)
+fitted = peak()
+for result in model.predict_iter(paths * 100, batch_size=4):
+    pass
+print(fitted - begin, peak() - fitted)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's unit")
+def test_memory_is_that_of_the_patches(tmp_path):
+    """100 images of 3 MB each decoded: were they or their layers kept, the growth would be 300 MB."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)).save(tmp_path / "big.png")
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path / "big.png")], capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
+    fitting, predicting = (float(x) for x in run.stdout.split())
+    patches = 4 * 100 * 64 * 152 / 2**20  # 3.7 MiB, beside which the k-center has scratch of its own
+    assert fitting < 6 * patches + 8
+    assert predicting < 12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu(model, queries, saved):
+    on_gpu = PatchCore.load(saved, device="cuda")
+    assert_close(model.predict(queries), on_gpu.predict(queries), 1e-2)
+    found = on_gpu.predict(queries.cuda())
+    assert found.anomaly_map.is_cuda and found.pred_score.is_cuda and found.features.is_cuda
+    refitted = small(device="cuda").fit(textures(8, 0))
+    assert refitted.memory_bank_.shape == model.memory_bank_.shape
+
+
+DATA = Path(os.environ.get("TTT4AS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "magnetic_tile").is_dir(), reason=f"REAL DATA NOT FOUND: no {DATA / 'magnetic_tile'}")
+def test_real_defects_are_found():
+    """Magnetic tiles at half the resolution: blowholes and breaks score above nominal tiles."""
+    from sklearn.metrics import roc_auc_score
+
+    root = DATA / "magnetic_tile"
+    train = sorted((root / "train" / "good").iterdir())[::16]
+    good = sorted((root / "test" / "good").iterdir())[::8]
+    bad = [path for kind in ("blowhole", "break") for path in sorted((root / "test" / kind).iterdir())[::8]]
+    model = PatchCore(image_size=128, crop_size=112, device="cpu").fit(train)
+    scores = [result.pred_score for result in model.predict_iter(good + bad)]
+    assert roc_auc_score([0] * len(good) + [1] * len(bad), scores) > 0.75
