@@ -8,6 +8,8 @@ PYBIND11_MODULE(_core, module) {
     module.attr("__version__") = TTT4AS_VERSION;
     ttt4as::bind_threads(module);
     ttt4as::bind_bilinear(module);
+    ttt4as::bind_coreset(module);
+    ttt4as::bind_knn(module);
     ttt4as::bind_peaks(module);
     ttt4as::bind_segment(module);
     ttt4as::bind_svm(module);

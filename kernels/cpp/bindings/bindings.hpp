@@ -14,6 +14,8 @@ namespace ttt4as {
 namespace py = pybind11;
 
 void bind_bilinear(py::module_& module);
+void bind_coreset(py::module_& module);
+void bind_knn(py::module_& module);
 void bind_peaks(py::module_& module);
 void bind_segment(py::module_& module);
 void bind_svm(py::module_& module);

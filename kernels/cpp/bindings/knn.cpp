@@ -1,36 +1,14 @@
-// NumPy arrays in and out of ttt4as/knn.hpp and ttt4as/coreset.hpp: C-contiguous float32 or float64, the GIL released.
+// NumPy arrays in and out of ttt4as/knn.hpp: float32 or float64 rows, the GIL released.
 
 #include "ttt4as/knn.hpp"
 
 #include <memory>
 #include <string>
 
-#include "bindings.hpp"
+#include "matrix.hpp"
 
 namespace ttt4as {
 namespace {
-
-// A matrix of float or double whose rows are contiguous; the message names what it got.
-template <class T>
-Matrix<const T> matrix_view(const py::array& array, const char* name) {
-    check_axes(array, name, 2, 2);
-    const bool aligned = array.attr("flags").attr("aligned").cast<bool>();
-    if (!aligned || array.strides(1) != static_cast<py::ssize_t>(sizeof(T)) || array.strides(0) < 0 ||
-        array.strides(0) % static_cast<py::ssize_t>(sizeof(T)) != 0) {
-        throw py::value_error(std::string(name) + ": expected aligned rows of adjacent elements, got strides " +
-                              py::str(array.attr("strides")).cast<std::string>());
-    }
-    return {static_cast<const T*>(array.data()), array.shape(0), array.shape(1),
-            array.strides(0) / static_cast<py::ssize_t>(sizeof(T))};
-}
-
-template <class Function>
-auto with_matrix(const py::array& array, const char* name, Function&& function) {
-    if (is_dtype(array, 'f', sizeof(float))) return function(matrix_view<float>(array, name));
-    if (is_dtype(array, 'f', sizeof(double))) return function(matrix_view<double>(array, name));
-    throw py::type_error(std::string(name) + ": expected dtype float32 or float64 in native byte order, got " +
-                         py::str(array.dtype()).cast<std::string>());
-}
 
 // The index and the array that it points into.
 struct PyKnnIndex {

@@ -1,0 +1,430 @@
+// The search of knn.hpp. Eight queries at a time meet one segment of the bank after the other; see Searcher::segment.
+#include "ttt4as/knn.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "sketch.hpp"
+#include "ttt4as/threads.hpp"
+
+namespace ttt4as {
+namespace {
+
+constexpr std::int64_t kGroup = 8;             // queries that share a pass over the codes
+constexpr std::int64_t kSegment = 256;         // strips whose keys lie in the cache at once: 64 KiB a query
+constexpr std::int64_t kRawColumns = 8192;     // more would overflow a key
+constexpr std::int64_t kWideColumns = 512;     // from here on two lines of fine codes a point pay
+constexpr std::int32_t kLeastKey = -(1 << 29); // below the key of every point there is, above that of every absent one
+constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// The nearest points so far, farthest on top, ties by index: what is kept is the k least of (squared distance, id).
+struct Nearest {
+    struct Entry {
+        double squared;
+        std::int32_t id;
+        bool operator<(const Entry& other) const {
+            return squared < other.squared || (squared == other.squared && id < other.id);
+        }
+    };
+    std::vector<Entry> heap;
+    std::size_t k = 0;
+
+    void start(std::size_t size) {
+        k = size;
+        heap.clear();
+    }
+    double worst() const { return heap.size() < k ? kInfinity : heap.front().squared; }
+    void offer(double squared, std::int32_t id) {
+        const Entry entry{squared, id};
+        if (heap.size() < k) {
+            heap.push_back(entry);
+            std::push_heap(heap.begin(), heap.end());
+        } else if (entry < heap.front()) {
+            std::pop_heap(heap.begin(), heap.end());
+            heap.back() = entry;
+            std::push_heap(heap.begin(), heap.end());
+        }
+    }
+};
+
+struct Candidate {
+    double bound;  // of the distance, in units of c
+    std::int32_t position;
+};
+
+// What one thread needs; grows to its size once.
+struct Scratch {
+    Encoded encoded[kGroup / kQuad];
+    Buffer<double> rows;  // kGroup queries in double
+    Buffer<std::int32_t> keys, best;
+    std::vector<std::int32_t> order;
+    std::vector<Candidate> candidates;
+    std::vector<std::int32_t> positions;
+    Nearest nearest[kGroup];
+    std::int64_t fine = 0, whole = 0, measured = 0;
+};
+
+double measure(const SketchKernels& kernels, const double* query, const float* row, std::int64_t n, double limit) {
+    return kernels.squared_float(query, row, n, limit);
+}
+double measure(const SketchKernels& kernels, const double* query, const double* row, std::int64_t n, double limit) {
+    return kernels.squared_double(query, row, n, limit);
+}
+
+// At most one above `value`.
+std::int32_t to_key(double value) {
+    if (!(value > kLeastKey)) return kLeastKey;
+    return value < kMostKey ? static_cast<std::int32_t>(value) : kMostKey;
+}
+
+void fetch(const void* memory, std::int64_t bytes) {
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(memory) + i);
+}
+
+}  // namespace
+
+class KnnIndex::Impl {
+  public:
+    virtual ~Impl() = default;
+    virtual std::int64_t size() const noexcept = 0;
+    virtual std::int64_t dim() const noexcept = 0;
+    virtual std::int64_t bytes() const noexcept = 0;
+    virtual void search(Matrix<const float>, std::int64_t, float*, std::int64_t*, int) const = 0;
+    virtual void search(Matrix<const double>, std::int64_t, float*, std::int64_t*, int) const = 0;
+
+    mutable std::atomic<std::int64_t> queries{0}, unstructured{0}, fine{0}, whole{0}, measured{0};
+};
+
+namespace {
+
+// A sketch with the codes of the whole bank.
+struct View {
+    const Sketch* sketch;
+    const Strips* strips;
+};
+
+template <class T>
+class IndexOf final : public KnnIndex::Impl {
+  public:
+    IndexOf(Matrix<const T> bank, int threads) : bank_(bank), kernels_(sketch_kernels()) {
+        if (bank.rows < 1 || bank.cols < 1 || bank.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
+            throw InvalidArgument("bank: expected 1 to 2147483583 rows and at least 1 column, got (" +
+                                  std::to_string(bank.rows) + ", " + std::to_string(bank.cols) + ")");
+        }
+        raw_only_ = bank.cols <= kPanel;
+        if (raw_only_) {
+            sketch_.fit_raw(bank, threads);
+        } else {
+            sketch_.fit_directions(bank, bank.cols < kWideColumns ? 1 : 2, threads);
+        }
+        order_ = order_by_norm(sketch_, bank, threads);
+        strips_.build(sketch_, bank, order_, threads);
+    }
+
+    std::int64_t size() const noexcept override { return bank_.rows; }
+    std::int64_t dim() const noexcept override { return bank_.cols; }
+    std::int64_t bytes() const noexcept override {
+        std::lock_guard<std::mutex> lock(raw_mutex_);
+        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.size() * sizeof(std::int32_t));
+    }
+    void search(Matrix<const float> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
+        run(q, k, d, i, threads);
+    }
+    void search(Matrix<const double> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
+        run(q, k, d, i, threads);
+    }
+
+  private:
+    // Scratch of one call, kept for the next.
+    struct Lease {
+        const IndexOf& index;
+        std::unique_ptr<std::vector<Scratch>> scratch;
+
+        Lease(const IndexOf& owner, int threads) : index(owner) {
+            std::unique_lock<std::mutex> lock(index.scratch_mutex_);
+            if (!index.free_scratch_.empty()) {
+                scratch = std::move(index.free_scratch_.back());
+                index.free_scratch_.pop_back();
+            }
+            lock.unlock();
+            if (!scratch) scratch = std::make_unique<std::vector<Scratch>>();
+            if (scratch->size() < static_cast<std::size_t>(threads)) scratch->resize(threads);
+        }
+        Lease(const Lease&) = delete;
+        ~Lease() {
+            std::lock_guard<std::mutex> lock(index.scratch_mutex_);
+            if (index.free_scratch_.size() < kKeptScratch) index.free_scratch_.push_back(std::move(scratch));
+        }
+    };
+
+    template <class Q>
+    void run(Matrix<const Q> query, std::int64_t k, float* distances, std::int64_t* indices, int threads) const {
+        if (query.cols != bank_.cols) {
+            throw InvalidArgument("query: expected " + std::to_string(bank_.cols) + " columns, got " +
+                                  std::to_string(query.cols));
+        }
+        if (k < 1 || k > bank_.rows) {
+            throw InvalidArgument("k: expected an integer in [1, " + std::to_string(bank_.rows) + "], got " +
+                                  std::to_string(k));
+        }
+        if (query.rows < 1) return;
+        std::vector<std::int64_t> all(query.rows);
+        for (std::int64_t i = 0; i < query.rows; ++i) all[i] = i;
+        std::vector<std::uint8_t> hard(query.rows, 0);
+        const bool may_give_up = !raw_only_ && bank_.cols <= kRawColumns;
+        pass(query, all, View{&sketch_, &strips_}, may_give_up ? &hard : nullptr, k, distances, indices, threads);
+        queries += query.rows;
+        std::vector<std::int64_t> again;
+        for (std::int64_t i = 0; i < query.rows; ++i) {
+            if (hard[i]) again.push_back(i);
+        }
+        if (again.empty()) return;
+        unstructured += static_cast<std::int64_t>(again.size());
+        pass(query, again, raw_view(threads), nullptr, k, distances, indices, threads);
+    }
+
+    // Codes of all coordinates, made when they are first needed.
+    View raw_view(int threads) const {
+        std::lock_guard<std::mutex> lock(raw_mutex_);
+        if (raw_strips_.strips() == 0) {
+            raw_sketch_.fit_raw(bank_, threads);
+            raw_strips_.build(raw_sketch_, bank_, order_, threads);
+        }
+        return {&raw_sketch_, &raw_strips_};
+    }
+
+    template <class Q>
+    void pass(Matrix<const Q> query, const std::vector<std::int64_t>& which, View view, std::vector<std::uint8_t>* hard,
+              std::int64_t k, float* distances, std::int64_t* indices, int threads) const {
+        const std::int64_t count = static_cast<std::int64_t>(which.size());
+        Lease lease(*this, resolve_threads(threads));
+        std::vector<Scratch>& scratch = *lease.scratch;
+        parallel_for((count + kGroup - 1) / kGroup, threads, [&](std::int64_t group, int worker) {
+            const std::int64_t* ids = which.data() + group * kGroup;
+            const int n = static_cast<int>(std::min(kGroup, count - group * kGroup));
+            search_group(query, ids, n, view, hard, k, scratch[worker]);
+            for (int q = 0; q < n; ++q) {
+                if (hard && (*hard)[ids[q]]) continue;
+                auto& heap = scratch[worker].nearest[q].heap;
+                std::sort_heap(heap.begin(), heap.end());
+                for (std::int64_t i = 0; i < k; ++i) {
+                    distances[ids[q] * k + i] = static_cast<float>(std::sqrt(heap[i].squared));
+                    indices[ids[q] * k + i] = heap[i].id;
+                }
+            }
+        });
+        for (Scratch& part : scratch) {
+            fine += part.fine;
+            whole += part.whole;
+            measured += part.measured;
+            part.fine = part.whole = part.measured = 0;
+        }
+    }
+
+    template <class Q>
+    void search_group(Matrix<const Q> query, const std::int64_t* ids, int n, View view, std::vector<std::uint8_t>* hard,
+                      std::int64_t k, Scratch& scratch) const {
+        const std::int64_t columns = bank_.cols, dims = view.sketch->coarse_dims(), strips = view.strips->strips();
+        const std::int64_t segment = std::min(kSegment, strips), stride = segment * kStrip;
+        scratch.rows.resize(kGroup * columns);
+        scratch.keys.resize(kGroup * stride);
+        scratch.best.resize(kGroup * segment);
+        for (int q = 0; q < n; ++q) {
+            for (std::int64_t i = 0; i < columns; ++i) scratch.rows[q * columns + i] = double(query.row(ids[q])[i]);
+            scratch.nearest[q].start(static_cast<std::size_t>(k));
+        }
+        const int quads = (n + kQuad - 1) / kQuad;
+        for (int b = 0; b < quads; ++b) {
+            const double* rows[kQuad] = {};
+            const int m = std::min<int>(kQuad, n - b * kQuad);
+            for (int q = 0; q < m; ++q) rows[q] = scratch.rows.data() + (b * kQuad + q) * columns;
+            view.sketch->encode(rows, m, scratch.encoded[b]);
+        }
+        for (std::int64_t begin = 0; begin < strips; begin += segment) {
+            const std::int64_t here = std::min(segment, strips - begin);
+            for (std::int64_t s = 0; s < here; ++s) {
+                for (int b = 0; b < quads; ++b) {
+                    const Encoded& encoded = scratch.encoded[b];
+                    kernels_.keys(view.strips->strip(begin + s), encoded.coarse.data(), encoded.words.data(), dims,
+                                  view.strips->half_norms(begin + s),
+                                  scratch.keys.data() + b * kQuad * stride + s * kStrip, stride,
+                                  scratch.best.data() + b * kQuad * segment + s, segment);
+                }
+            }
+            for (int q = 0; q < n; ++q) {
+                if (hard && (*hard)[ids[q]]) continue;
+                const bool done = search_segment(view, q, begin, here, stride, segment, hard != nullptr, scratch);
+                if (!done) (*hard)[ids[q]] = 1;
+            }
+        }
+    }
+
+    void measure_at(int q, std::int32_t position, Scratch& scratch) const {
+        Nearest& nearest = scratch.nearest[q];
+        const std::int32_t id = order_[position];
+        nearest.offer(measure(kernels_, scratch.rows.data() + q * bank_.cols, bank_.row(id), bank_.cols, nearest.worst()),
+                      id);
+        ++scratch.measured;
+    }
+
+    // Lets the points of one segment compete for query q. False if the bounds leave too much and `may_give_up`.
+    bool search_segment(View view, int q, std::int64_t begin, std::int64_t strips, std::int64_t stride,
+                        std::int64_t segment, bool may_give_up, Scratch& scratch) const {
+        const Encoded& encoded = scratch.encoded[q / kQuad];
+        const int lane = q % kQuad;
+        const std::int32_t* keys = scratch.keys.data() + q * stride;
+        const std::int32_t* best = scratch.best.data() + q * segment;
+        Nearest& nearest = scratch.nearest[q];
+        const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
+
+        const double level = double(encoded.level[lane]);  // |codes_q - codes_p|^2 >= level - 2 * key
+
+        // The highest keys first: they fill the heap with points that are hard to beat.
+        std::int32_t seen = kMostKey;  // points with a key from here on have been measured
+        const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
+        if (wanted > 0) {
+            seen = wanted < points ? nth_key(keys, best, strips, points, wanted, scratch) : kLeastKey;
+            for (std::int64_t s = 0; s < strips; ++s) {
+                if (best[s] < seen) continue;
+                for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
+                    measure_at(q, static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits)), scratch);
+                }
+            }
+            if (wanted >= points) return true;
+        }
+
+        // What the coarse bound leaves over.
+        const double step = view.sketch->coarse_step(), scale = view.sketch->scale();
+        const double reach = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
+        scratch.positions.clear();
+        const double own = reach + encoded.coarse_error[lane], inverse = 1.0 / step;
+        for (std::int64_t s = 0; s < strips; ++s) {
+            const double radius = (own + view.strips->coarse_error(begin + s)) * inverse;
+            const std::int32_t least = to_key((level - radius * radius) * 0.5 - 2.0);
+            if (best[s] < least || least >= seen) continue;
+            for (std::uint64_t hits = kernels_.between(keys + s * kStrip, least, seen); hits; hits &= hits - 1) {
+                scratch.positions.push_back(static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits)));
+            }
+        }
+        const std::int64_t left = static_cast<std::int64_t>(scratch.positions.size());
+        // A candidate costs about 60 cycles from here on, the codes of all coordinates one for 64 of them.
+        if (may_give_up && left > 64 + points * std::min<std::int64_t>(bank_.cols, 1920) / 3840) return false;
+
+        // What the fine bound leaves over, nearest first.
+        rank(view, q, begin, level, keys, scratch);
+        const std::int64_t whole_dims = view.sketch->whole_dims();
+        const double whole_step = view.sketch->whole_step();
+        for (std::size_t i = 0; i < scratch.candidates.size(); ++i) {
+            const std::int32_t position = scratch.candidates[i].position;
+            const double limit = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
+            if (scratch.candidates[i].bound > limit) break;
+            if (whole_dims) {
+                if (i + 1 < scratch.candidates.size()) {
+                    fetch(view.strips->whole(scratch.candidates[i + 1].position), whole_dims);
+                }
+                const double radius = limit + encoded.whole_error[lane] + view.strips->whole_error(position / kStrip);
+                const double apart = whole_step * std::sqrt(double(kernels_.code_distance(
+                    encoded.whole.data() + lane * whole_dims, view.strips->whole(position), whole_dims)));
+                ++scratch.whole;
+                if (apart * (1.0 - 1e-9) > radius) continue;
+            }
+            measure_at(q, position, scratch);
+        }
+        return true;
+    }
+
+    // A key that at least `wanted` of the points reach, and few more.
+    std::int32_t nth_key(const std::int32_t* keys, const std::int32_t* best, std::int64_t strips, std::int64_t points,
+                         std::int64_t wanted, Scratch& scratch) const {
+        if (wanted == 1) return *std::max_element(best, best + strips);
+        const bool by_strip = strips >= 2 * wanted;  // each strip's best stands for it: as many points reach that key
+        if (by_strip) {
+            scratch.order.assign(best, best + strips);
+        } else {
+            scratch.order.assign(keys, keys + strips * kStrip);
+        }
+        (void)points;
+        std::nth_element(scratch.order.begin(), scratch.order.begin() + (wanted - 1), scratch.order.end(),
+                         std::greater<std::int32_t>());
+        return scratch.order[wanted - 1];
+    }
+
+    // scratch.positions -> scratch.candidates by rising bound, those beyond reach left out.
+    void rank(View view, int q, std::int64_t begin, double level, const std::int32_t* keys, Scratch& scratch) const {
+        const Encoded& encoded = scratch.encoded[q / kQuad];
+        const int lane = q % kQuad;
+        const std::int64_t fine_dims = view.sketch->fine_dims();
+        const double coarse = view.sketch->coarse_step() * view.sketch->coarse_step();
+        const double fine = view.sketch->fine_step() * view.sketch->fine_step();
+        const double reach = std::sqrt(scratch.nearest[q].worst()) * view.sketch->scale() * (1.0 + 1e-6);
+        const std::int8_t* codes = encoded.fine.data() + lane * fine_dims;
+        scratch.candidates.clear();
+        for (const std::int32_t position : scratch.positions) {
+            const std::int64_t s = position / kStrip;
+            double apart = coarse * (level - 2.0 * double(keys[position - begin * kStrip]) - 1.0);
+            double error;
+            if (fine_dims) {
+                // The fine codes know better what the coarse directions leave out than its length, the last coarse code.
+                const std::int8_t* other = view.strips->fine(position);
+                const int rest = codes[fine_dims - 2] - other[fine_dims - 2];
+                const int distance = kernels_.code_distance(codes, other, fine_dims) - rest * rest;
+                apart = std::max(0.0, apart - coarse * double(rest * rest)) + fine * double(distance);
+                error = encoded.error[lane] + view.strips->error(s);
+            } else {
+                error = encoded.coarse_error[lane] + view.strips->coarse_error(s);
+            }
+            const double most = (reach + error) * (1.0 + 1e-6);
+            if (apart > most * most) continue;
+            scratch.candidates.push_back({std::sqrt(std::max(0.0, apart)) * (1.0 - 1e-9) - error, position});
+        }
+        if (fine_dims) scratch.fine += static_cast<std::int64_t>(scratch.positions.size());
+        std::sort(scratch.candidates.begin(), scratch.candidates.end(), [](const Candidate& a, const Candidate& b) {
+            return a.bound < b.bound || (a.bound == b.bound && a.position < b.position);
+        });
+    }
+
+    Matrix<const T> bank_;
+    const SketchKernels& kernels_;
+    bool raw_only_ = false;
+    Sketch sketch_;
+    Strips strips_;
+    std::vector<std::int32_t> order_;
+    mutable std::mutex raw_mutex_;
+    mutable Sketch raw_sketch_;
+    mutable Strips raw_strips_;
+    static constexpr std::size_t kKeptScratch = 4;  // searches at once that leave theirs behind
+    mutable std::mutex scratch_mutex_;
+    mutable std::vector<std::unique_ptr<std::vector<Scratch>>> free_scratch_;
+};
+
+}  // namespace
+
+KnnIndex::KnnIndex(Matrix<const float> bank, int threads) : impl_(new IndexOf<float>(bank, threads)) {}
+KnnIndex::KnnIndex(Matrix<const double> bank, int threads) : impl_(new IndexOf<double>(bank, threads)) {}
+KnnIndex::~KnnIndex() = default;
+KnnIndex::KnnIndex(KnnIndex&&) noexcept = default;
+KnnIndex& KnnIndex::operator=(KnnIndex&&) noexcept = default;
+
+std::int64_t KnnIndex::size() const noexcept { return impl_->size(); }
+std::int64_t KnnIndex::dim() const noexcept { return impl_->dim(); }
+std::int64_t KnnIndex::bytes() const noexcept { return impl_->bytes(); }
+KnnIndex::Counts KnnIndex::counts() const noexcept {
+    return {impl_->queries, impl_->unstructured, impl_->fine, impl_->whole, impl_->measured};
+}
+
+void KnnIndex::search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices,
+                      int threads) const {
+    impl_->search(query, k, distances, indices, threads);
+}
+void KnnIndex::search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices,
+                      int threads) const {
+    impl_->search(query, k, distances, indices, threads);
+}
+
+}  // namespace ttt4as

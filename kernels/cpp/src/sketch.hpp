@@ -1,0 +1,125 @@
+// Sketches: one byte a direction of each point, from which distances are bounded from below, exactly.
+//
+// A point x becomes c = (x - mean) * 2^k in float, and c its coordinates t = B^T c in a few directions (the leading
+// principal ones of a sample, mixed so that all spread alike) with the length of what these leave out,
+// r = sqrt(|c|^2 - |t|^2). B is scaled to be a contraction, B B^T <= I whatever the rounding, so that
+//     |c_x - c_y|^2 = |t_x - t_y|^2 + |(I - B B^T)^(1/2) (c_x - c_y)|^2 >= |t_x - t_y|^2 + (r_x - r_y)^2,
+// the second term by the triangle inequality. (t, r) is rounded to integer codes times a step, and `error` bounds how far
+// this rounding and all before it moved it, so that
+//     2^k |x - y| >= step * |codes_x - codes_y| - error_x - error_y.
+// How good the directions are decides how many pairs the bound leaves over, never the answer.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sketch_kernels.hpp"
+#include "ttt4as/common.hpp"
+
+namespace ttt4as {
+
+// Codes of up to four points. Coarse codes are compared with every point, fine ones with what is left over, and whole ones,
+// of all coordinates of c, with the last few.
+struct Encoded {
+    Buffer<std::int8_t> coarse;   // (4, coarse_dims)
+    Buffer<std::int16_t> words;   // the same, widened
+    Buffer<std::int8_t> fine;     // (4, fine_dims)
+    Buffer<std::int8_t> whole;    // (4, whole_dims)
+    std::int64_t level[kQuad];    // |coarse|^2 + 256 sum(coarse): |coarse - point|^2 = level - 2 (key + |point|^2 mod 2)
+    double coarse_error[kQuad];   // in units of c; infinite where the point is out of range
+    double error[kQuad];          // of coarse and fine codes together
+    double whole_error[kQuad];
+    double norm[kQuad];           // |c|
+    // Scratch of Sketch::encode.
+    Buffer<float> centred, coordinates;
+};
+
+class Sketch {
+  public:
+    // Fits to a sample of the rows. Coarse codes: 63 directions and the rest's length. Fine ones: 64 * fine_panels - 2 more
+    // directions, the last coarse code once more, and the rest's length. fine_panels 0: neither fine nor whole codes.
+    template <class T>
+    void fit_directions(const Matrix<const T>& rows, int fine_panels, int threads);
+    // Coarse codes of the coordinates of c themselves, and no others.
+    template <class T>
+    void fit_raw(const Matrix<const T>& rows, int threads);
+
+    std::int64_t coarse_dims() const noexcept { return coarse_dims_; }
+    std::int64_t fine_dims() const noexcept { return fine_dims_; }
+    std::int64_t whole_dims() const noexcept { return whole_dims_; }
+    double scale() const noexcept { return scale_; }               // 2^k
+    double coarse_step() const noexcept { return coarse_step_; }
+    double fine_step() const noexcept { return fine_step_; }
+    double whole_step() const noexcept { return whole_step_; }
+    // Points with a longer c are better kept apart: their codes are clipped.
+    double usual_norm() const noexcept { return usual_norm_; }
+
+    // The codes of n <= 4 rows; codes of the missing ones are zero.
+    template <class T>
+    void encode(const T* const* rows, int n, Encoded& out) const;
+    // |c|, infinite if not finite.
+    template <class T>
+    double norm(const T* row) const;
+
+  private:
+    template <class T>
+    void fit_frame(const Matrix<const T>& rows, std::vector<std::int64_t>& sample);
+    void fit_basis(const std::vector<float>& sample, std::int64_t rows, int threads);
+    template <class T>
+    void fit_steps(const Matrix<const T>& rows, const std::vector<std::int64_t>& sample, int threads);
+    void fit_mixing();
+    template <class T>
+    double centre(const T* row, float* out) const;
+    // (t, r) of four rows of out.centred -> out.coordinates, and out.centred mixed; their errors before rounding to codes.
+    void lift(Encoded& out) const;
+
+    bool raw_ = false;
+    std::int64_t columns_ = 0, coarse_dims_ = 0, fine_dims_ = 0, whole_dims_ = 0, lifted_ = 0;
+    std::int64_t coarse_directions_ = 0, fine_directions_ = 0;
+    double scale_ = 1.0, usual_norm_ = 0.0;
+    double coarse_step_ = 1.0, fine_step_ = 1.0, whole_step_ = 1.0;
+    double coarse_rest_ = 0.0, fine_rest_ = 0.0;  // means of r, subtracted
+    std::vector<double> mean_;
+    std::vector<Buffer<float>> panels_;  // (columns, kPanel) each
+    // Coordinates that a few points have large would set the step for all: they are spread over others first.
+    Buffer<float> signs_;
+    std::int64_t padded_ = 0, mixed_rows_ = 1;
+    float mix_factor_ = 1.0f;
+    double projection_error_ = 0.0;
+};
+
+// The coarse codes of a point set in strips, and what a threshold on keys needs of each point.
+class Strips {
+  public:
+    // order: point ids by position, those beyond the usual norm last.
+    template <class T>
+    void build(const Sketch& sketch, const Matrix<const T>& rows, const std::vector<std::int32_t>& order, int threads);
+
+    std::int64_t strips() const noexcept { return n_strips_; }
+    const std::uint8_t* strip(std::int64_t s) const noexcept { return codes_.data() + s * dims_ * kStrip; }
+    // floor(|codes|^2 / 2) of the 64 points of a strip; kAbsent where there is none.
+    const std::int32_t* half_norms(std::int64_t s) const noexcept { return half_norms_.data() + s * kStrip; }
+    const std::int8_t* fine(std::int64_t position) const noexcept { return fine_.data() + position * fine_dims_; }
+    const std::int8_t* whole(std::int64_t position) const noexcept { return whole_.data() + position * whole_dims_; }
+    double coarse_error(std::int64_t s) const noexcept { return coarse_errors_[s]; }  // the greatest in a strip
+    double error(std::int64_t s) const noexcept { return errors_[s]; }
+    double whole_error(std::int64_t s) const noexcept { return whole_errors_[s]; }
+    double point_error(std::int64_t position) const noexcept { return point_errors_[position]; }
+    std::int64_t bytes() const noexcept;
+
+    static constexpr std::int32_t kAbsent = 1 << 30;
+
+  private:
+    std::int64_t n_strips_ = 0, dims_ = 0, fine_dims_ = 0, whole_dims_ = 0;
+    Buffer<std::uint8_t> codes_;
+    Buffer<std::int8_t> fine_, whole_;
+    Buffer<std::int32_t> half_norms_;
+    std::vector<double> coarse_errors_, errors_, whole_errors_;
+    std::vector<float> point_errors_;  // of the coarse codes, rounded up
+};
+
+// Ids 0 to rows - 1, those whose c is longer than usual last.
+template <class T>
+std::vector<std::int32_t> order_by_norm(const Sketch& sketch, const Matrix<const T>& rows, int threads);
+
+}  // namespace ttt4as

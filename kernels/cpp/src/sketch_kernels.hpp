@@ -1,0 +1,58 @@
+// The hot loops under sketch.hpp, knn.cpp and coreset.cpp, one table per instruction set (see ttt4as/simd.hpp).
+#pragma once
+
+#include <cstdint>
+
+namespace ttt4as {
+
+constexpr int kStrip = 64;    // points whose codes lie together
+constexpr int kQuad = 4;      // code bytes of a point that lie together, and queries that a kernel takes at once
+constexpr int kPanel = 64;    // columns of a basis that `project` makes at once
+
+// Codes of a strip: for every four dimensions, 64 points times 4 bytes, each code + 128.
+struct SketchKernels {
+    // keys[q * key_stride + p] = sum_d strip[d][p] * query_q[d] - offset[p] for 4 queries; best[q * best_stride] = the
+    // greatest of the 64. `dims` is a multiple of 4. `bytes` and `words` hold the queries, one after the other.
+    void (*keys)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words, std::int64_t dims,
+                 const std::int32_t* offset, std::int32_t* keys, std::int64_t key_stride, std::int32_t* best,
+                 std::int64_t best_stride);
+    // The points of a strip whose key for one query reaches `least`, one bit a point, point 0 lowest.
+    std::uint64_t (*reach)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words,
+                           std::int64_t dims, const std::int32_t* offset, std::int32_t least);
+    // The keys in [low, high), one bit each.
+    std::uint64_t (*between)(const std::int32_t* keys, std::int32_t low, std::int32_t high);
+    // sum (a[i] - b[i])^2, n a multiple of 64, at most 2^15.
+    std::int32_t (*code_distance)(const std::int8_t* a, const std::int8_t* b, std::int64_t n);
+    // codes[i] = x[i] / step, rounded and clipped to +-127, n a multiple of 16. Returns sum (x[i] - step * codes[i])^2.
+    float (*quantise)(const float* x, std::int64_t n, float step, std::int8_t* codes);
+    // out[i] = (row[i] - mean[i]) * scale. Returns the sum of their squares.
+    double (*centre_float)(const float* row, const double* mean, double scale, std::int64_t n, float* out);
+    double (*centre_double)(const double* row, const double* mean, double scale, std::int64_t n, float* out);
+    // x becomes H (signs * x) * factor; H applies the unnormalised Hadamard matrix of order `rows` (a power of two) to rows
+    // of 16 elements, over again for every 16 * rows of the n elements.
+    void (*mix)(float* x, const float* signs, std::int64_t n, std::int64_t rows, float factor);
+    // out[r * out_stride + j] = sum_i x[r * x_stride + i] * panel[i * kPanel + j] for 4 rows, j < kPanel.
+    void (*project)(const float* x, std::int64_t x_stride, std::int64_t n, const float* panel, float* out,
+                    std::int64_t out_stride);
+    // panel[i * kPanel + j] += sum_r x[r * x_stride + i] * y[r * y_stride + j] for r < rows.
+    void (*project_back)(const float* x, std::int64_t x_stride, std::int64_t n, const float* y, std::int64_t y_stride,
+                         std::int64_t rows, float* panel);
+    // sum (query[i] - point[i])^2 in double. Stops early, above `limit`, once the sum has passed it.
+    double (*squared_float)(const double* query, const float* point, std::int64_t n, double limit);
+    double (*squared_double)(const double* query, const double* point, std::int64_t n, double limit);
+};
+
+const SketchKernels& sketch_kernels() noexcept;
+
+namespace generic {
+extern const SketchKernels sketch_table;
+}
+namespace avx2 {
+extern const SketchKernels sketch_table;
+}
+namespace avx512 {
+extern const SketchKernels sketch_table;
+extern const SketchKernels sketch_table_vnni;
+}
+
+}  // namespace ttt4as
