@@ -129,7 +129,7 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
     }
     py::list details;
     for (const SegmentResult& one : results) {
-        details.append(py::make_tuple(one.n_anomalous, one.n_nominal, one.svm.n_iter, one.svm.rows, one.svm.gap,
+        details.append(py::make_tuple(one.n_anomalous, one.n_nominal, one.svm.n_iter, one.svm.passes, one.svm.gap,
                                       static_cast<int>(one.svm.route)));
     }
     return py::make_tuple(mask, decision, labels, status, details);

@@ -44,7 +44,7 @@ py::tuple fit(const py::array& input, const Doubles& y, const SvmOptions& option
         result = svm.fit(samples, y.data(), options, out);
     }
     return py::make_tuple(coef, result.intercept, result.n_iter, result.gap, result.converged, result.objective,
-                          route_name(result.route), result.rows);
+                          route_name(result.route), result.passes);
 }
 
 py::tuple fit_any(const py::array& x, const Doubles& y, double C, const std::string& loss, double tol, int max_iter,
@@ -91,7 +91,7 @@ void bind_svm(py::module_& module) {
     module.def("fit_linear_svm", &fit_any, py::arg("X"), py::arg("y"), py::arg("C"), py::arg("loss"), py::arg("tol"),
                py::arg("max_iter"), py::arg("sample_weight") = py::none(), py::arg("initial") = py::none(),
                py::arg("threads") = 0, py::arg("route") = "automatic",
-               "(n, d) float32/64 and n labels -> coef, intercept, n_iter, gap, converged, objective, route, rows.");
+               "(n, d) float32/64 and n labels -> coef, intercept, n_iter, gap, converged, objective, route, passes.");
 }
 
 }  // namespace ttt4as

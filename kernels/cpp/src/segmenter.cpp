@@ -182,6 +182,7 @@ SegmentResult BasicSegmenter<T>::State::run(const SegmentInput<T>& in, const Seg
     solver.samples.cols = cols.data();
     solver.labels = labels.data();
     solver.magnitude = magnitude;
+    solver.refine = true;
     solver.most_bytes = in.channels * n_points * static_cast<std::int64_t>(sizeof(T));
     SvmOptions svm;
     svm.C = options.C;

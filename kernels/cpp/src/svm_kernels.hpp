@@ -5,26 +5,7 @@
 
 namespace ttt4as {
 
-// min 1/2 a'(Q + diag(d))a - sum a over 0 <= a <= upper, the dual of a linear SVM on a few samples (labels inside Q).
-// Everything is at least `n` long and Q has `stride` doubles a row; gradient = (Q + diag(d))a - 1 always.
-struct DualProblem {
-    const double* q;
-    std::int64_t stride;
-    std::int64_t n;
-    const double* d;         // 1 / (2 C_i) for the squared hinge, 0 for the hinge
-    const double* upper;     // infinity for the squared hinge, C_i for the hinge
-    const double* loss;      // C_i: weight of the primal loss
-    const double* diagonal;  // q_ii + d_i
-    double* a;
-    double* gradient;
-    double* gain;            // scratch
-    bool squared;
-};
-
 struct SvmKernels {
-    // Coordinate descent, each step on the coordinate that lowers the objective most, until the duality gap of this problem is
-    // at most tol times its primal value, or max_steps. Returns whether it got there.
-    bool (*descend)(const DualProblem& problem, double tol, std::int64_t max_steps);
     // The lower Cholesky factor in place of the lower triangle of (n, stride), of which the first rows are factored already.
     void (*cholesky)(double* matrix, std::int64_t first, std::int64_t n, std::int64_t stride);
     // The factor without row and column `index`; `rotations` has 2 n doubles.

@@ -174,8 +174,48 @@ double SvmSolver<T, Samples>::line_search() {
     return t;
 }
 
+// Every `kStep`-th sample alone, with C to match, solved roughly: the first Newton steps only find out which samples are active.
+template <class T, class Samples>
+void SvmSolver<T, Samples>::newton_from_subset() {
+    const std::int64_t n = n_, count = (n + kSubset - 1) / kSubset;
+    subset_labels_.resize(static_cast<std::size_t>(count));
+    if (sample_weight) subset_weight_.resize(static_cast<std::size_t>(count));
+    for (std::int64_t i = 0; i < count; ++i) {
+        subset_labels_[i] = labels[i * kSubset];
+        if (sample_weight) subset_weight_[i] = sample_weight[i * kSubset];
+    }
+    const SvmSolverView view{labels, sample_weight};
+    const auto whole_points = points;
+    const auto whole_samples = samples;
+    labels = subset_labels_.data();
+    if (sample_weight) sample_weight = subset_weight_.data();
+    points.stride *= kSubset;
+    points.points = samples.n = n_ = count;
+    cost_ *= kSubset;
+    const int all = max_iter_;
+    max_iter_ = std::min(all, result_.n_iter + kSubsetSteps);
+    newton_steps(0.05);
+    max_iter_ = all;
+    result_.converged = false;
+    cost_ /= kSubset;
+    points = whole_points;
+    samples = whole_samples;
+    labels = view.labels;
+    sample_weight = view.sample_weight;
+    n_ = n;
+}
+
 template <class T, class Samples>
 void SvmSolver<T, Samples>::newton() {
+    if constexpr (Samples::kIsPoint) {
+        if (n_ >= kSubset * 256 && norm2(w.data()) == 0) newton_from_subset();
+    }
+    newton_steps(refine ? std::min(tol_, kOptimal) : 0.9 * tol_);
+}
+
+// Newton steps from w and b until the relative gap is `aim`.
+template <class T, class Samples>
+void SvmSolver<T, Samples>::newton_steps(double aim) {
     const std::int64_t dims = points.dims;
     for (Buffer<double>* buffer : {&gradient_w_, &step_, &residual_, &direction_, &image_, &dual_w_, &solved_}) {
         padded_vector(*buffer, dims + 1);
@@ -189,6 +229,8 @@ void SvmSolver<T, Samples>::newton() {
     factored_ = false;
     double last_gap = std::numeric_limits<double>::infinity();
     bool first = true;
+    int stalls = 0;
+    double last_objective = std::numeric_limits<double>::infinity();
     for (;;) {
         evaluate();
         const double losses = scan(values.data(), b * sigma_);
@@ -197,11 +239,14 @@ void SvmSolver<T, Samples>::newton() {
         double dual;
         const auto active = static_cast<std::int64_t>(dual_of_margins(&dual));
         const double gap = set_gap(0.5 * square + losses, dual);
-        if (gap <= tol_) {
-            result_.converged = true;
+        // Below the aim, or where rounding lets the objective fall no further.
+        stalls = result_.objective > last_objective * (1 - 1e-9) ? stalls + 1 : 0;
+        last_objective = result_.objective;
+        const bool stuck = stalls > (gap <= tol_ ? 0 : 5);
+        if (gap <= aim || stuck || result_.n_iter >= max_iter_) {
+            result_.converged = gap <= tol_;
             return;
         }
-        if (result_.n_iter >= max_iter_) return;
         ++result_.n_iter;
         // Conjugate gradients that took longer than forming and factoring the Hessian would: do that.
         if constexpr (Samples::kIsPoint) {
@@ -211,7 +256,11 @@ void SvmSolver<T, Samples>::newton() {
             if (!first && inner_ * pass > form + factor && dims <= kMostHessian) factor_hessian(active);
         }
         first = false;
-        conjugate_gradients(last_gap < 0.1 ? 0.01 : 0.1, active);
+        // Near the optimum the gap falls with the square of the residual; before, the active set changes anyway.
+        const bool settled = last_gap < 0.1 && gap < 0.5 * last_gap;
+        const double rough = factored_ ? 1e-3 : 0.1;  // with a good preconditioner a good direction is cheap
+        conjugate_gradients(settled ? std::clamp(std::sqrt(0.2 * aim / gap), 1e-4, rough) : rough, active);
+        result_.passes += inner_;
         last_gap = gap;
         points.to_points(step_.data(), v_.data());
         for (std::int64_t i = 0; i < n_; ++i) f_step_[i] = samples.value(i, v_.data()) * sigma_ + step_b_ * sigma_;

@@ -1,16 +1,17 @@
 // The linear SVM solver behind ttt4as/svm.hpp and the fused segmentation. Three routes to the same optimum:
 //
 // working_set  The dual, in the space of inner products. The samples that violate their margin most join a small working set,
-//              eight at a time; one pass over the points gives their products with every point; the dual of the set alone is
-//              solved to its optimum (greedy coordinate descent, then Cholesky where that is slow). Few samples become
-//              support vectors, so few passes are made. Cost: n_sv * points * dims multiply-adds at arithmetic speed.
+//              eight or more at a time; one pass over the points gives their products with every point; the dual of the set
+//              alone is solved exactly by an active set method. Few samples become support vectors, so few passes are made.
+//              Cost: about n_sv * points * dims multiply-adds at arithmetic speed.
 // newton       The primal, squared hinge only: Newton steps by conjugate gradients, with an exact line search; two passes over
 //              the points for each inner iteration. When that gets expensive and samples are points, the Hessian is formed
 //              and factored once in a while as the preconditioner.
 // coordinate   The dual, hinge with more support vectors than the working set holds: liblinear's coordinate descent.
 //
-// The rule (see `solve`): working_set while its set fits its memory, and only if C is so large that a sample can reach its
-// margin by itself; the others otherwise, starting from where it got.
+// The rule (see `solve`), measured on features of an EfficientNet, raw and standardised: newton for the squared hinge if
+// 2 C |x|^2 < 4 (nearly all samples are support vectors, and the Hessian is near the identity) or if there are more than 4 samples a
+// feature (they are not separable); working_set otherwise, as long as its set fits its memory. The other routes take over from there.
 //
 // Whatever the route, the duality gap is computed at the end from w itself with every product in double.
 #pragma once
@@ -38,6 +39,7 @@ class SvmSolver {
     const double* initial = nullptr;          // w and b, or null
     double magnitude = 0;
     std::int64_t most_bytes = 0;              // for the working set's products
+    bool refine = false;                      // go on below `tol` to the optimum in single precision where that is cheap
 
     // The solution: w (dims), b, and the points' values x_p . w, all in double.
     Buffer<double> w;
@@ -48,7 +50,10 @@ class SvmSolver {
         prepare(options);
         SvmRoute route = options.route;
         if (route == SvmRoute::automatic) {
-            route = capacity_ < 2 * kBatch || (squared_ && weak_coupling()) ? fallback() : SvmRoute::working_set;
+            const bool many = Samples::kIsPoint && n_ > 4 * points.dims;
+            const bool small = capacity_ >= n_ && n_ <= 64;
+            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && (many || weak_coupling())));
+            route = newton ? fallback() : SvmRoute::working_set;
         }
         if (route == SvmRoute::newton && !squared_) route = SvmRoute::coordinate;
         if (route == SvmRoute::coordinate && squared_) route = SvmRoute::newton;
@@ -70,9 +75,9 @@ class SvmSolver {
     std::size_t memory() const noexcept {
         std::size_t bytes = rows_.bytes() + batch_.bytes() + sample_.bytes() + vector_.bytes() + vector_points_.bytes() +
                             panel_.bytes() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
-                            order_.bytes() + in_set_.bytes() + is_free_.bytes();
+                            order_.bytes() + in_set_.bytes() + state_.bytes();
         for (const Buffer<double>* buffer :
-             {&w, &values, &q_, &a_, &gradient_, &gain_, &d_, &upper_, &loss_, &diagonal_, &coefficients_, &factor_, &target_,
+             {&w, &values, &q_, &a_, &gradient_, &d_, &upper_, &diagonal_, &fixed_, &ridge_, &coefficients_, &factor_, &target_,
               &offset_, &constant_, &rotations_, &v_, &products_, &u_, &f_, &partial_, &gradient_w_, &step_, &residual_,
               &direction_, &image_, &dual_w_, &solved_, &f_step_, &hessian_, &alpha_}) {
             bytes += buffer->bytes();
@@ -104,9 +109,9 @@ class SvmSolver {
         values.resize(static_cast<std::size_t>(points.points));
         row_stride_ = padded(points.points);
         const auto bytes = [&](std::int64_t set) {
-            return set * row_stride_ * static_cast<std::int64_t>(sizeof(T)) + set * set * (squared_ ? 16 : 8);
+            return set * row_stride_ * static_cast<std::int64_t>(sizeof(T)) + set * set * 16;
         };
-        capacity_ = std::min(kMostSet, n_) / kBatch * kBatch;
+        capacity_ = std::min(kMostSet, (n_ + kBatch - 1) / kBatch * kBatch);
         while (capacity_ > 0 && bytes(capacity_) > most_bytes) capacity_ -= kBatch;
         std::fill(w.begin(), w.end(), 0.0);
         b = 0;
@@ -133,7 +138,9 @@ class SvmSolver {
         const double norm = sum / static_cast<double>(count) + sigma_ * sigma_;
         return 2 * cost_ * norm < kWeak;
     }
-    static constexpr double kWeak = 0.05;
+    static constexpr double kWeak = 4;
+    static constexpr std::int64_t kSubset = 8;
+    static constexpr int kSubsetSteps = 8;
     static constexpr int kMostInner = 2000;             // conjugate gradient iterations in one Newton step
     static constexpr std::int64_t kMostHessian = 4096;  // dims up to which the Hessian may be formed
     // Multiply-adds a unit of time, next to those of a conjugate gradient pass: measured, see benchmarks.
@@ -167,7 +174,7 @@ class SvmSolver {
         const std::size_t cap = static_cast<std::size_t>(capacity_);
         rows_.resize(cap * static_cast<std::size_t>(row_stride_));
         q_.resize(cap * cap);
-        for (Buffer<double>* buffer : {&a_, &gradient_, &gain_, &d_, &upper_, &loss_, &diagonal_, &target_, &constant_}) buffer->resize(cap);
+        for (Buffer<double>* buffer : {&a_, &gradient_, &d_, &upper_, &diagonal_, &target_, &constant_, &fixed_, &ridge_}) buffer->resize(cap);
         padded_vector(coefficients_, capacity_);
         rotations_.resize(2 * cap);
         ids_.resize(cap);
@@ -177,14 +184,14 @@ class SvmSolver {
         v_.resize(static_cast<std::size_t>(points.points));
         products_.resize(static_cast<std::size_t>(kMostChosen * row_stride_));
         batch_.resize(static_cast<std::size_t>(kMostChosen / kBatch * points.batch_size(kBatch)));
-        if (squared_) factor_.resize(cap * cap);
+        factor_.resize(cap * cap);
         free_.resize(cap);
-        is_free_.resize(cap);
+        state_.resize(cap);
         set_ = n_free_ = 0;
         refined_ = false;
-        // The squared hinge is solved until nothing violates, which takes a round or two more than the gap: the decision is then
-        // that of the optimum to single precision, whatever the order of the rounds.
-        double inner_tol = squared_ ? std::min(0.7 * tol_, kOptimal) : 0.7 * tol_;
+        // It goes on until nothing violates, which takes a round or two more than the gap: the decision is then that of the optimum
+        // to single precision, whatever the order of the rounds.
+        double inner_tol = std::min(0.7 * tol_, kOptimal);
         int refinements = 0, idle = 0;
         if (initial) {
             points.to_points(w.data(), v_.data());
@@ -206,15 +213,14 @@ class SvmSolver {
         double previous = std::numeric_limits<double>::infinity();
         while (result_.n_iter < max_iter_) {
             ++result_.n_iter;
-            const double target = std::min(0.05, 0.02 * previous);
-            improve(std::max(target, 0.2 * inner_tol));
+            improve();
             resynchronise();
             const double losses = scan(v_.data(), 0.0);
             double quadratic, dual;
             objective(&quadratic, &dual);
             const double primal = 0.5 * quadratic + losses;
             const double gap = (primal - dual) / primal;
-            if (!(primal > 0) || gap <= inner_tol) {
+            if (!(gap > inner_tol)) {
                 if (verify() <= tol_) return result_.converged = true;
                 // The products in T misjudged the values; their error at this point is now known and carried along.
                 if (++refinements > 4) break;
@@ -324,12 +330,12 @@ class SvmSolver {
             const double c = weight(i);
             d_[set_] = squared_ ? 0.5 / c : 0.0;
             upper_[set_] = squared_ ? std::numeric_limits<double>::infinity() : c;
-            loss_[set_] = c;
             diagonal_[set_] = q_[set_ * capacity_ + set_] + d_[set_];
+            ridge_[set_] = std::max(0.0, kRidge * q_[set_ * capacity_ + set_] - d_[set_]);
             a_[set_] = 0;
-            is_free_[set_] = 0;
+            state_[set_] = kLower;
             ++set_;
-            ++result_.rows;
+            ++result_.passes;
         }
     }
 
@@ -362,74 +368,91 @@ class SvmSolver {
         *dual = sum - 0.5 * q - 0.5 * penalty;
     }
 
-    // Solves the dual of the set alone: the hinge by coordinate descent to a relative gap of `tol`, the squared hinge exactly.
-    void improve(double tol) {
-        if (squared_) return active_set();
-        DualProblem problem{q_.data(),        capacity_,  set_,             d_.data(),    upper_.data(), loss_.data(),
-                            diagonal_.data(), a_.data(), gradient_.data(), gain_.data(), squared_};
-        svm_kernels().descend(problem, tol, 200 * set_ + 1000);
-    }
+    enum State : std::uint8_t { kLower = 0, kFree = 1, kUpper = 2 };
 
-    // Lawson and Hanson's active set method: the minimiser over the free coordinates, walking back to the first that would turn
-    // negative. The Cholesky factor of the free ones is kept from call to call; samples come and go by rows.
-    void active_set() {
+    // Solves the dual of the set alone by Lawson and Hanson's active set method: the minimiser over the free coordinates, walking
+    // back to the first bound it would cross. The Cholesky factor of the free ones is kept from call to call; samples come and
+    // go by rows.
+    void improve() {
         // The gradient is affine in a; its constant is -1 but for what the products in T misjudge.
         for (std::int64_t j = 0; j < set_; ++j) constant_[j] = gradient_[j] - linear_part(j);
         for (std::int64_t round = 0; round < 3 * set_ + 20; ++round) {
-            if (!release(round == 0)) return;
-            for (std::int64_t step = 0; step < n_free_ + 1; ++step) {
+            if (!release(round == 0) && !unsettled()) return;
+            for (std::int64_t step = 0; step < 2 * n_free_ + 2; ++step) {
                 if (minimise_free()) break;
             }
             for (std::int64_t j = 0; j < set_; ++j) gradient_[j] = linear_part(j) + constant_[j];
         }
     }
 
-    // Frees the coordinates at 0 that want to grow, all or the one that wants it most; false if there is none.
+    // Whether proximal steps have still to bring a free coordinate's gradient to zero.
+    bool unsettled() const {
+        for (std::int64_t r = 0; r < n_free_; ++r) {
+            if (ridge_[free_[r]] > 0 && std::abs(gradient_[free_[r]]) > kSettled) return true;
+        }
+        return false;
+    }
+    static constexpr double kSettled = 1e-8;
+
+    // Frees the coordinates at a bound that want to leave it, all or the one that wants it most; false if there is none.
     bool release(bool all) {
         std::int64_t best = -1;
         double most = kRelease;
         const std::int64_t before = n_free_;
         for (std::int64_t j = 0; j < set_; ++j) {
-            if (is_free_[j] || -gradient_[j] <= (all ? kRelease : most)) continue;
+            if (state_[j] == kFree) continue;
+            const double wish = state_[j] == kLower ? -gradient_[j] : gradient_[j];
+            if (wish <= (all ? kRelease : most)) continue;
             if (all) {
                 free_[n_free_++] = static_cast<std::int32_t>(j);
-                is_free_[j] = 1;
             } else {
-                most = -gradient_[j];
+                most = wish;
                 best = j;
             }
         }
-        if (best >= 0) {
-            free_[n_free_++] = static_cast<std::int32_t>(best);
-            is_free_[best] = 1;
-        }
+        if (best >= 0) free_[n_free_++] = static_cast<std::int32_t>(best);
         for (std::int64_t r = before; r < n_free_; ++r) {
+            state_[free_[r]] = kFree;
             for (std::int64_t c = 0; c < r; ++c) factor_[r * capacity_ + c] = q_[free_[r] * capacity_ + free_[c]];
-            factor_[r * capacity_ + r] = diagonal_[free_[r]];
+            factor_[r * capacity_ + r] = diagonal_[free_[r]] + ridge_[free_[r]];
         }
         svm_kernels().cholesky(factor_.data(), before, n_free_, capacity_);
         return n_free_ > before || (all && before > 0);
     }
+    static constexpr double kRidge = sizeof(T) == 4 ? 1e-6 : 1e-11;  // above the rounding of products in T
     static constexpr double kRelease = 1e-10;  // margins are of order 1
 
-    // One step towards the minimiser over the free coordinates; true if it was reached.
+    // One step towards the minimiser over the free coordinates; true if it was reached. Where their matrix may be singular (the
+    // hinge, or an enormous C) it is the minimiser of the objective plus a small pull to where they are.
     bool minimise_free() {
-        for (std::int64_t r = 0; r < n_free_; ++r) target_[r] = -constant_[free_[r]];
+        bool bounded = false;  // fixed at an upper bound: only the hinge has one
+        for (std::int64_t j = 0; j < set_; ++j) {
+            fixed_[j] = state_[j] == kUpper ? a_[j] : 0.0;
+            bounded = bounded || state_[j] == kUpper;
+        }
+        for (std::int64_t r = 0; r < n_free_; ++r) {
+            const std::int64_t j = free_[r];
+            target_[r] = ridge_[j] * a_[j] - constant_[j];
+            if (bounded) target_[r] -= svm_kernels().dot(q_.data() + j * capacity_, fixed_.data(), set_);
+        }
         svm_kernels().solve(factor_.data(), n_free_, capacity_, target_.data());
         double step = 1;
         for (std::int64_t r = 0; r < n_free_; ++r) {
-            const double from = a_[free_[r]];
+            const double from = a_[free_[r]], upper = upper_[free_[r]];
             if (target_[r] < 0) step = std::min(step, from / (from - target_[r]));
+            if (target_[r] > upper) step = std::min(step, (upper - from) / (target_[r] - from));
         }
         bool reached = true;
         for (std::int64_t r = n_free_ - 1; r >= 0; --r) {
-            double& a = a_[free_[r]];
-            const double from = a;
-            a += step * (target_[r] - a);
-            if (target_[r] >= 0 || from > step * (from - target_[r]) * (1 + 1e-12)) continue;
-            a = 0;
+            const std::int64_t j = free_[r];
+            const double from = a_[j], move = step * (target_[r] - from) * (1 + 1e-12);
+            a_[j] = from + step * (target_[r] - from);
+            const bool low = target_[r] < 0 && from <= -move;
+            const bool high = target_[r] > upper_[j] && upper_[j] - from <= move;
+            if (!low && !high) continue;
+            a_[j] = low ? 0 : upper_[j];
+            state_[j] = low ? kLower : kUpper;
             reached = false;
-            is_free_[free_[r]] = 0;
             svm_kernels().cholesky_remove(factor_.data(), r, n_free_, capacity_, rotations_.data());
             std::copy(free_.data() + r + 1, free_.data() + n_free_, free_.data() + r);
             --n_free_;
@@ -472,11 +495,14 @@ class SvmSolver {
 
     double set_gap(double primal, double dual) {
         result_.objective = primal;
-        result_.gap = primal > 0 ? std::max(0.0, (primal - dual) / primal) : 0.0;
+        const double gap = (primal - dual) / primal;
+        result_.gap = gap > 0 ? gap : (gap <= 0 ? 0.0 : std::numeric_limits<double>::infinity());  // NaN never counts as solved
         return result_.gap;
     }
 
     void newton();
+    void newton_steps(double aim);
+    void newton_from_subset();
     double dual_of_margins(double* dual);
     void conjugate_gradients(double tolerance, std::int64_t active);
     void apply_hessian(const double* p, std::int64_t active, double* out);
@@ -504,10 +530,10 @@ class SvmSolver {
     bool refined_ = false;
     std::int64_t chosen_[kMostChosen] = {};
     Buffer<T> rows_, batch_, sample_;
-    Buffer<double> q_, a_, gradient_, gain_, d_, upper_, loss_, diagonal_, coefficients_, factor_, target_;
+    Buffer<double> q_, a_, gradient_, d_, upper_, diagonal_, fixed_, ridge_, coefficients_, factor_, target_;
     Buffer<double> offset_, constant_, rotations_, v_, products_, u_, f_, partial_;
     Buffer<std::int32_t> ids_, free_;
-    Buffer<std::uint8_t> in_set_, is_free_;
+    Buffer<std::uint8_t> in_set_, state_;
 
     // newton
     Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_, hessian_;
@@ -515,6 +541,12 @@ class SvmSolver {
     Buffer<std::int32_t> active_;
     double gradient_b_ = 0, step_b_ = 0;
     int inner_ = 0;          // iterations of the last conjugate_gradients
+    Buffer<std::int8_t> subset_labels_;
+    Buffer<double> subset_weight_;
+    struct SvmSolverView {
+        const std::int8_t* labels;
+        const double* sample_weight;
+    };
     bool factored_ = false;  // hessian_ holds a Cholesky factor of the Hessian, of this or an earlier step
 
     // coordinate

@@ -32,7 +32,7 @@ struct SvmResult {
     double objective = 0;
     bool converged = false;
     SvmRoute route = SvmRoute::automatic;  // the one that finished
-    int rows = 0;                          // samples whose products with all others were computed
+    int passes = 0;  // working_set: samples whose products with all points were computed; newton: Hessian products
 };
 
 // Solves one problem after another in memory that it keeps: repeated shapes allocate nothing. Not for two threads at once.

@@ -58,57 +58,6 @@ void axpy_f(double alpha, const float* x, double* y, std::int64_t n) {
     for (; i < n; ++i) y[i] += alpha * static_cast<double>(x[i]);
 }
 
-// Primal and dual value from a and the gradient: y_i f_i = gradient_i + 1 - d_i a_i.
-bool gap_closed(const DualProblem& p, double tol) {
-    double quadratic = 0, sum = 0, penalty = 0, loss = 0;
-    for (std::int64_t i = 0; i < p.n; ++i) {
-        const double a = p.a[i], margin = p.gradient[i] + 1 - p.d[i] * a;
-        const double violation = margin < 1 ? 1 - margin : 0;
-        quadratic += a * margin;
-        sum += a;
-        penalty += p.d[i] * a * a;
-        loss += p.loss[i] * (p.squared ? violation * violation : violation);
-    }
-    const double primal = 0.5 * quadratic + loss;
-    const double dual = sum - 0.5 * quadratic - 0.5 * penalty;
-    return primal - dual <= tol * primal;
-}
-
-bool descend(const DualProblem& p, double tol, std::int64_t max_steps) {
-    const std::int64_t whole = p.n / kD * kD;
-    for (std::int64_t step = 0; step < max_steps; ++step) {
-        if (step % 16 == 0 && gap_closed(p, tol)) return true;
-        vd best = {};
-        for (std::int64_t i = 0; i < whole; i += kD) {
-            const vd a = loadd(p.a + i), g = loadd(p.gradient + i), q = loadd(p.diagonal + i);
-            const vd move = vmin(vmax(a - g / q, vd{}), loadd(p.upper + i)) - a;
-            const vd gain = -move * (g + 0.5 * q * move);
-            store(p.gain + i, gain);
-            best = vmax(best, gain);
-        }
-        double most = 0;
-        for (int k = 0; k < kD; ++k) most = best[k] > most ? best[k] : most;
-        for (std::int64_t i = whole; i < p.n; ++i) {
-            const double wanted = p.a[i] - p.gradient[i] / p.diagonal[i];
-            const double low = wanted > 0 ? wanted : 0;
-            const double move = (low < p.upper[i] ? low : p.upper[i]) - p.a[i];
-            p.gain[i] = -move * (p.gradient[i] + 0.5 * p.diagonal[i] * move);
-            most = p.gain[i] > most ? p.gain[i] : most;
-        }
-        if (!(most > 0)) return gap_closed(p, tol);
-        std::int64_t i = 0;
-        while (p.gain[i] != most) ++i;
-        const double wanted = p.a[i] - p.gradient[i] / p.diagonal[i];
-        const double low = wanted > 0 ? wanted : 0;
-        const double next = low < p.upper[i] ? low : p.upper[i];
-        const double move = next - p.a[i];
-        p.a[i] = next;
-        axpy(move, p.q + i * p.stride, p.gradient, p.n);
-        p.gradient[i] += p.d[i] * move;
-    }
-    return gap_closed(p, tol);
-}
-
 // By rows: entry (i, j) needs the first j entries of rows i and j, which lie side by side. Four rows at a time share row j.
 // A pivot lost to rounding (equal samples, no diagonal) is replaced by a tiny one: the step it leads to is checked later.
 void cholesky(double* m, std::int64_t first, std::int64_t n, std::int64_t stride) {
@@ -185,7 +134,7 @@ void solve(const double* factor, std::int64_t n, std::int64_t stride, double* x)
 }  // namespace
 
 extern const SvmKernels svm_table;
-const SvmKernels svm_table = {descend, cholesky, cholesky_remove, solve, dot, axpy, axpy_f, dot_f, square_f};
+const SvmKernels svm_table = {cholesky, cholesky_remove, solve, dot, axpy, axpy_f, dot_f, square_f};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as
