@@ -4,7 +4,7 @@ How to read this package
 ------------------------
 One folder an operation, and every folder has the same doors::
 
-    bilinear/  knn/  coreset/  peaks/  linear_svm/  segment/
+    bilinear/  knn/  coreset/  peaks/  linear_svm/  segment/  segment_robust/
         __init__.py     the public function: docstring, validation, dispatch - no arithmetic
         reference.py    the plain statement of what it computes; every other file is held to it
         cpu.py          the compiled core (C++)
@@ -36,6 +36,7 @@ from __future__ import annotations
 
 from . import bilinear, coreset, knn, linear_svm, peaks
 from . import segment as _segment
+from . import segment_robust as _segment_robust
 from .bilinear import bilinear_sample, bilinear_upsample
 from .coreset import k_center_greedy
 from .dispatch import BackendWarning, Operation
@@ -58,13 +59,15 @@ __all__ = [
     "local_maxima",
     "nearest_neighbors",
     "segment",
+    "segment_robust",
 ]
 
 OPERATIONS: tuple[Operation, ...] = tuple(
-    module.OPERATION for module in (bilinear, knn, coreset, peaks, linear_svm, _segment)
+    module.OPERATION for module in (bilinear, knn, coreset, peaks, linear_svm, _segment, _segment_robust)
 )
 
 segment = _segment.segment
+segment_robust = _segment_robust.segment_robust
 
 
 def backends(device: str = "cpu") -> dict[str, dict[str, str | None]]:

@@ -13,6 +13,9 @@ import torch
 
 from . import bilinear, knn, peaks
 from .segment import OPTION_NAMES, SegmentOptions, run_batch
+from .segment_robust import OPTION_NAMES as ROBUST_NAMES
+from .segment_robust import RobustOptions
+from .segment_robust import run_batch as run_robust_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +83,13 @@ def _segment_fake(
     return empty(torch.bool), empty(torch.float32), empty(torch.int8), codes
 
 
+def _segment_robust(
+    anomaly_map: Tensor, features: Tensor, score: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *values, backend = options
+    return run_robust_batch(anomaly_map, features, score, RobustOptions(*values), backend)
+
+
 _define("bilinear_upsample(Tensor features, int height, int width, str backend) -> Tensor", _upsample, _upsample_fake)
 _define(
     "bilinear_sample(Tensor features, int height, int width, Tensor rows, Tensor cols, str backend) -> Tensor",
@@ -100,6 +110,14 @@ _define(
     _segment,
     _segment_fake,
 )
+_define(
+    "segment_robust(Tensor anomaly_map, Tensor features, Tensor? score, float? nominal_level, float nominal_share, "
+    "float nominal_weight, float? height, float base_quantile, float core, int n_core, int n_background, "
+    "bool standardize, float score_weight, float C, str loss, float? image_threshold, float tol, int max_iter, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _segment_robust,
+    _segment_fake,
+)
 
 bilinear_upsample = torch.ops.ttt4as.bilinear_upsample
 bilinear_sample = torch.ops.ttt4as.bilinear_sample
@@ -114,3 +132,11 @@ def segment(
     """``ttt4as::segment`` with its options spread in the order of the schema."""
     values = (getattr(options, name) for name in OPTION_NAMES)
     return torch.ops.ttt4as.segment(anomaly_map, features, score, *values, backend)
+
+
+def segment_robust(
+    anomaly_map: Tensor, features: Tensor, score: Tensor | None, options: RobustOptions, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``ttt4as::segment_robust`` with its options spread in the order of the schema."""
+    values = (getattr(options, name) for name in ROBUST_NAMES)
+    return torch.ops.ttt4as.segment_robust(anomaly_map, features, score, *values, backend)

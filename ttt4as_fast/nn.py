@@ -22,6 +22,7 @@ import torch
 
 from .kernels import torch_ops
 from .kernels.arrays import check_float
+from .kernels.segment_robust import RobustOptions
 from .segmenter import TTT4AS as _Segmenter
 
 __all__ = ["TTT4AS"]
@@ -101,5 +102,8 @@ class TTT4AS(torch.nn.Module):
         if score.shape != maps.shape[:1]:
             raise ValueError(f"pred_score: expected shape ({maps.shape[0]},), got {tuple(score.shape)}")
         above = score.double() - self.image_threshold  # the operator's gate is a number; a buffer's value is not
-        mask, _, _, _ = torch_ops.segment(maps, features, above, self._options, self._backend)
+        if isinstance(self._options, RobustOptions):
+            mask, _, _, _ = torch_ops.segment_robust(maps, features, above, self._options, self._backend)
+        else:
+            mask, _, _, _ = torch_ops.segment(maps, features, above, self._options, self._backend)
         return mask.reshape(anomaly_map.shape)

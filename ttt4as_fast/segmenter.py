@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .kernels.segment import OPTION_NAMES, Segmentation, SegmentOptions, run
+from .kernels.segment_robust import OPTION_NAMES as ROBUST_NAMES
+from .kernels.segment_robust import RobustOptions, nominal_level
+from .kernels.segment_robust import run as run_robust
 
 if TYPE_CHECKING:
     from .kernels.arrays import Array
 
 __all__ = ["TTT4AS", "PRESETS", "Segmentation"]
 
-PRESETS = ("paper",)
+PRESETS = ("paper", "robust")
+
+
+_PAPER_ONLY = tuple(name for name in OPTION_NAMES if name not in ROBUST_NAMES)
+_ROBUST_ONLY = {name for name in ROBUST_NAMES if name not in OPTION_NAMES}
 
 
 class TTT4AS:
@@ -20,8 +27,9 @@ class TTT4AS:
 
     Parameters
     ----------
-    preset : {"paper"}
-        ``"paper"``: the published method.
+    preset : {"paper", "robust"}
+        ``"paper"``: the published method. ``"robust"``: labels that follow the shape of each peak, for defects of any
+        size; see `ttt4as_fast.kernels.segment_robust`, and `calibrate`.
     percentile : float
         In [0, 100], default 99: the score that a peak must reach, as a percentile of its own map.
     neighbor_radius : int
@@ -45,11 +53,16 @@ class TTT4AS:
         Limit on the SVM's iterations, default 1000.
     backend : str
         ``"auto"`` or a name from `ttt4as_fast.kernels.backends`.
+    **robust
+        Of the preset ``"robust"`` only: ``nominal_level`` (set by `calibrate`), ``nominal_share``, ``nominal_weight``,
+        ``height``, ``base_quantile``, ``core``, ``n_core``, ``n_background``, ``standardize``, ``score_weight``, as in
+        `ttt4as_fast.kernels.segment_robust`. That preset has no use for `percentile`, `neighbor_radius`, `n_nominal`,
+        `nominal_sampling` and `random_state`, which must keep their defaults.
 
     Raises
     ------
     ValueError, TypeError
-        An option is unknown or out of range.
+        An option is unknown, out of range or of the other preset.
 
     References
     ----------
@@ -82,11 +95,15 @@ class TTT4AS:
         tol: float = 1e-4,
         max_iter: int = 1000,
         backend: str = "auto",
+        **robust: Any,
     ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"preset: expected one of {', '.join(map(repr, PRESETS))}, got {preset!r}")
         self.preset = preset
-        self.options = SegmentOptions(
+        unknown = set(robust) - _ROBUST_ONLY
+        if unknown:
+            raise TypeError(f"{min(unknown)}: unknown option of TTT4AS")
+        given = SegmentOptions(
             percentile=percentile,
             neighbor_radius=neighbor_radius,
             n_nominal=n_nominal,
@@ -98,15 +115,51 @@ class TTT4AS:
             tol=tol,
             max_iter=max_iter,
         )
+        self.options: SegmentOptions | RobustOptions = given
+        if preset == "robust":
+            other = [name for name in _PAPER_ONLY if getattr(given, name) != getattr(SegmentOptions(), name)]
+            shared = {name: value for name, value in asdict(given).items() if name in ROBUST_NAMES}
+            self.options = RobustOptions(**shared, **robust)
+        else:
+            other = sorted(robust)
+        if other:
+            raise ValueError(f"{other[0]}: not an option of the preset {preset!r}")
         self.backend = backend
+
+    def calibrate(self, nominal_maps: Array) -> TTT4AS:
+        """Learn from the anomaly maps of nominal validation images up to which score a pixel means nothing.
+
+        Optional: without it the level at which a map is split comes from that map alone. It is one number, the option
+        ``nominal_level``; `PatchCore.calibrate` keeps the same one as ``nominal_statistics_.level``.
+
+        Parameters
+        ----------
+        nominal_maps : array or tensor, (N, H, W)
+            Maps that the detector was not fitted on, any float dtype.
+
+        Returns
+        -------
+        TTT4AS
+            Itself.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The preset ``"paper"``, which has nothing to calibrate; wrong rank or dtype, non-finite value.
+        """
+        if not isinstance(self.options, RobustOptions):
+            raise ValueError("calibrate: the preset 'paper' has nothing to calibrate; 'robust' has")
+        self.options = replace(self.options, nominal_level=nominal_level(nominal_maps))
+        return self
 
     def get_params(self) -> dict[str, Any]:
         """The constructor's arguments, as they stand."""
         return {"preset": self.preset, **asdict(self.options), "backend": self.backend}
 
     def __repr__(self) -> str:
-        default = SegmentOptions()
-        changed = [name for name in OPTION_NAMES if getattr(self.options, name) != getattr(default, name)]
+        default = type(self.options)()
+        names = [field.name for field in fields(default)]
+        changed = [name for name in names if getattr(self.options, name) != getattr(default, name)]
         shown = [f"preset={self.preset!r}", *(f"{name}={getattr(self.options, name)!r}" for name in changed)]
         if self.backend != "auto":
             shown.append(f"backend={self.backend!r}")
@@ -136,4 +189,6 @@ class TTT4AS:
         ValueError, TypeError
             Wrong ranks or dtypes, batches or kinds that differ, empty axis, non-finite value, unknown backend.
         """
+        if isinstance(self.options, RobustOptions):
+            return run_robust(anomaly_map, features, pred_score, self.options, self.backend)
         return run(anomaly_map, features, pred_score, self.options, self.backend)

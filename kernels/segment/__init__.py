@@ -16,7 +16,7 @@ from ..linear_svm import LOSSES
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("segment", host=("reference",), cuda=("gpu", "reference"))
+OPERATION = Operation("segment", host=("cpu", "reference"), cuda=("gpu", "reference"))
 SAMPLINGS = ("grid", "random")
 STATUSES = ("ok", "nominal", "degenerate", "not_converged", "non_finite")
 """What `Segmentation.status_code` indexes. The last exists on a GPU alone, where raising at once would wait for it."""
@@ -153,6 +153,20 @@ def segment(
 
 def run(anomaly_map: Array, features: Array, pred_score: Any, options: SegmentOptions, backend: str) -> Segmentation:
     """`segment` with its options validated already."""
+    anomaly_map, features, score, single = check_inputs(anomaly_map, features, pred_score)
+    if arrays.is_tensor(anomaly_map):
+        from .. import torch_ops
+
+        mask, decision, labels, codes = torch_ops.segment(anomaly_map, features, score, options, backend)
+    else:
+        mask, decision, labels, codes = run_batch(anomaly_map, features, score, options, backend)
+    if single:
+        mask, decision, labels, codes = mask[0], decision[0], labels[0], codes[0]
+    return Segmentation(mask, decision, labels, codes)
+
+
+def check_inputs(anomaly_map: Any, features: Any, pred_score: Any) -> tuple[Array, Array, Array | None, bool]:
+    """(B, H, W), (B, C, h, w) and (B,) or None of one kind on one device, and whether a single image was given."""
     anomaly_map = arrays.as_float_array(anomaly_map, "anomaly_map", (2, 3))
     features = arrays.as_float_array(features, "features", (anomaly_map.ndim + 1,))
     if arrays.is_tensor(anomaly_map) != arrays.is_tensor(features):
@@ -166,16 +180,7 @@ def run(anomaly_map: Array, features: Array, pred_score: Any, options: SegmentOp
         raise ValueError(
             f"features: expected a batch of {anomaly_map.shape[0]} as anomaly_map, got shape {tuple(features.shape)}"
         )
-    score = _scores(pred_score, anomaly_map)
-    if arrays.is_tensor(anomaly_map):
-        from .. import torch_ops
-
-        mask, decision, labels, codes = torch_ops.segment(anomaly_map, features, score, options, backend)
-    else:
-        mask, decision, labels, codes = run_batch(anomaly_map, features, score, options, backend)
-    if single:
-        mask, decision, labels, codes = mask[0], decision[0], labels[0], codes[0]
-    return Segmentation(mask, decision, labels, codes)
+    return anomaly_map, features, _scores(pred_score, anomaly_map), single
 
 
 def _scores(pred_score: Any, anomaly_map: Array) -> Array | None:
@@ -195,8 +200,9 @@ def run_batch(
 ) -> tuple[Array, Array, Array, Array]:
     """(B, H, W) and (B, C, h, w) through the chosen backend; the torch operator calls it too."""
     if arrays.device_type(anomaly_map) == "cpu":
-        arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
-        arrays.check_finite(arrays.to_numpy(features), "features")
+        if not getattr(OPERATION.resolve(backend, "cpu"), "CHECKS_FINITE", False):
+            arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
+            arrays.check_finite(arrays.to_numpy(features), "features")
         if score is not None:
             arrays.check_finite(arrays.to_numpy(score), "pred_score")
     candidates, limit = nominal_candidates(

@@ -66,7 +66,7 @@ def test_results_come_back_as_they_went(operation):
 def test_backends_tells_what_is_usable():
     for device in ("cpu", "cuda"):
         table = kernels.backends(device)
-        assert set(table) == {"bilinear", "knn", "coreset", "peaks", "linear_svm", "segment"}
+        assert set(table) == {"bilinear", "knn", "coreset", "peaks", "linear_svm", "segment", "segment_robust"}
         for name, choices in table.items():
             assert choices["reference"] is None, name
             assert all(reason is None or reason for reason in choices.values())

@@ -1,0 +1,209 @@
+"""Test-time training whose labels follow the shape of each peak: masks for defects of any size.
+
+`segment` labels a fixed neighbourhood of the peaks anomalous and draws nominal samples from all the rest, the interior
+of a large defect included. Here one level splits the map into two, the SVM learns both sides of it, and its decision
+is added to the score's own:
+
+1. **Level.** Where the map falls most steeply is where the edge of the blurred defect lies. The mean gradient of the
+   pixels of each height, between the map's background and its peak, is largest at that height: `labels.level`.
+2. **Nominal maps**, if known, say up to which score nothing is meant: the level moves half-way to the place that lies
+   `nominal_share` of the distance from there to the peak.
+3. **Labels.** The upper part of what lies above the level (`core`) is anomalous, all below it nominal, on a lattice of
+   half a feature cell. Large defects give many anomalous samples, tiny ones few, and the SVM is as bold as that.
+4. **Features** are standardised by their own mean and deviation in the image, so that C means the same anywhere.
+5. **Decision.** The SVM's plus `score_weight` times the height over the level, 1 at the peak.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from .. import arrays
+from ..dispatch import Operation
+from ..linear_svm import LOSSES
+from ..segment import Segmentation, check_inputs, gate
+
+if TYPE_CHECKING:
+    from ..arrays import Array
+
+OPERATION = Operation("segment_robust", host=("cpu", "reference"), cuda=("cpu", "reference"))
+
+
+@dataclass(frozen=True)
+class RobustOptions:
+    """Options of `segment_robust`, validated on construction; see there."""
+
+    nominal_level: float | None = None
+    nominal_share: float = 0.3
+    nominal_weight: float = 0.5
+    height: float | None = None
+    base_quantile: float = 0.25
+    core: float = 0.3
+    n_core: int = 200
+    n_background: int = 800
+    standardize: bool = True
+    score_weight: float = 1.0
+    C: float = 1e-3
+    loss: str = "squared_hinge"
+    image_threshold: float | None = None
+    tol: float = 1e-4
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Any] = {
+            "nominal_share": arrays.check_float(self.nominal_share, "nominal_share", 0.0, 0.99),
+            "nominal_weight": arrays.check_float(self.nominal_weight, "nominal_weight", 0.0, 1.0),
+            "base_quantile": arrays.check_float(self.base_quantile, "base_quantile", 0.0, 1.0),
+            "core": arrays.check_float(self.core, "core", 0.0, 0.99),
+            "n_core": arrays.check_int(self.n_core, "n_core", 1),
+            "n_background": arrays.check_int(self.n_background, "n_background", 1),
+            "standardize": _check_bool(self.standardize, "standardize"),
+            "score_weight": arrays.check_float(self.score_weight, "score_weight", 0.0),
+            "C": arrays.check_float(self.C, "C", 0.0, open_low=True),
+            "loss": arrays.check_option(self.loss, "loss", LOSSES),
+            "tol": arrays.check_float(self.tol, "tol", 0.0, open_low=True),
+            "max_iter": arrays.check_int(self.max_iter, "max_iter", 1),
+        }
+        if self.nominal_level is not None:
+            checked["nominal_level"] = arrays.check_float(self.nominal_level, "nominal_level", -math.inf)
+        if self.height is not None:
+            checked["height"] = arrays.check_float(self.height, "height", 0.01, 0.99)
+        if self.image_threshold is not None:
+            checked["image_threshold"] = arrays.check_float(self.image_threshold, "image_threshold", -math.inf)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+
+OPTION_NAMES = tuple(field.name for field in fields(RobustOptions))
+
+
+def segment_robust(
+    anomaly_map: Array, features: Array, *, pred_score: Any = None, backend: str = "auto", **params: Any
+) -> Segmentation:
+    """Train a linear SVM on both sides of the level where the map falls most steeply; mark what it and the score say.
+
+    Parameters
+    ----------
+    anomaly_map : array or tensor, (H, W) or (B, H, W)
+        Any range, higher is more anomalous; float16, bfloat16, float32 or float64.
+    features : array or tensor, (C, h, w) or (B, C, h, w)
+        Frozen backbone features of the same images; any float dtype, any scale.
+    pred_score : number or (B,) array, optional
+        Image scores that `image_threshold` gates; each map's maximum when absent.
+    nominal_level : float, optional
+        The score that pixels of nominal images hardly pass (`nominal_level` makes it of validation maps). Without it
+        the level comes from the map alone.
+    nominal_share : float
+        In [0, 0.99], default 0.3: the nominal images' own level lies this share of the way from `nominal_level` to the
+        peak.
+    nominal_weight : float
+        In [0, 1], default 0.5: the weight of that level against the map's own; 0 leaves it out.
+    height : float, optional
+        In [0.01, 0.99]: the map's own level as a share of the way from the background to the peak, instead of the
+        steepest one.
+    base_quantile : float
+        In [0, 1], default 0.25: the quantile of the map that counts as background. Defects may cover the rest.
+    core : float
+        In [0, 0.99], default 0.3: anomalous samples lie above this share of the way from the level to the peak. What
+        lies between is not used.
+    n_core, n_background : int
+        Anomalous and nominal samples at most, evenly spread; defaults 200 and 800. Few against many keeps the SVM
+        careful.
+    standardize : bool
+        Standardise each channel by its mean and deviation in the image. Default True.
+    score_weight : float
+        >= 0, default 1: what the score counts for in the decision, in units of the SVM's margin at the peak.
+    C : float
+        SVM loss weight, default 1e-3.
+    loss : {"squared_hinge", "hinge"}
+    image_threshold : float, optional
+        Images whose score is below it are called nominal: an empty mask, no training.
+    tol, max_iter : float, int
+        Relative duality gap of the SVM, default 1e-4, and its iterations at most, default 1000.
+    backend : str
+        ``"auto"``, ``"cpu"`` or ``"reference"``. CUDA tensors make the trip to the host and back.
+
+    Returns
+    -------
+    Segmentation
+        As `segment` gives it; ``pseudo_labels`` are the samples used.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Wrong ranks or dtypes, batches or kinds that differ, empty axis, non-finite value, unknown or invalid option.
+
+    References
+    ----------
+    Test Time Training for Industrial Anomaly Segmentation, CVPR workshops 2024 (training on the image itself).
+    Katz, "Image segmentation as an estimation problem", CGIP 1980; Weszka and Rosenfeld, "Histogram modification for
+    threshold selection", IEEE Trans. SMC 1979 (thresholds where gradients are large).
+    """
+    unknown = set(params) - set(OPTION_NAMES)
+    if unknown:
+        raise TypeError(f"{min(unknown)}: unknown option; segment_robust takes {', '.join(OPTION_NAMES)}")
+    return run(anomaly_map, features, pred_score, RobustOptions(**params), backend)
+
+
+def run(anomaly_map: Array, features: Array, pred_score: Any, options: RobustOptions, backend: str) -> Segmentation:
+    """`segment_robust` with its options validated already."""
+    anomaly_map, features, score, single = check_inputs(anomaly_map, features, pred_score)
+    if arrays.is_tensor(anomaly_map):
+        from .. import torch_ops
+
+        mask, decision, labels, codes = torch_ops.segment_robust(anomaly_map, features, score, options, backend)
+    else:
+        mask, decision, labels, codes = run_batch(anomaly_map, features, score, options, backend)
+    if single:
+        mask, decision, labels, codes = mask[0], decision[0], labels[0], codes[0]
+    return Segmentation(mask, decision, labels, codes)
+
+
+def run_batch(
+    anomaly_map: Array, features: Array, score: Array | None, options: RobustOptions, backend: str
+) -> tuple[Array, Array, Array, Array]:
+    """(B, H, W) and (B, C, h, w) through the chosen backend; the torch operator calls it too."""
+    anomalous = arrays.to_numpy(anomaly_map)
+    arrays.check_finite(anomalous, "anomaly_map")
+    arrays.check_finite(arrays.to_numpy(features), "features")
+    if score is not None:
+        arrays.check_finite(arrays.to_numpy(score), "pred_score")
+    skip = gate(anomaly_map, score, options.image_threshold)
+    skip = None if skip is None else arrays.to_numpy(skip)
+    return OPERATION.run("segment", (anomaly_map, features), backend, skip=skip, options=options)
+
+
+def nominal_level(nominal_maps: Array, quantile: float = 0.999) -> float:
+    """The score that pixels of nominal images hardly pass: a quantile of all their pixels.
+
+    Parameters
+    ----------
+    nominal_maps : array or tensor, (N, H, W)
+        Anomaly maps of nominal validation images.
+    quantile : float
+        In [0, 1], default 0.999.
+
+    Returns
+    -------
+    float
+        A float32 value.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Wrong rank or dtype, empty axis, non-finite value.
+    """
+    import numpy as np
+
+    maps = arrays.to_numpy(arrays.as_float_array(nominal_maps, "nominal_maps", (3,)))
+    arrays.check_finite(maps, "nominal_maps")
+    quantile = arrays.check_float(quantile, "quantile", 0.0, 1.0)
+    return float(np.float32(np.quantile(maps.astype(np.float64), quantile)))
+
+
+def _check_bool(value: Any, name: str) -> bool:
+    if value is not True and value is not False:
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return value

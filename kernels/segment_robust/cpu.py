@@ -1,0 +1,79 @@
+"""The robust preset without the dense features: sampled where labelled, classified on their own grid, then upsampled.
+
+Sampling, the SVM and the upsampling are the public operations, each by its fastest backend. Sums over channels are
+NumPy's own loops, not BLAS: their order does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import bilinear, linear_svm
+from ..dispatch import native_core
+from ..segment import STATUSES
+from . import RobustOptions
+from .labels import label
+
+ARRAYS = "numpy"
+
+
+def unavailable(device: str) -> str | None:
+    """Usable where the core is built, which serves its parts; tensors on a device go to the host and back."""
+    core = native_core()
+    return core if isinstance(core, str) else None
+
+
+def segment(
+    anomaly_map: np.ndarray, features: np.ndarray, *, skip: np.ndarray | None, options: RobustOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(B, H, W) and (B, C, h, w) -> mask bool, decision float32, labels int8, all (B, H, W), and codes (B,) int8.
+
+    Cost of an image: a dozen passes over the map and three over the features; scratch 40 bytes a pixel of the map and
+    8 C bytes a sample.
+    """
+    decision = np.zeros(anomaly_map.shape, np.float32)
+    labels = np.zeros(anomaly_map.shape, np.int8)
+    codes = np.full(len(anomaly_map), STATUSES.index("nominal"), np.int8)
+    for i in range(len(anomaly_map)):
+        if skip is None or not skip[i]:
+            status = _segment_one(anomaly_map[i], features[i], options, decision[i], labels[i])
+            codes[i] = STATUSES.index(status)
+    return decision > 0, decision, labels, codes
+
+
+def _segment_one(
+    anomaly_map: np.ndarray, features: np.ndarray, options: RobustOptions, decision: np.ndarray, labels: np.ndarray
+) -> str:
+    """Fills `decision` and `labels` (H, W), both zero before; returns the status."""
+    height, width = anomaly_map.shape
+    values = np.ascontiguousarray(anomaly_map, np.float64)
+    found = label(values, features.shape[1:], options)
+    if found is None:
+        return "degenerate"
+    samples = np.concatenate([found.anomalous, found.nominal])
+    sides = np.ones(len(samples))
+    sides[len(found.anomalous) :] = -1
+    labels.ravel()[samples] = sides
+
+    if features.dtype not in (np.float32, np.float64):
+        features = features.astype(np.float32)
+    sampled = bilinear.bilinear_sample(features, (height, width), samples // width, samples % width)
+    flat = features.reshape(len(features), -1)
+    centre, scale = np.zeros(len(flat)), np.ones(len(flat))
+    if options.standardize:
+        centre = flat.mean(1, dtype=np.float64)
+        spread = np.sqrt(np.einsum("cp,cp->c", centred := flat - centre[:, None], centred) / flat.shape[1])
+        scale = 1 / np.where(spread > 0, spread, 1)
+        sampled = ((sampled - centre) * scale).astype(features.dtype)
+    svm = linear_svm.fit_linear_svm(
+        sampled, sides, C=options.C, loss=options.loss, tol=options.tol, max_iter=options.max_iter
+    )
+    # A linear classifier commutes with bilinear interpolation, and standardising folds into it.
+    weights = np.asarray(svm.coef, np.float64) * scale
+    cells = np.einsum("c,cp->p", weights, flat) + (svm.intercept - np.einsum("c,c->", weights, centre))
+    cells = cells.astype(np.float32).reshape(1, *features.shape[1:])
+    decision[...] = bilinear.bilinear_upsample(cells, (height, width))[0]
+    values -= found.level
+    values *= options.score_weight / (found.peak - found.level)
+    decision += values
+    return "ok" if svm.converged else "not_converged"

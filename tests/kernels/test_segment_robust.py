@@ -1,0 +1,263 @@
+"""The robust preset: its level against a second statement, its backends against the reference, and what it is for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from sklearn.svm import LinearSVC
+
+from ttt4as_fast import TTT4AS, kernels, nn
+from ttt4as_fast.kernels.segment_robust import nominal_level
+from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING
+
+from .cases import DTYPES, smooth_map, structured_features, tensor
+
+OPERATION = "segment_robust"
+CLOSE = 1e-4
+CASES = [  # (H, W), (C, h, w)
+    ((224, 224), (64, 28, 28)),
+    ((97, 101), (13, 11, 7)),
+    ((64, 64), (1, 64, 64)),
+    ((33, 47), (5, 40, 50)),
+    ((61, 60), (40, 1, 1)),
+    ((1, 300), (16, 1, 19)),
+    ((2, 2), (3, 2, 2)),
+]
+
+
+def dense_statement(psi, features, nominal=None, share=0.3, core=0.3, n_core=200, n_background=800):
+    """The method once more, from torch, SciPy and liblinear's dual solver: decision, labels."""
+    psi = psi.astype(np.float64)
+    base, peak = np.quantile(psi, 0.25), psi.max()
+    base = psi.min() if base >= peak else base
+    slope = np.sqrt(sum(np.gradient(psi, axis=a) ** 2 for a in (0, 1) if psi.shape[a] > 1))
+    bins = np.floor((psi - base) / (peak - base) * BINS).clip(max=BINS - 1)
+    kernel = np.array([1.0])
+    for _ in range(SMOOTHING):
+        kernel = np.convolve(kernel, [0.25, 0.5, 0.25])
+    counts = np.array([(bins == b).sum() for b in range(BINS)], float)
+    sums = np.array([slope[bins == b].sum() for b in range(BINS)])
+    counts, sums = (np.convolve(x, kernel)[SMOOTHING:-SMOOTHING] for x in (counts, sums))
+    heights = (np.arange(BINS) + 0.5) / BINS
+    allowed = (counts > 0) & (heights >= HEIGHTS[0]) & (heights <= HEIGHTS[1])
+    mean = [sums[b] / counts[b] if allowed[b] else -1 for b in range(BINS)]
+    level = base + heights[int(np.argmax(mean))] * (peak - base)
+    if nominal is not None and nominal < peak:
+        level = 0.5 * level + 0.5 * (max(nominal, base) + share * (peak - max(nominal, base)))
+    height, width = psi.shape
+    step = max(1, round(min(height / features.shape[1], width / features.shape[2]) / 2))
+
+    def chosen(mask, spacing, limit):
+        found = [
+            r * width + c
+            for r in range(spacing // 2, height, spacing)
+            for c in range(spacing // 2, width, spacing)
+            if mask[r, c]
+        ]
+        if len(found) <= limit:
+            return found
+        return [found[int(np.floor(x + 0.5))] for x in np.arange(limit) * (len(found) - 1) / max(limit - 1, 1)]
+
+    nominal_pixels = chosen(psi <= level, step, n_background) or chosen(psi <= level, 1, n_background)
+    top = (psi > level + core * (peak - level)) | (psi == peak)
+    anomalous = chosen(top, step, n_core)
+    while len(anomalous) < 8 and step > 1:
+        step //= 2
+        anomalous = chosen(top, step, n_core)
+    labels = np.zeros(psi.size, np.int8)
+    labels[anomalous], labels[nominal_pixels] = 1, -1
+    flat = torch.from_numpy(features.astype(np.float64))
+    spread = flat.std((1, 2), correction=0, keepdim=True)
+    flat = (flat - flat.mean((1, 2), keepdim=True)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    dense = F.interpolate(flat[None], (height, width), mode="bilinear")[0].numpy().reshape(len(features), -1).T
+    svm = LinearSVC(C=1e-3, tol=1e-9, dual=True, max_iter=500_000, random_state=0)
+    svm.fit(dense[labels != 0], labels[labels != 0])
+    decision = svm.decision_function(dense).reshape(height, width) + (psi - level) / (peak - level)
+    return decision, labels.reshape(height, width)
+
+
+@pytest.mark.parametrize("nominal", [None, 0.5, 100.0, -3.0])
+@pytest.mark.parametrize(("size", "shape"), CASES, ids=str)
+def test_masks_match_a_dense_statement(backend, rng, size, shape, nominal):
+    psi, features = smooth_map(rng, *size), structured_features(rng, *shape)
+    got = kernels.segment_robust(psi, features, nominal_level=nominal, tol=1e-8, max_iter=100_000, backend=backend)
+    decision, labels = dense_statement(psi, features, nominal)
+    assert got.status == "ok"
+    np.testing.assert_array_equal(got.pseudo_labels, labels)
+    assert np.abs(got.decision_map - decision).max() < 20 * CLOSE
+    np.testing.assert_array_equal(got.pred_mask, got.decision_map > 0)
+    assert (np.abs(decision[got.pred_mask != (decision > 0)]) < CLOSE).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"height": 0.5},
+        {"base_quantile": 0.0},
+        {"core": 0.0},
+        {"n_core": 1, "n_background": 1},
+        {"standardize": False},
+        {"score_weight": 0.0},
+        {"nominal_level": 0.4, "nominal_weight": 0.0},
+        {"nominal_level": 0.4, "nominal_share": 0.9},
+        {"C": 1.0},
+        {"loss": "hinge"},
+    ],
+    ids=str,
+)
+def test_every_option_matches_the_reference_and_changes_the_decision(backend, rng, options):
+    psi, features = smooth_map(rng, 96, 80), structured_features(rng, 24, 12, 10)
+    common = {"tol": 1e-8, "max_iter": 100_000}
+    got = kernels.segment_robust(psi, features, **options, **common, backend=backend)
+    want = kernels.segment_robust(psi, features, **options, **common, backend="reference")
+    np.testing.assert_array_equal(got.pseudo_labels, want.pseudo_labels)
+    assert np.abs(got.decision_map - want.decision_map).max() < 20 * CLOSE
+    options.pop("nominal_weight", None)  # without weight the level says nothing: compared with it below
+    plain = kernels.segment_robust(psi, features, **common, backend=backend)
+    changed = kernels.segment_robust(psi, features, **options, **common, backend=backend)
+    assert (changed.decision_map != plain.decision_map).any()
+
+
+def test_nominal_weight_zero_leaves_the_nominal_level_out(backend, rng):
+    psi, features = smooth_map(rng, 96, 80), structured_features(rng, 24, 12, 10)
+    without = kernels.segment_robust(psi, features, backend=backend)
+    unweighted = kernels.segment_robust(psi, features, nominal_level=0.4, nominal_weight=0.0, backend=backend)
+    np.testing.assert_array_equal(without.decision_map, unweighted.decision_map)
+
+
+@pytest.mark.parametrize("share", [0.002, 0.05, 0.3, 0.6])
+def test_marks_defects_of_any_size(backend, rng, share):
+    """A disc of other features under a blurred, noisy map: the paper's labels lose the interior of the large ones."""
+    size, cells = 160, 20
+    rows, cols = np.mgrid[:size, :size]
+    truth = np.hypot(rows - 80, cols - 75) < np.sqrt(share * size**2 / np.pi)
+    psi = ndimage.gaussian_filter(truth.astype(float), 4) + 0.02 * rng.standard_normal((size, size))
+    coarse = F.avg_pool2d(torch.from_numpy(truth.astype(np.float32))[None], size // cells)[0].numpy()
+    features = (rng.standard_normal((32, cells, cells)) + 2 * rng.standard_normal((32, 1, 1)) * coarse).astype(
+        np.float32
+    )
+
+    def f1(mask):
+        return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+
+    robust = f1(kernels.segment_robust(psi, features, backend=backend).pred_mask)
+    assert robust > (0.75 if share < 0.01 else 0.9)
+    if share >= 0.3:
+        assert f1(kernels.segment(psi, features).pred_mask) < robust - 0.05
+
+
+def test_the_scale_of_map_and_features_does_not_matter(backend, rng):
+    psi, features = smooth_map(rng, 64, 64), structured_features(rng, 16, 8, 8)
+    plain = kernels.segment_robust(psi, features, nominal_level=0.5, backend=backend)
+    scaled = kernels.segment_robust(psi * 4 - 8, features * 1024, nominal_level=0.5 * 4 - 8, backend=backend)
+    np.testing.assert_array_equal(scaled.pseudo_labels, plain.pseudo_labels)
+    assert np.abs(scaled.decision_map - plain.decision_map).max() < CLOSE
+
+
+def test_batch_order_and_layout_do_not_matter(backend, rng):
+    maps = np.stack([smooth_map(rng, 40, 56) for _ in range(3)])
+    features = np.stack([structured_features(rng, 12, 5, 7) for _ in range(3)])
+    batch = kernels.segment_robust(maps, features, nominal_level=0.6, backend=backend)
+    channels_last = np.ascontiguousarray(features.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    again = kernels.segment_robust(maps[::-1], channels_last[::-1], nominal_level=0.6, backend=backend)
+    for i in range(3):
+        one = kernels.segment_robust(maps[i], features[i], nominal_level=0.6, backend=backend)
+        for field in ("pred_mask", "decision_map", "pseudo_labels"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(batch, field)[i])
+        np.testing.assert_array_equal(again.pseudo_labels[2 - i], batch.pseudo_labels[i])
+        assert np.abs(again.decision_map[2 - i] - batch.decision_map[i]).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_of_any_dtype(backend, rng, dtype):
+    psi, features = smooth_map(rng, 48, 48), structured_features(rng, 8, 6, 6)
+    psi, features = tensor(psi, dtype), tensor(features, dtype)
+    got = kernels.segment_robust(psi, features, backend=backend)
+    want = kernels.segment_robust(psi.double().numpy(), features.double().numpy(), backend="reference")
+    assert got.pred_mask.dtype == torch.bool
+    assert got.decision_map.dtype == torch.float32
+    np.testing.assert_array_equal(got.pseudo_labels.numpy(), want.pseudo_labels)
+    assert np.abs(got.decision_map.numpy() - want.decision_map).max() < 1e-3
+
+
+def test_statuses(backend, rng):
+    maps = np.stack([smooth_map(rng, 30, 30), np.full((30, 30), 2.0, np.float32)])
+    features = np.stack([structured_features(rng, 4, 5, 5)] * 2)
+    got = kernels.segment_robust(maps, features, backend=backend)
+    assert got.status == ["ok", "degenerate"]
+    assert not got.pred_mask[1].any()
+    gated = kernels.segment_robust(maps, features, pred_score=[0.1, 9.0], image_threshold=0.5, backend=backend)
+    assert gated.status == ["nominal", "degenerate"]
+    assert not gated.pred_mask.any()
+    short = kernels.segment_robust(maps[0], features[0], max_iter=1, tol=1e-12, C=1e3, backend=backend)
+    assert short.status == "not_converged"
+
+
+def test_constant_features_leave_the_score_alone(backend, rng):
+    psi = smooth_map(rng, 30, 30)
+    got = kernels.segment_robust(psi, np.ones((4, 5, 5), np.float32), backend=backend)
+    assert np.isfinite(got.decision_map).all()
+    order = np.argsort(psi, axis=None)
+    assert (np.diff(got.decision_map.ravel()[order]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"anomaly_map": np.full((8, 8), np.nan)}, ValueError, "anomaly_map"),
+        ({"features": np.full((2, 4, 4), np.inf)}, ValueError, "features"),
+        ({"features": np.zeros((4, 4))}, ValueError, "features"),
+        ({"anomaly_map": np.zeros((0, 8))}, ValueError, "anomaly_map"),
+        ({"pred_score": [1.0, 2.0]}, ValueError, "pred_score"),
+        ({"nominal_level": np.nan}, ValueError, "nominal_level"),
+        ({"nominal_share": 1.0}, ValueError, "nominal_share"),
+        ({"nominal_weight": 1.5}, ValueError, "nominal_weight"),
+        ({"height": 0.0}, ValueError, "height"),
+        ({"core": 1.0}, ValueError, "core"),
+        ({"n_core": 0}, ValueError, "n_core"),
+        ({"standardize": 1}, TypeError, "standardize"),
+        ({"score_weight": -1.0}, ValueError, "score_weight"),
+        ({"percentile": 99.0}, TypeError, "percentile"),
+        ({"backend": "gpu"}, ValueError, "backend"),
+    ],
+    ids=str,
+)
+def test_bad_input(changes, error, message):
+    arguments = {"anomaly_map": np.eye(8), "features": np.random.default_rng(0).random((2, 4, 4)), **changes}
+    with pytest.raises(error, match=message):
+        kernels.segment_robust(**arguments)
+
+
+def test_nominal_level(rng):
+    maps = rng.random((3, 20, 20)).astype(np.float32)
+    assert nominal_level(maps) == np.float32(np.quantile(maps.astype(np.float64), 0.999))
+    assert nominal_level(torch.from_numpy(maps), 1.0) == maps.max()
+    with pytest.raises(ValueError, match="nominal_maps"):
+        nominal_level(maps[0])
+
+
+def test_preset(rng):
+    psi, features = smooth_map(rng, 40, 40), structured_features(rng, 6, 5, 5)
+    maps = np.stack([smooth_map(rng, 40, 40, peaks=0) for _ in range(4)])
+    segmenter = TTT4AS(preset="robust", score_weight=0.5)
+    assert segmenter.calibrate(maps) is segmenter
+    level = nominal_level(maps)
+    want = kernels.segment_robust(psi, features, score_weight=0.5, nominal_level=level)
+    np.testing.assert_array_equal(segmenter(psi, features).decision_map, want.decision_map)
+    np.testing.assert_array_equal(TTT4AS(**segmenter.get_params())(psi, features).decision_map, want.decision_map)
+    assert "nominal_level" in repr(segmenter)
+    module = nn.TTT4AS(preset="robust", score_weight=0.5, nominal_level=level)
+    np.testing.assert_array_equal(
+        module(tensor(psi[None], "float32"), tensor(features[None], "float32"))[0], want.pred_mask
+    )
+    with pytest.raises(ValueError, match="percentile: not an option of the preset 'robust'"):
+        TTT4AS(preset="robust", percentile=95.0)
+    with pytest.raises(ValueError, match="core: not an option of the preset 'paper'"):
+        TTT4AS(core=0.5)
+    with pytest.raises(TypeError, match="cores: unknown option"):
+        TTT4AS(preset="robust", cores=0.5)
+    with pytest.raises(ValueError, match="calibrate"):
+        TTT4AS().calibrate(maps)
