@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .kernels.arrays import as_float_array, check_finite, check_float, check_option, like, to_numpy
+from .kernels.segment_robust import nominal_level
 from .metrics import as_pairs
 
 if TYPE_CHECKING:
@@ -35,12 +36,16 @@ class NominalStatistics:
         The largest value of each map.
     scores : numpy.ndarray of float32, shape (N,)
         The image scores.
+    level : float or None
+        The score that one nominal pixel in a thousand passes, for ``TTT4AS(preset="robust", nominal_level=...)``. None
+        in statistics saved before it was known.
     """
 
     mean: np.ndarray
     std: np.ndarray
     maxima: np.ndarray
     scores: np.ndarray
+    level: float | None = None
 
     @classmethod
     def from_maps(cls, maps: Array, scores: Array) -> NominalStatistics:
@@ -74,11 +79,13 @@ class NominalStatistics:
             np.sqrt(variance).astype(np.float32),
             stack.max(axis=(1, 2)).astype(np.float32),
             values.astype(np.float32),
+            nominal_level(stack),
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The four arrays by name, for saving; `from_arrays` takes them back."""
-        return {"mean": self.mean, "std": self.std, "maxima": self.maxima, "scores": self.scores}
+        """The statistics by name, for saving; `from_arrays` takes them back."""
+        found = {"mean": self.mean, "std": self.std, "maxima": self.maxima, "scores": self.scores}
+        return found if self.level is None else {**found, "level": np.array([self.level], np.float32)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> NominalStatistics:
@@ -105,7 +112,10 @@ class NominalStatistics:
                 "arrays: expected mean and std (H, W) and maxima and scores (N,), "
                 f"got {mean.shape}, {std.shape}, {maxima.shape}, {scores.shape}"
             )
-        return cls(mean, std, maxima, scores)
+        level = np.asarray(arrays["level"], np.float32) if "level" in arrays else None
+        if level is not None and level.shape != (1,):
+            raise ValueError(f"arrays: expected level of shape (1,), got {level.shape}")
+        return cls(mean, std, maxima, scores, None if level is None else float(level[0]))
 
     def mean_std_threshold(self, k: float = 3.0) -> np.ndarray:
         """``mean + k * std`` of each pixel: float32 (H, W). `k` is any number >= 0."""
