@@ -234,8 +234,8 @@ def test_oracle_refuses_bad_input():
         baselines.oracle_threshold(np.full((1, 2, 2), np.nan), np.ones((1, 2, 2), bool))
 
 
-def test_level_is_saved_and_may_be_absent(rng) -> None:
-    maps = rng.random((4, 30, 20)).astype(np.float32)
+def test_level_is_saved_and_may_be_absent() -> None:
+    maps = np.random.default_rng(0).random((4, 30, 20), dtype=np.float32)
     stats = NominalStatistics.from_maps(maps, np.arange(4.0))
     assert stats.level == np.float32(np.quantile(maps.astype(np.float64), 0.999))
     assert NominalStatistics.from_arrays(stats.arrays()).level == stats.level
