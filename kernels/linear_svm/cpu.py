@@ -1,0 +1,40 @@
+"""The linear SVM in C++: exact on a working set where support vectors are few, Newton's method where they are many.
+
+Samples keep their precision: float32 is multiplied in float32 with sums in float64, and what is returned is checked in
+float64. Cost: about n_sv * n * d multiply-adds at arithmetic speed by the working set, two reads of the violating
+samples for each conjugate gradient step by Newton's method. kernels/cpp/src/svm_solver.hpp has the rule that chooses.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import native
+from . import LinearSVMResult
+
+ARRAYS = "numpy"
+
+
+def unavailable(device: str) -> str | None:
+    """Usable where the core is built; tensors on a device make the trip to the host and back."""
+    return native.why_not()
+
+
+def fit(
+    X: np.ndarray,
+    y: np.ndarray,
+    *,
+    C: float,
+    loss: str,
+    tol: float,
+    max_iter: int,
+    sample_weight: np.ndarray | None = None,
+    initial: np.ndarray | None = None,
+) -> LinearSVMResult:
+    """``n_iter`` counts working set rounds, Newton steps or epochs. `initial`: coef and intercept to start from."""
+    X = X.astype(np.float32 if X.dtype.itemsize < 4 else X.dtype.newbyteorder("="), copy=False)
+    most = min(max_iter, np.iinfo(np.int32).max)
+    coef, intercept, n_iter, gap, converged, *_ = native.core().fit_linear_svm(
+        X, y, C, loss, tol, most, sample_weight, initial, native.threads()
+    )
+    return LinearSVMResult(coef, intercept, n_iter, gap, converged)

@@ -1,0 +1,67 @@
+"""The compiled core, and how many threads it may use: its own limit, and torch's where torch is loaded.
+
+The core's limit is what threadpoolctl set, else ``TTT4AS_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the processors
+of this process; its pool is one for the whole process (see kernels/cpp/include/ttt4as/threads.hpp).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from types import ModuleType
+
+from .dispatch import native_core
+
+
+def why_not() -> str | None:
+    """Why the core cannot be used; None if it can. Tensors on a device make the trip to the host and back."""
+    found = native_core()
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def core() -> ModuleType:
+    """The core; RuntimeError where it is not built."""
+    found = native_core()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    register_with_threadpoolctl()
+    return found
+
+
+def threads() -> int:
+    """Threads for one call: the core's limit, and no more than ``torch.set_num_threads`` where torch is loaded."""
+    torch = sys.modules.get("torch")
+    most = core().max_threads()
+    return min(most, torch.get_num_threads()) if hasattr(torch, "get_num_threads") else most
+
+
+def register_with_threadpoolctl() -> bool:
+    """Let ``threadpoolctl.threadpool_limits`` and ``threadpool_info`` see the core; False where it is not installed.
+
+    Called when the core is first used, so that scikit-learn and joblib, which set limits through it, reach the core.
+    """
+    try:
+        import threadpoolctl
+    except ImportError:
+        return False
+
+    class CoreController(threadpoolctl.LibController):  # type: ignore[misc]
+        """The core's pool; counted as an OpenMP runtime, because it heeds the same limits."""
+
+        user_api = "openmp"
+        internal_api = "ttt4as"
+        filename_prefixes = ("_core",)
+        check_symbols = ("ttt4as_get_num_threads", "ttt4as_set_num_threads")
+
+        def get_num_threads(self) -> int:
+            return self.dynlib.ttt4as_get_num_threads()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            self.dynlib.ttt4as_set_num_threads(num_threads)
+
+        def get_version(self) -> None:
+            return None
+
+    threadpoolctl.register(CoreController)
+    return True

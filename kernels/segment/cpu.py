@@ -1,0 +1,64 @@
+"""The whole method fused in C++: see kernels/cpp/include/ttt4as/segmenter.hpp.
+
+Reads the map three times and the features once for every eight samples that the SVM's working set takes in; neither
+samples nor decision are ever upsampled in all channels. A batch is spread over threads, a single image is given all of
+them. The SVM is solved to the optimum in single precision, not just to `tol`, where that is cheap: the decision is then the
+same within about 1e-5 whatever solves it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import arrays, native
+
+ARRAYS = "numpy"
+CHECKS_FINITE = True
+"""Non-finite input is found on the way and raises as `arrays.check_finite` does."""
+
+
+def unavailable(device: str) -> str | None:
+    """Usable where the core is built; tensors on a device make the trip to the host and back."""
+    return native.why_not()
+
+
+def segment(
+    anomaly_map: np.ndarray,
+    features: np.ndarray,
+    *,
+    percentile: float,
+    neighbor_radius: int,
+    candidates: np.ndarray,
+    limit: int,
+    C: float,
+    loss: str,
+    tol: float,
+    max_iter: int,
+    skip: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(B, H, W) and (B, C, h, w) -> mask bool, decision float32, labels int8, all (B, H, W), and codes (B,) int8."""
+    if skip is not None:  # images that are passed over are checked too
+        arrays.check_finite(anomaly_map, "anomaly_map")
+        arrays.check_finite(features, "features")
+    dtype = np.result_type(anomaly_map.dtype, features.dtype, np.float32)
+    radius = min(neighbor_radius, max(anomaly_map.shape[-2:]))
+    try:
+        mask, decision, labels, codes, _ = native.core().segment(
+            anomaly_map.astype(dtype, copy=False),
+            features.astype(dtype, copy=False),
+            percentile,
+            radius,
+            candidates,
+            limit,
+            C,
+            loss,
+            tol,
+            min(max_iter, np.iinfo(np.int32).max),
+            skip,
+            native.threads(),
+        )
+    except ValueError:
+        arrays.check_finite(anomaly_map, "anomaly_map")  # says where
+        arrays.check_finite(features, "features")
+        raise
+    return mask, decision, labels, codes
