@@ -8,10 +8,13 @@ import triton.language as tl
 
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.geometry import axis
+from ..gpu_common.memory import chunks
 
 __all__ = ["ARRAYS", "sample", "unavailable", "upsample"]
 
 ARRAYS = "torch"
+GRID_LIMIT = 65535
+"""Blocks along the second and third axis of a grid."""
 
 
 @triton.jit
@@ -49,10 +52,12 @@ def upsample_kernel(
     out = y_ptr + batch * y_b + channel.to(tl.int64)[:, None] * y_c + col[None, :] * y_w
     first = tl.load(row_start_ptr + row)
     last = tl.load(row_start_ptr + row + 1)
+    out += first.to(tl.int64) * y_h
     for y in range(first, last):
         dy = tl.load(row_weight_ptr + y)
         value = top * (1 - dy) + bottom * dy
-        tl.store(out + y.to(tl.int64) * y_h, value.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(out, value.to(y_ptr.dtype.element_ty), mask=mask)
+        out += y_h
 
 
 @triton.jit
@@ -95,16 +100,14 @@ def upsample(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
     y = torch.empty((batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format)
     rows, cols = _axes(x, height, width)
     block_c, block_w = upsample_blocks(channels, width, last)
-    blocks = triton.cdiv(channels, block_c) * triton.cdiv(width, block_w)
-    limit = 65535  # of the second and third axis of a grid
-    for start in range(0, batch, limit):
-        part, out = x[start : start + limit], y[start : start + limit]
-        for first in range(0, blocks, limit // triton.cdiv(width, block_w) * triton.cdiv(width, block_w)):
-            skip = first // triton.cdiv(width, block_w) * block_c
-            count = min(blocks - first, limit // triton.cdiv(width, block_w) * triton.cdiv(width, block_w))
-            upsample_kernel[(h, count, len(part))](
-                part[:, skip:], out[:, skip:], rows.start, rows.weight, cols.lower, cols.weight,
-                channels - skip, h, w, width, *x.stride(), *y.stride(), BLOCK_C=block_c, BLOCK_W=block_w,
+    blocks_w = triton.cdiv(width, block_w)
+    part_c = max(1, GRID_LIMIT // blocks_w) * block_c
+    for first, last_image in chunks(batch, GRID_LIMIT):
+        for channel, last_channel in chunks(channels, part_c):
+            part, out = x[first:last_image, channel:last_channel], y[first:last_image, channel:last_channel]
+            upsample_kernel[(h, triton.cdiv(part.shape[1], block_c) * blocks_w, len(part))](
+                part, out, rows.start, rows.weight, cols.lower, cols.weight,
+                part.shape[1], h, w, width, *x.stride(), *y.stride(), BLOCK_C=block_c, BLOCK_W=block_w,
             )  # fmt: skip
     return y.reshape(*features.shape[:-2], height, width)
 

@@ -39,7 +39,7 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
     torch.OutOfMemoryError
         One item does not fit either.
     """
-    start = 0
+    start, warned = 0, False
     while start < total:
         stop = min(total, start + size)
         try:
@@ -48,10 +48,15 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
             if stop - start == 1:
                 raise
             size = (stop - start + 1) // 2
-            torch.cuda.empty_cache()
-            warnings.warn(
-                f"out of GPU memory: going on with {size} {what} at a time, slower", BackendWarning, stacklevel=3
-            )
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            if not warned:
+                warnings.warn(
+                    f"out of GPU memory: going on with {size} {what} or fewer at a time, slower",
+                    BackendWarning,
+                    stacklevel=3,
+                )
+            warned = True
             continue
         start = stop
     return size

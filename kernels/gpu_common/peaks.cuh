@@ -1,7 +1,7 @@
 // Percentile, local maxima and square dilation of one map by one block: exact, no host round trip, any shape.
 //
 // Cost a map of n pixels: one pass for the range, three (float) or six (double) at most for the order statistic, one for
-// the maxima; the dilation works on bits, 2 log3(2 radius + 1) passes over n / 32 words.
+// the maxima; the dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
 #pragma once
 #include "device.cuh"
 
@@ -140,12 +140,13 @@ __device__ inline u32 shifted_word(const u32* row, int words, int word, int shif
 }
 
 // Grow by a square of side 2 * radius + 1. `bits` and `spare` swap roles; the one that holds the result is returned.
-// Each step unites three copies that overlap or touch, so that the reach grows to 3 * reach + 1: 1, 4, 13, 40, ...
+// Each step unites three copies: 1, 3, 7, 15, ... A step is at most reach + 1, since at a border only half of what a
+// pixel has grown to is left to grow on.
 __device__ inline u32* dilate_bits(u32* bits, u32* spare, int height, int width, int radius) {
     const int words = (width + 31) / 32, n = height * words;
     for (int vertical = 0; vertical < 2; ++vertical) {
         for (int reach = 0; reach < radius;) {
-            const int step = 2 * reach + 1 < radius - reach ? 2 * reach + 1 : radius - reach;
+            const int step = reach + 1 < radius - reach ? reach + 1 : radius - reach;
             for (int i = threadIdx.x; i < n; i += blockDim.x) {
                 const int row = i / words, word = i % words;
                 u32 value = bits[i];

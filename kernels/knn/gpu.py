@@ -184,12 +184,13 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
 
 @triton.jit
 def _limit(worst, offset):
-    """The packed distance above which nothing can be nearer than `worst`; everything if that is unknown."""
+    """The packed distance above which nothing can be nearer than `worst`; the highest if that is unknown."""
     bound = (worst + offset).to(tl.float32)
     bits = bound.to(tl.int32, bitcast=True)
     # Next float up, so that rounding to float32 excludes nothing; then all places of its group.
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) + 1
-    return tl.where(tl.abs(bound) < float("inf"), ordered | 31, 0x7FFFFFFE)
+    limit = tl.where(tl.abs(bound) < float("inf"), ordered | 31, 0x7FFFFFFE)
+    return tl.where(offset == offset, limit, -0x7FFFFFFF)  # a query that is not a number: no row is worth a look
 
 
 @triton.jit

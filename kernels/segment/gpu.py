@@ -174,7 +174,8 @@ class _Plan:
         status, counts, points, pixels = integers(), integers(3), integers(self.limit), integers(height, width)
         cells, slot, bits = integers(h * w), integers(h * w), integers(2 * height * -(-width // 32))
         candidates = _on_device(self.candidates, device)
-        size = (height, width, h, w, len(candidates), self.limit, self.neighbor_radius, int(own_points))
+        radius = min(self.neighbor_radius, max(height, width))  # more reaches no further
+        size = (height, width, h, w, len(candidates), self.limit, radius, int(own_points))
         cuda.launch(
             device, _FILE, "label_f64" if maps.dtype == torch.float64 else "label_f32", batch, cuda.THREADS,
             maps, None if skip is None else skip.contiguous(), candidates, labels, status, points, pixels, cells, slot,

@@ -1,0 +1,77 @@
+"""The parity suite of the GPU backends, twice: interpreted on host tensors, and on a real device where there is one.
+
+Without a GPU, Triton's kernels run in its interpreter and the CUDA C++ kernels in `emulator`; both compute what the
+device computes, from the same source. Beside a GPU, ``TRITON_INTERPRET=1 pytest tests/gpu -m interpret`` does so too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+# Triton reads the variable once, when it is imported.
+if not CUDA and "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(
+    params=[pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)],
+    ids=["interpreted", "cuda"],
+)
+def device(request, monkeypatch) -> Iterator[torch.device]:
+    """Where the test's tensors live; the backend ``"gpu"`` serves it."""
+    from ttt4as_fast.kernels import dispatch
+
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if request.param == "cuda":
+        if not CUDA:
+            pytest.skip("no CUDA device")
+        yield torch.device("cuda", torch.cuda.current_device())
+        return
+    _require_interpreter()
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    from . import emulator
+
+    if emulator.compiler():
+        monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator())
+    dispatch._why_not.cache_clear()
+    yield torch.device("cpu")
+    dispatch._why_not.cache_clear()
+
+
+@pytest.fixture
+def cuda_source(device) -> None:
+    """The test launches CUDA C++ kernels."""
+    if device.type == "cuda":
+        pytest.importorskip("cupy", reason="CuPy is not installed")
+        return
+    from . import emulator
+
+    if emulator.compiler() is None:
+        pytest.skip("no C++ compiler to build CUDA sources for the host with")
+
+
+def _require_interpreter() -> None:
+    import triton
+
+    from ttt4as_fast.kernels.gpu_common import capability
+
+    if not capability.interpreting():
+        if CUDA:
+            pytest.skip("a GPU is here: the same tests run on it; TRITON_INTERPRET=1 runs these too")
+        pytest.fail("Triton was imported before TRITON_INTERPRET=1 was set: import tests/gpu/conftest.py earlier")
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip(f"Triton {triton.__version__}'s interpreter cannot run loops with NumPy {np.__version__}")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240617)

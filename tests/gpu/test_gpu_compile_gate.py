@@ -1,0 +1,103 @@
+"""Every GPU kernel compiles for every architecture, fits, spills nothing, and uses tensor cores where it should."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import gate
+
+pytestmark = pytest.mark.compile_gate
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    """What `gate` printed: in a process of its own, since here Triton may be interpreting."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", str(Path(gate.__file__))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_triton_kernels(report):
+    assert len(report["triton"]) > 30
+    wrong = []
+    for name, architectures in report["triton"].items():
+        for architecture, facts in architectures.items():
+            if "error" in facts:
+                wrong.append(f"{name} sm_{architecture}: {facts['error']}")
+                continue
+            if facts["shared"] > gate.SHARED_LIMIT[int(architecture)]:
+                wrong.append(f"{name} sm_{architecture}: {facts['shared']} bytes of shared memory")
+            if facts["stack"] or facts["local"]:
+                wrong.append(f"{name} sm_{architecture}: {facts['stack']} bytes of stack, {facts['local']} local")
+            if facts["wanted"] and facts["wanted"] not in facts["tensor_cores"]:
+                wrong.append(f"{name} sm_{architecture}: no {facts['wanted']}")
+    assert not wrong, "\n".join(wrong)
+    assert all(set(report["triton"][name]) == {"80", "90", "100"} for name in ("knn-propose", "svm-gram"))
+
+
+def test_cuda_sources_with_nvcc(report):
+    if not report["cuda"]:
+        pytest.skip("no nvcc")
+    for file, architectures in report["cuda"].items():
+        for architecture, facts in architectures.items():
+            assert "error" not in facts, f"{file} sm_{architecture}: {facts.get('error')}"
+            assert facts["kernels"]
+            for name, kernel in facts["kernels"].items():
+                assert kernel["stack"] == 0 and kernel["spills"] == 0, (file, name, architecture, kernel)
+                assert kernel["shared"] <= 12 * 1024  # static; the solver asks for the rest when it is launched
+    solver = report["cuda"]["gpu_common/svm.cu"]["90"]["kernels"]["svm_solve"]
+    assert solver["shared"] <= 4096, "Capacity sets aside 4096 bytes for the solver's own"
+
+
+@pytest.mark.parametrize("architecture", gate.ARCHITECTURES)
+@pytest.mark.parametrize("file", gate.SOURCES)
+def test_cuda_sources_with_nvrtc(file, architecture):
+    """NVRTC, which CuPy calls, has no standard headers at hand and reads the options that `cuda` passes."""
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    nvrtc = _nvrtc()
+    program, text = ctypes.c_void_p(), cuda.source(file).encode()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"unit.cu", 0, None, None) == 0
+    options = [option.encode() for option in (*cuda.OPTIONS, f"--gpu-architecture=sm_{architecture}")]
+    code = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert code == 0, log.value.decode()
+    assert nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)) == 0 and size.value > 1000
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _nvrtc() -> ctypes.CDLL:
+    """The NVRTC that torch's CUDA packages carry, or a system's."""
+    import importlib.util
+
+    folders = []
+    for name in ("nvidia.cu13", "nvidia.cuda_nvrtc"):
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            continue
+        folders += [Path(place) / "lib" for place in (spec.submodule_search_locations or [] if spec else [])]
+    for folder in folders:
+        for builtins in sorted(folder.glob("libnvrtc-builtins.so*")):
+            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+        for library in sorted(folder.glob("libnvrtc.so.[0-9][0-9]")):
+            return ctypes.CDLL(str(library))
+    for name in ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    pytest.skip("no NVRTC library: neither torch's CUDA packages nor a CUDA toolkit")

@@ -1,0 +1,141 @@
+"""Exact nearest neighbours on the device against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ttt4as_fast import kernels
+
+CASES = [  # queries, bank, channels, neighbours, dtype
+    (1, 1, 1, 1, "float32"),
+    (5, 70, 3, 1, "float32"),
+    (4, 70, 3, 4, "float64"),
+    (3, 200, 65, 9, "float32"),
+    (3, 129, 64, 16, "float16"),
+    (2, 40, 10, 40, "float32"),  # all of the bank
+    (2, 90, 130, 1, "bfloat16"),
+]
+
+
+def check(query: torch.Tensor, bank: torch.Tensor, k: int, device: torch.device) -> None:
+    distances, indices = kernels.nearest_neighbors(query.to(device), bank.to(device), k, backend="gpu")
+    want, order = kernels.nearest_neighbors(query, bank, k, backend="reference")
+    assert distances.dtype == torch.float32 and indices.dtype == torch.int64
+    assert torch.equal(indices.cpu(), order)
+    assert torch.allclose(distances.cpu(), want, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("n_query", "n_bank", "dim", "k", "dtype"), CASES)
+def test_search(device, rng, n_query, n_bank, dim, k, dtype):
+    kind = getattr(torch, dtype)
+    query = torch.from_numpy(rng.standard_normal((n_query, dim)) + 3).to(kind)
+    bank = torch.from_numpy(rng.standard_normal((n_bank, dim)) + 3).to(kind)
+    check(query, bank, k, device)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_ties_go_to_the_lowest_index(device, rng, k):
+    query = torch.from_numpy(rng.integers(0, 2, (4, 2)).astype(np.float32))
+    bank = torch.from_numpy(rng.integers(0, 2, (75, 2)).astype(np.float32))
+    check(query, bank, k, device)
+
+
+def test_strided_query_and_bank(device, rng):
+    query = torch.from_numpy(rng.standard_normal((6, 24)).astype(np.float32))[::2, ::3]
+    bank = torch.from_numpy(rng.standard_normal((8, 90)).astype(np.float32)).T
+    check(query, bank, 2, device)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_scale_and_offset_cost_no_exactness(device, rng, scale):
+    """Distances far below the norms: where a float32 or float16 product alone would be lost."""
+    offset = 1e4 * rng.standard_normal(20)
+    query = torch.from_numpy(scale * (offset + rng.standard_normal((3, 20))))
+    bank = torch.from_numpy(scale * (offset + rng.standard_normal((64, 20))))
+    check(query, bank, 3, device)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_product_in_memory_gives_the_same(device, rng, k):
+    from ttt4as_fast.kernels.knn import gpu
+
+    query = torch.from_numpy(rng.standard_normal((5, 12)).astype(np.float32)).to(device)
+    index = gpu.Index(torch.from_numpy(rng.standard_normal((101, 12)).astype(np.float32)).to(device))
+    found = []
+    for gemm in (False, True):
+        distances = torch.empty((5, k), dtype=torch.float32, device=device)
+        indices = torch.empty((5, k), dtype=torch.int64, device=device)
+        index._search(query, k, distances, indices, gemm=gemm)
+        found.append((distances, indices))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_many_neighbours_and_values_beyond_float32_search_exhaustively(device, rng):
+    from ttt4as_fast.kernels.knn import gpu
+
+    bank = torch.from_numpy(rng.standard_normal((gpu.MAX_K + 20, 5)))
+    check(bank[:3] + 0.1, bank, gpu.MAX_K + 1, device)
+    check(bank[:3] * 1e30 + 1, bank * 1e30, 2, device)
+    assert gpu.Index(bank.to(device) * 1e30).exhaustive
+
+
+def test_memory_is_bounded_by_an_argument(device, rng):
+    """Blocks of queries, with the same result; out of memory halves them and warns."""
+    from ttt4as_fast.kernels.dispatch import BackendWarning
+    from ttt4as_fast.kernels.knn import gpu
+
+    bank = torch.from_numpy(rng.standard_normal((33, 4)).astype(np.float32)).to(device)
+    query = torch.from_numpy(rng.standard_normal((131, 4)).astype(np.float32)).to(device)
+    index = gpu.Index(bank, scratch_bytes=1)
+    sizes = []
+
+    def step(part, k, distances, indices):
+        sizes.append(len(part))
+        if len(part) > 40:
+            raise torch.OutOfMemoryError("too much")
+        squared = torch.cdist(part.double(), bank.double())
+        distances.copy_(squared.amin(1, keepdim=True))
+        indices.copy_(squared.argmin(1, keepdim=True))
+
+    index._search = step
+    with pytest.warns(BackendWarning, match="going on with 64 queries or fewer at a time") as warned:
+        distances, indices = index.search(query, 1)
+    assert len(warned) == 1
+    assert sizes[:3] == [128, 64, 32] and sum(sizes[2:]) == 131
+    assert torch.equal(indices[:, 0], torch.cdist(query.double(), bank.double()).argmin(1))
+    assert index._part == 32
+    assert distances.shape == (131, 1)
+
+
+def test_a_query_that_is_not_finite_gets_nothing_and_spares_the_others(device, rng):
+    from ttt4as_fast.kernels.knn import gpu
+
+    bank = torch.from_numpy(rng.standard_normal((50, 4)).astype(np.float32)).to(device)
+    query = bank[:3].clone()
+    query[1, 2] = float("nan")
+    for k in (1, 2, gpu.MAX_K + 1 if len(bank) > gpu.MAX_K else 50):
+        distances, indices = gpu.Index(bank).search(query, k)
+        assert indices[:, 0].tolist() == [0, -1, 2]
+        assert torch.isnan(distances[1]).all() and not torch.isnan(distances[[0, 2]]).any()
+    with pytest.raises(ValueError, match="bank: expected finite"):
+        gpu.Index(query)
+
+
+def test_the_bound_holds_and_excludes_nearly_all(device, rng):
+    """No approximate distance is off by more than the bound, and the bound is small beside the distances."""
+    from ttt4as_fast.kernels.knn import gpu
+
+    bank = torch.from_numpy(rng.standard_normal((64, 96)).astype(np.float32) * 5 + 40).to(device)
+    query = torch.from_numpy(rng.standard_normal((7, 96)).astype(np.float32) * 5 + 40).to(device)
+    index = gpu.Index(bank)
+    low, facts = index._prepare(query)
+    bound = index._error_bound(facts)
+    product = (low.double() * facts[:, 3:]) @ (index.low.double() * index.scale.double()[:, None]).T
+    approximate = index.norm.double() - 2 * product
+    centred = bank.double() - index.centre
+    true = (centred**2).sum(1) - 2 * (query.double() - index.centre) @ centred.T
+    error = (approximate - true).abs()
+    assert (error <= bound[:, None]).all() and error.max() > 0
+    assert (bound < 0.02 * torch.cdist(query.double(), bank.double()).amin(1) ** 2).all()

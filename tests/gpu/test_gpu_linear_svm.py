@@ -1,0 +1,108 @@
+"""The SVM on the device: its objective against scikit-learn's at its tightest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ttt4as_fast import kernels
+from ttt4as_fast.kernels.linear_svm import reference
+
+CASES = [  # samples, features, C, loss
+    (2, 1, 1e-3, "squared_hinge"),
+    (7, 3, 1.0, "squared_hinge"),
+    (90, 40, 1e-3, "squared_hinge"),
+    (40, 100, 10.0, "squared_hinge"),
+    (30, 12, 0.1, "hinge"),
+]
+
+
+def problem(rng, n, dim):
+    X = (3 * rng.standard_normal((n, dim)) + 1).astype(np.float32)
+    y = np.where(rng.random(n) < 0.4, 1, -1)
+    y[:2] = 1, -1
+    return X, y
+
+
+def excess(X, y, fitted, C, loss, weight) -> float:
+    """How far above the optimum its objective is, relatively."""
+    best = reference.fit(X, y, C=C, loss=loss, tol=1e-9, max_iter=1_000_000, sample_weight=weight)
+    coef = fitted.coef.double().cpu().numpy()
+    got = reference.objective(X, y, coef, fitted.intercept, C, loss, weight)
+    return got / reference.objective(X, y, best.coef, best.intercept, C, loss, weight) - 1
+
+
+@pytest.mark.usefixtures("cuda_source")
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize(("n", "dim", "C", "loss"), CASES)
+def test_batched_solver(device, rng, n, dim, C, loss, weighted):
+    X, y = problem(rng, n, dim)
+    weight = rng.uniform(0.1, 2, n) if weighted else None
+    fitted = kernels.fit_linear_svm(
+        torch.from_numpy(X).to(device), y, C=C, loss=loss, sample_weight=weight, backend="gpu"
+    )
+    assert fitted.converged and fitted.gap <= 1e-4 and fitted.coef.device.type == device.type
+    assert excess(X, y, fitted, C, loss, weight) < (1e-4 if loss == "hinge" else 1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize(("n", "dim", "C", "loss"), [*CASES, (1500, 7, 1e-3, "squared_hinge"), (300, 5, 1.0, "hinge")])
+def test_primal_solver(device, rng, n, dim, C, loss, weighted):
+    from ttt4as_fast.kernels.linear_svm import gpu
+
+    X, y = problem(rng, n, dim)
+    weight = rng.uniform(0.1, 2, n) if weighted else None
+    samples, signs = torch.from_numpy(X).to(device), y.astype(np.float64)
+    fit = gpu.fit if n > 1024 else gpu.fit_primal
+    fitted = fit(samples, signs, C=C, loss=loss, tol=1e-7, max_iter=1000, sample_weight=weight)
+    assert fitted.converged and fitted.coef.dtype == torch.float64
+    assert excess(X, y, fitted, C, loss, weight) < 1e-6
+
+
+@pytest.mark.usefixtures("cuda_source")
+def test_limits(device, rng):
+    X, y = problem(rng, 30, 4)
+    samples = torch.from_numpy(X).to(device)
+    early = kernels.fit_linear_svm(samples, y, C=10.0, max_iter=1, backend="gpu")
+    assert not early.converged and early.n_iter == 1 and early.gap > 1e-4
+    samples[3, 2] = float("nan")
+    with pytest.raises(ValueError, match="X: expected finite"):
+        kernels.fit_linear_svm(samples, y, backend="gpu")
+    with pytest.raises(ValueError, match="X: expected finite"):
+        kernels.fit_linear_svm(samples.repeat(40, 1), np.tile(y, 40), backend="gpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "dim", "C", "loss"), CASES)
+def test_cuml(rng, n, dim, C, loss):
+    """What cuML converges to, by its objective; the C it needs for the squared hinge is `cuml.fit`'s business."""
+    from ttt4as_fast.kernels.linear_svm import OPERATION
+
+    reason = OPERATION.why_not("cuml", "cuda")
+    if reason:
+        pytest.skip(reason)
+    X, y = problem(rng, n, dim)
+    fitted = kernels.fit_linear_svm(torch.from_numpy(X).cuda(), y, C=C, loss=loss, backend="cuml")
+    assert excess(X, y, fitted, C, loss, None) < 1e-2
+
+
+def test_cuml_objective(rng):
+    """The arithmetic around cuML needs no cuML: objective and gap as the reference states them."""
+    from ttt4as_fast.kernels.linear_svm import cuml
+
+    X, y = problem(rng, 20, 3)
+    coef, weight = 0.1 * rng.standard_normal(3), rng.uniform(0.1, 2, 20)
+    for loss in ("squared_hinge", "hinge"):
+        primal, gap = cuml.objective(torch.from_numpy(X).double(), y.astype(float), coef, 0.3, 0.5, loss, weight)
+        assert primal == pytest.approx(reference.objective(X, y, coef, 0.3, 0.5, loss, weight), rel=1e-12)
+    _, gap = cuml.objective(torch.from_numpy(X).double(), y.astype(float), coef, 0.3, 0.5, "squared_hinge", weight)
+    assert gap == pytest.approx(reference.relative_gap(X, y, coef, 0.3, 0.5, weight), rel=1e-9)
+
+
+def test_cuml_is_tried_not_imported():
+    from ttt4as_fast.kernels.linear_svm import cuml
+
+    assert "host" in cuml.unavailable("cpu")
+    if not torch.cuda.is_available():
+        assert "no usable CUDA device" in cuml.unavailable("cuda")

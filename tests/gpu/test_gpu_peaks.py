@@ -1,0 +1,103 @@
+"""Percentile, peaks and dilation on the device against the reference: bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ttt4as_fast import kernels
+
+from ..kernels.cases import DTYPES
+
+pytestmark = pytest.mark.usefixtures("cuda_source")
+SHAPES = [(1, 1, 1), (2, 1, 7), (1, 33, 31), (3, 13, 64), (1, 65, 97)]
+
+
+@pytest.mark.parametrize("plateaus", [False, True], ids=["distinct", "plateaus"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_local_maxima(device, rng, shape, dtype, plateaus):
+    values = rng.standard_normal(shape)
+    x = torch.from_numpy(np.round(2 * values) / 2 if plateaus else values * 1e3).to(getattr(torch, dtype))
+    for percentile in (0.0, 37.5, 99.0, 100.0):
+        got = kernels.local_maxima(x.to(device), percentile, backend="gpu")
+        assert torch.equal(got.cpu(), kernels.local_maxima(x, percentile, backend="reference")), percentile
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_percentile_over_every_magnitude(device, rng, dtype):
+    """Keys spread over all exponents, and over none: as many passes as it takes."""
+    wide = rng.standard_normal((1, 20, 30)) * 10.0 ** rng.integers(-30, 30, (1, 20, 30))
+    constant = np.full((1, 20, 30), -0.0)
+    near = 1 + np.finfo(dtype).eps * rng.integers(0, 3, (1, 20, 30))
+    x = torch.from_numpy(np.concatenate([wide, constant, near]).astype(dtype))
+    for percentile in (1.0, 50.0, 99.9):
+        got = kernels.local_maxima(x.to(device), percentile, backend="gpu")
+        assert torch.equal(got.cpu(), kernels.local_maxima(x, percentile, backend="reference"))
+
+
+def test_a_map_that_is_not_finite_has_no_peaks_and_spares_the_others(device, rng):
+    from ttt4as_fast.kernels.peaks import gpu
+
+    x = torch.from_numpy(rng.standard_normal((3, 9, 9)))
+    want = gpu.local_maxima(x.to(device), 90.0).cpu()
+    x[1, 4, 4] = float("nan")
+    got = gpu.local_maxima(x.to(device), 90.0).cpu()
+    assert not got[1].any() and torch.equal(got[[0, 2]], want[[0, 2]]) and want[1].any()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_dilate(device, rng, shape):
+    mask = torch.from_numpy(rng.random(shape) < 0.003)
+    mask[-1, -1, -1] = mask[0, 0, 0] = True  # growth that starts at a border has one side only
+    for radius in (0, 1, 2, 4, 5, 13, 14, 40, 200):
+        got = kernels.dilate(mask.to(device), radius, backend="gpu")
+        assert torch.equal(got.cpu(), kernels.dilate(mask, radius, backend="reference")), radius
+
+
+@pytest.mark.interpret
+def test_no_result_depends_on_the_order_of_threads(rng):
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    from . import emulator
+
+    if emulator.compiler() is None:
+        pytest.skip("no C++ compiler")
+    x = np.round(rng.standard_normal((2, 30, 41)) * 3).astype(np.float32)
+    results = []
+    for threads, backwards in ((32, False), (96, True)):
+        out = torch.zeros(x.shape, dtype=torch.bool)
+        arguments = (torch.from_numpy(x), out, np.int32(30), np.int32(41), np.float64(95.0))
+        emulator.Emulator(threads, backwards)("peaks/peaks.cu", "local_maxima_f32", 2, 1024, 0, arguments)
+        grown = torch.zeros_like(out)
+        scratch = torch.zeros(2 * 2 * 30 * 2, dtype=torch.int32)
+        arguments = (out, grown, scratch, np.int32(30), np.int32(41), np.int32(3))
+        emulator.Emulator(threads, backwards)("peaks/peaks.cu", "dilate", 2, 1024, 0, arguments)
+        results.append((out, grown))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert torch.equal(results[0][0], kernels.local_maxima(torch.from_numpy(x), 95.0, backend="reference"))
+    with pytest.raises(AssertionError, match="tensors and NumPy scalars"):
+        cuda.addresses((1,))
+
+
+@pytest.mark.interpret
+def test_the_emulator_notices_threads_that_part(tmp_path, monkeypatch):
+    """A barrier that half of a block meets would hang a GPU; here it is an error, like a missing argument."""
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    from . import emulator
+
+    if emulator.compiler() is None:
+        pytest.skip("no C++ compiler")
+    (tmp_path / "split.cu").write_text(
+        'extern "C" __global__ void split(int* x) {\n    if (threadIdx.x < 32) __syncthreads();\n    x[0] = 1;\n}\n'
+    )
+    monkeypatch.setattr(cuda, "_PACKAGE", tmp_path)
+    cuda.source.cache_clear()
+    launch = emulator.Emulator()
+    with pytest.raises(AssertionError, match="different barriers"):
+        launch("split.cu", "split", 1, 64, 0, (torch.zeros(1, dtype=torch.int32),))
+    with pytest.raises(AssertionError, match="number of arguments"):
+        launch("split.cu", "split", 1, 64, 0, ())
+    cuda.source.cache_clear()

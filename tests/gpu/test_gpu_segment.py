@@ -1,0 +1,324 @@
+"""The whole method on the device against the reference; batches, limits, memory, graphs."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from ttt4as_fast import kernels
+from ttt4as_fast.kernels.segment import nominal_candidates
+
+from ..kernels.cases import smooth_map, structured_features
+
+SHAPES = [  # map, features
+    ((1, 1), (1, 1, 1)),
+    ((9, 9), (3, 1, 1)),
+    ((5, 64), (3, 1, 9)),
+    ((32, 40), (8, 5, 6)),
+    ((17, 13), (5, 30, 29)),  # features finer than the map
+    ((24, 24), (70, 24, 24)),
+    ((37, 29), (6, 11, 3)),
+]
+
+
+def inputs(rng, size, feature_shape, batch=1):
+    maps = np.stack([smooth_map(rng, *size) for _ in range(batch)])
+    return torch.from_numpy(maps), torch.from_numpy(
+        np.stack([structured_features(rng, *feature_shape) for _ in range(batch)])
+    )
+
+
+def check(device, maps, features, **params):
+    params = {"n_nominal": 20, "neighbor_radius": 2, "tol": 1e-6, **params}
+    got = kernels.segment(maps.to(device), features.to(device), backend="gpu", **params)
+    want = kernels.segment(maps, features, backend="reference", **{**params, "tol": 1e-9, "max_iter": 100_000})
+    assert torch.equal(got.pseudo_labels.cpu(), want.pseudo_labels)
+    assert got.status == want.status
+    assert (got.pred_mask.dtype, got.decision_map.dtype, got.status_code.dtype) == (
+        torch.bool,
+        torch.float32,
+        torch.int8,
+    )
+    scale = max(1.0, float(want.decision_map.abs().max()))
+    tolerance = (3e-3 if params.get("loss") == "hinge" else 3e-4) * scale
+    assert torch.allclose(got.decision_map.cpu(), want.decision_map, rtol=0, atol=tolerance)
+    differ = got.pred_mask.cpu() != want.pred_mask
+    assert not (differ & (want.decision_map.abs() > tolerance)).any()
+    return got
+
+
+@pytest.mark.usefixtures("cuda_source")
+class TestParity:
+    @pytest.mark.parametrize(("size", "feature_shape"), SHAPES, ids=str)
+    def test_shapes(self, device, rng, size, feature_shape):
+        check(device, *inputs(rng, size, feature_shape))
+
+    @pytest.mark.parametrize(
+        "params",
+        [
+            {"loss": "hinge", "tol": 1e-4},
+            {"C": 1.0},
+            {"C": 0.03, "percentile": 50.0, "neighbor_radius": 0},
+            {"n_nominal": 400},  # nominal samples share the cells' basis
+            {"n_nominal": 5, "nominal_sampling": "random", "random_state": 3},
+            {"neighbor_radius": 10**12},  # all anomalous: degenerate
+            {"percentile": 100.0, "n_nominal": 1},
+        ],
+        ids=str,
+    )
+    def test_options(self, device, rng, params):
+        check(device, *inputs(rng, (30, 26), (9, 7, 8)), **params)
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+    def test_dtypes(self, device, rng, dtype):
+        maps, features = (x.to(getattr(torch, dtype)) for x in inputs(rng, (21, 33), (7, 4, 6)))
+        check(device, maps, features)
+
+    def test_layouts(self, device, rng):
+        maps, features = inputs(rng, (42, 22), (10, 6, 7), batch=2)
+        last = features.contiguous(memory_format=torch.channels_last)
+        check(device, maps, last)
+        check(device, maps[:, ::2], features[:, ::2, ::2])
+
+    def test_batch_with_a_gate_a_constant_and_a_plateau(self, device, rng):
+        maps, features = inputs(rng, (20, 20), (6, 5, 5), batch=4)
+        maps[1] = 0.5
+        maps[2, 5:9, 5:9] = 9.0
+        score = torch.tensor([0.9, 0.9, 0.9, 0.1])
+        got = check(device, maps, features, pred_score=score, image_threshold=0.5)
+        assert got.status == ["ok", "degenerate", "ok", "nominal"]
+        assert not got.pred_mask[[1, 3]].any() and not got.decision_map[[1, 3]].any()
+
+    def test_same_bits_alone_in_a_batch_and_in_parts(self, device, rng, monkeypatch):
+        from ttt4as_fast.kernels.segment import gpu
+
+        maps, features = (x.to(device) for x in inputs(rng, (25, 31), (33, 6, 7), batch=3))
+        options = {"n_nominal": 16, "neighbor_radius": 2, "backend": "gpu"}
+        together = kernels.segment(maps, features, **options)
+        for i in range(3):
+            alone = kernels.segment(maps[i], features[i], **options)
+            assert torch.equal(alone.decision_map, together.decision_map[i])
+        monkeypatch.setattr(gpu, "SCRATCH_BYTES", 1)
+        gpu.clear()
+        parts = kernels.segment(maps.flip(0), features.flip(0), **options)
+        assert torch.equal(parts.decision_map.flip(0), together.decision_map)
+        gpu.clear()
+
+    def test_one_iteration_is_not_enough(self, device, rng):
+        maps, features = inputs(rng, (20, 20), (6, 5, 5))
+        got = kernels.segment(maps.to(device), features.to(device), C=1.0, tol=1e-9, max_iter=1, backend="gpu")
+        assert got.status == ["not_converged"]
+        assert got.decision_map.abs().max() > 0
+
+
+@pytest.mark.usefixtures("cuda_source")
+class TestMemory:
+    """A problem that fits no shared memory, and one whose Gram matrix is not formed: slower ways, same answer."""
+
+    def test_vectors_and_gram_in_global_memory(self, device, rng, monkeypatch):
+        from ttt4as_fast.kernels.gpu_common import cuda
+
+        if device.type == "cuda":
+            pytest.skip("the limit is the device's own")
+        maps, features = inputs(rng, (24, 24), (6, 6, 6))
+        monkeypatch.setattr(cuda, "shared_memory_limit", lambda device: 6 * 1024)
+        check(device, maps, features)
+
+    def test_gram_in_global_memory(self, device, rng, monkeypatch):
+        from ttt4as_fast.kernels.gpu_common import svm
+
+        maps, features = inputs(rng, (24, 24), (6, 6, 6))
+        monkeypatch.setattr(svm.Capacity, "shared_bytes", property(lambda self: 2 * self.vector_bytes + 16))
+        monkeypatch.setattr(svm.Capacity, "vectors_shared", property(lambda self: True))
+        check(device, maps, features)
+
+    def test_products_through_the_basis(self, device, rng, monkeypatch):
+        from ttt4as_fast.kernels.gpu_common import svm
+
+        maps, features = inputs(rng, (24, 24), (6, 6, 6))
+        monkeypatch.setattr(svm, "GRAM_CAPACITY", 8)
+        check(device, maps, features)
+
+    def test_capacity_is_of_shapes_alone(self):
+        pytest.importorskip("triton")
+        from ttt4as_fast.kernels.gpu_common.svm import Capacity
+
+        usual = Capacity(884, 1024, (224, 224), (28, 28), 232448)
+        assert usual.vectors_shared and usual.shared_bytes <= 232448 - 4096
+        assert usual.bytes < 16 << 20
+        large = Capacity(20_000, 1024, (1024, 1024), (140, 140), 232448)
+        assert not large.vectors_shared and large.gram == 1024
+        small = Capacity(10, 4)
+        assert small.shared_bytes == 720 + 4 * 10 * 42
+
+
+@pytest.mark.usefixtures("cuda_source")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["anomaly_map", "features"])
+def test_not_finite(device, rng, where, value):
+    """Raising would wait for the device: its code says so, the mask stays empty, other images are not touched."""
+    from ttt4as_fast.kernels.segment import gpu
+
+    maps, features = inputs(rng, (20, 22), (6, 5, 4), batch=2)
+    candidates, limit = nominal_candidates((20, 22), 12)
+    options = {
+        "percentile": 99.0,
+        "neighbor_radius": 2,
+        "C": 1e-3,
+        "loss": "squared_hinge",
+        "tol": 1e-4,
+        "max_iter": 99,
+    }
+
+    def run():
+        return gpu.segment(
+            maps.to(device), features.to(device), skip=None, candidates=candidates, limit=limit, **options
+        )
+
+    clean = run()
+    if where == "features":
+        features[1, 3, 2, 2] = value  # wherever it lies, every feature is read
+    else:
+        maps[1, 7, 7] = value
+    mask, decision, labels, codes = run()
+    assert codes.tolist() == [0, 4]
+    assert not mask[1].any() and torch.isnan(decision[1]).all()
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(clean, (mask, decision, labels, codes), strict=True))
+    with pytest.raises(ValueError, match=r"non|finite values, got others in image \[1\]"):
+        _ = kernels.Segmentation(mask, decision, labels, codes).status
+
+
+@dataclass
+class Plan:
+    """Stands for the stages: counts its runs."""
+
+    candidates: np.ndarray
+    runs: int = 0
+
+    def run(self, *inputs):
+        self.runs += 1
+        return "eager"
+
+
+class Graph:
+    def __init__(self, plan, inputs):
+        if inputs[0].shape[0] == 13:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def replay(self, inputs):
+        return "replayed"
+
+
+class TestGraphs:
+    """Which calls capture and which replay; that a graph computes the same is a test for a GPU, below."""
+
+    @pytest.fixture
+    def cache(self):
+        pytest.importorskip("triton")
+        from ttt4as_fast.kernels.segment import gpu
+
+        return gpu._Cache(make=Graph)
+
+    def test_second_call_captures(self, cache):
+        plan, x = Plan(np.arange(3)), (torch.zeros(2, 2),)
+        assert [cache.run("a", plan, x) for _ in range(3)] == ["eager", "replayed", "replayed"]
+        assert plan.runs == 1
+        cache.clear()
+        assert cache.run("a", plan, x) == "eager"
+
+    def test_warmup_captures_at_once(self, cache):
+        plan, x = Plan(np.arange(3)), (torch.zeros(2, 2),)
+        assert cache.capture("a", plan, x) is not None
+        assert cache.run("a", plan, x) == "replayed"
+
+    def test_least_recently_used_goes_first(self, cache):
+        from ttt4as_fast.kernels.segment import gpu
+
+        plan, x = Plan(np.arange(3)), (torch.zeros(2, 2),)
+        for key in range(gpu.GRAPHS):
+            cache.capture(key, plan, x)
+        cache.run(0, plan, x)
+        cache.capture("new", plan, x)
+        assert 0 in cache.graphs and 1 not in cache.graphs and len(cache.graphs) == gpu.GRAPHS
+
+    def test_a_failed_capture_warns_once_and_runs_eagerly(self, cache):
+        from ttt4as_fast.kernels.dispatch import BackendWarning
+
+        plan, x = Plan(np.arange(3)), (torch.zeros(13, 2),)
+        assert cache.run("a", plan, x) == "eager"
+        with pytest.warns(BackendWarning, match="no CUDA graph for .13, 2"):
+            assert cache.run("a", plan, x) == "eager"
+        assert cache.run("a", plan, x) == "eager" and plan.runs == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestOnDevice:
+    OPTIONS: ClassVar = {"n_nominal": 30, "neighbor_radius": 3, "backend": "gpu"}
+
+    def case(self, rng, batch=2):
+        pytest.importorskip("cupy")
+        return tuple(x.cuda() for x in inputs(rng, (56, 56), (64, 14, 14), batch))
+
+    def same(self, a, b):
+        assert torch.equal(a.pred_mask, b.pred_mask) and torch.equal(a.decision_map, b.decision_map)
+        assert torch.equal(a.pseudo_labels, b.pseudo_labels) and torch.equal(a.status_code, b.status_code)
+
+    def test_replay_gives_the_eager_bits(self, rng):
+        from ttt4as_fast.kernels.segment import gpu
+
+        gpu.clear()
+        cases = [self.case(rng) for _ in range(3)]
+        eager = [kernels.segment(*case, **self.OPTIONS) for case in cases[:1]]
+        replays = [kernels.segment(*case, **self.OPTIONS) for case in (*cases, cases[0])]
+        self.same(eager[0], replays[0])
+        self.same(eager[0], replays[3])
+        gpu.clear()
+        for case, replay in zip(cases, replays, strict=False):
+            self.same(kernels.segment(*case, **self.OPTIONS), replay)
+            gpu.clear()
+
+    def test_no_synchronisation(self, rng):
+        case = self.case(rng)
+        for _ in range(3):
+            kernels.segment(*case, **self.OPTIONS)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            kernels.segment(*case, **self.OPTIONS)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_streams_and_threads(self, rng):
+        cases = [self.case(rng) for _ in range(4)]
+        want = [kernels.segment(*case, **self.OPTIONS) for case in cases]
+        got: dict[int, object] = {}
+
+        def work(i):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    got[i] = kernels.segment(*cases[i], **self.OPTIONS)
+                torch.cuda.current_stream().synchronize()
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        torch.cuda.synchronize()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for i in range(4):
+            self.same(got[i], want[i])
+
+    def test_inside_a_graph_of_the_callers(self, rng):
+        case = self.case(rng)
+        want = kernels.segment(*case, **self.OPTIONS)
+        kernels.segment(*case, **self.OPTIONS)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = kernels.segment(*case, **self.OPTIONS)
+        graph.replay()
+        self.same(out, want)
