@@ -1,0 +1,745 @@
+"""anomalib itself, fitted and run on crops of real photographs: the same PatchCore, and our masks behind its models."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import io
+import math
+import threading
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ttt4as_fast as ttt
+from ttt4as_fast import demo
+from ttt4as_fast.patches import join_layers
+
+pytest.importorskip("anomalib", reason="anomalib is not installed: pip install 'ttt4as_fast[anomalib]'")
+
+import anomalib.models as host
+import timm
+from anomalib.data import DepthBatch, Folder, ImageBatch, InferenceBatch
+from anomalib.deploy import TorchInferencer
+from anomalib.engine import Engine
+from anomalib.models.components import KCenterGreedy
+from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from ttt4as_fast.integrations import anomalib as integration
+from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, accelerate, load_installed_weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # anomalib and timm among themselves
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+SIDE = 64
+NETWORK = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"], "pre_trained": False}
+LITE0 = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+
+
+def pre_processor(side: int = SIDE) -> PreProcessor:
+    return PreProcessor(transform=Compose([Resize((side, side)), Normalize(**LITE0)]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A data set in anomalib's folder layout: crops of a photograph, some with parts of another blended in."""
+    root = tmp_path_factory.mktemp("brick")
+    crops = {
+        area: demo.texture_crops("brick", area, n, SIDE, 0)
+        for area, n in (("train", 12), ("test", 5), ("validation", 5))
+    }
+    defective, masks = demo.make_defects(crops["test"], [demo.load_texture("grass")], size=(0.05, 0.1))
+    content = {"good": crops["train"], "good_test": crops["validation"], "bad": defective, "masks": 255 * masks}
+    for name, images in content.items():
+        (root / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{i:03}.png")
+    return root
+
+
+def data(folder: Path, batch_size: int = 4) -> Folder:
+    return Folder(
+        name="brick",
+        root=folder,
+        normal_dir="good",
+        normal_test_dir="good_test",
+        abnormal_dir="bad",
+        mask_dir="masks",
+        train_batch_size=4,
+        eval_batch_size=batch_size,
+        num_workers=0,
+        val_split_mode="same_as_test",
+    )
+
+
+def engine(root: Path, **options) -> Engine:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Engine(default_root_dir=root, accelerator="cpu", devices=1, **quiet, **options)
+
+
+def make(name: str, **options):
+    """A model of anomalib's (``"ours"``: `Patchcore` of the integration) that needs no download."""
+    torch.manual_seed(0)
+    options = {"pre_processor": pre_processor(), "visualizer": False, **options}
+    if name == "ReverseDistillation":  # whose decoder mirrors a ResNet; its weights are random here
+        return host.ReverseDistillation(
+            backbone="resnet18", layers=["layer1", "layer2", "layer3"], pre_trained=False, **options
+        )
+    if name == "Padim":
+        return load_installed_weights(host.Padim(**NETWORK, n_features=24, **options))
+    return load_installed_weights((Patchcore if name == "ours" else host.Patchcore)(**NETWORK, **options))
+
+
+@functools.cache
+def fitted(name: str, folder: Path):
+    """A model with a `TTT4ASPostProcessor`, fitted through the engine, and its engine."""
+    model = make(name, post_processor=TTT4ASPostProcessor())
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - which anomalib's projection draws from
+    runner = engine(folder / f"results_{name}", max_epochs=1)
+    runner.fit(model, datamodule=data(folder))
+    return model.eval(), runner
+
+
+def predict(model, runner: Engine, folder: Path, batch_size: int = 4) -> dict[str, dict[str, torch.Tensor]]:
+    """What the engine predicts, by image."""
+    found = {}
+    for batch in runner.predict(model, datamodule=data(folder, batch_size), return_predictions=True):
+        for i, path in enumerate(batch.image_path):
+            names = ("pred_mask", "pred_label", "pred_score", "anomaly_map")
+            found["/".join(Path(path).parts[-2:])] = {name: getattr(batch, name)[i].clone() for name in names}
+    assert len(found) == 10
+    return found
+
+
+def read(folder: Path, name: str) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1]."""
+    pixels = np.asarray(Image.open(folder / name).convert("RGB"))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+# ---------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize("found", ["1.2.0", "2.0.0b3", "2.6.9", "3.0.0"])
+def test_another_version_is_refused(monkeypatch, found):
+    monkeypatch.setattr(metadata, "version", lambda name: found)
+    with pytest.raises(ImportError, match=rf"needs anomalib >= 2\.7, < 3, and found {found}"):
+        integration._check_version()
+
+
+def test_no_version_is_refused(monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(ImportError, match=r"found none: pip install 'ttt4as_fast\[anomalib\]'"):
+        integration._check_version()
+
+
+@pytest.mark.parametrize("found", ["2.7.0", "2.10.1.dev3"])
+def test_a_later_version_is_taken(monkeypatch, found):
+    monkeypatch.setattr(metadata, "version", lambda name: found)
+    integration._check_version()
+
+
+# ---------------------------------------------------------------- PatchCore
+
+
+def bank_model(cls=host.Patchcore, n: int = 6, **options):
+    """A PatchCore over noise, fitted after a fixed seed, without the engine."""
+    model = load_installed_weights(cls(**NETWORK, pre_processor=cls.configure_pre_processor((SIDE, SIDE)), **options))
+    model.train()
+    model.model(torch.rand(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(model.model.memory_bank))
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    model.fit()
+    return model.eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+
+def test_fit_and_test_as_anomalib(folder, tmp_path):
+    """The same coreset, metrics and predictions through the engine, and checkpoints that load into either class."""
+    results, models = [], {}
+    for name in ("stock", "ours"):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        model, runner = make(name), engine(tmp_path / name)
+        torch.manual_seed(0)
+        runner.fit(model, datamodule=data(folder))
+        results.append(runner.test(model, datamodule=data(folder))[0])
+        models[name] = (model, runner)
+    assert results[0].keys() == results[1].keys() and results[0]["image_AUROC"] > 0.6
+    for metric, value in results[0].items():
+        assert results[1][metric] == pytest.approx(value, abs=1e-6), metric
+    (stock, stock_runner), (ours, our_runner) = models["stock"], models["ours"]
+    torch.testing.assert_close(ours.model.memory_bank, stock.model.memory_bank, rtol=0, atol=0)
+    assert ours.state_dict().keys() == stock.state_dict().keys()
+    assert dict(ours.hparams) == dict(stock.hparams) and ours.name == stock.name
+
+    image = read(folder, "bad/000.png")
+    for runner, target, reference in ((stock_runner, Patchcore, stock), (our_runner, host.Patchcore, ours)):
+        loaded = target.load_from_checkpoint(runner.trainer.checkpoint_callback.best_model_path).eval()
+        torch.testing.assert_close(loaded(image).pred_score, reference.eval()(image).pred_score, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loaded(image).anomaly_map, reference(image).anomaly_map, rtol=1e-3, atol=1e-3)
+        assert type(loaded.model) is (integration._FastPatchcoreModel if target is Patchcore else type(stock.model))
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 9, 10_000])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_accelerate_in_place(images, num_neighbors, precision):
+    model = bank_model(num_neighbors=num_neighbors, precision=precision, post_processor=False)
+    expected = copy.deepcopy(model)(images)
+    assert accelerate(model) is model and accelerate(model) is model
+    found = model(images)
+    assert found.pred_score.dtype == expected.pred_score.dtype and found.anomaly_map.shape == (3, 1, SIDE, SIDE)
+    tolerance = {"float32": 1e-3, "float16": 0.2}[precision]  # anomalib's half distances cancel
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=tolerance)
+    torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=0, atol=tolerance)
+
+
+def test_search_follows_the_bank(images):
+    """Every way to change a memory bank is seen by the next search."""
+    model = accelerate(bank_model())
+    inner = model.model
+    embedding = torch.rand(5, inner.memory_bank.shape[1])
+
+    def check():
+        bank = inner.memory_bank
+        expected = torch.cdist(embedding.double(), bank.double()).topk(3, largest=False)
+        distances, indices = inner.nearest_neighbors(embedding.to(bank.dtype), 3)
+        torch.testing.assert_close(distances.double(), expected.values, rtol=1e-2, atol=1e-4)
+        assert distances.dtype == bank.dtype and torch.equal(indices[:, 0], expected.indices[:, 0])
+        one, index = inner.nearest_neighbors(embedding.to(bank.dtype), 1)
+        assert one.shape == index.shape == (5,) and torch.equal(index, indices[:, 0])
+
+    check()
+    prepared = inner._index()
+    assert inner._index() is prepared
+    inner.memory_bank = inner.memory_bank.flip(0).clone()
+    check()
+    inner.memory_bank.add_(0.5)
+    check()
+    with torch.inference_mode():
+        inner.memory_bank = inner.memory_bank * 0.5
+        check()
+        inner.memory_bank.mul_(3)
+    check()
+    state = {name: value.clone() for name, value in inner.state_dict().items()}
+    state["memory_bank"] = torch.rand(7, inner.memory_bank.shape[1])
+    inner.load_state_dict(state)
+    assert len(inner.memory_bank) == 7
+    check()
+    inner.memory_bank[3] = embedding[0]
+    check()
+    inner.double()
+    check()
+
+
+def test_copies_and_pickles(images):
+    model = accelerate(bank_model())
+    expected = model(images).anomaly_map
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    bank = model.model.memory_bank
+    assert stream.tell() < 14e6 + 1.5 * bank.numel() * bank.element_size()  # the prepared bank is not saved with it
+    stream.seek(0)
+    for other in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
+        assert torch.equal(other(images).anomaly_map, expected)
+        other.model.memory_bank.zero_()
+        assert torch.equal(model(images).anomaly_map, expected)
+
+
+class Sizes(TorchDispatchMode):
+    """Records the largest tensor that any torch operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and function.__name__.split(".")[0] not in ("expand", "t", "transpose"):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.1, 1.0])
+def test_coreset_is_anomalibs(ratio):
+    generator = torch.Generator().manual_seed(0)
+    store = [torch.randn(n, 300, generator=generator) for n in (70, 1, 129)]
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    expected = KCenterGreedy(torch.cat(store), ratio).sample_coreset()
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    assert torch.equal(integration._coreset(store, ratio), expected)
+
+
+def test_coreset_is_made_in_bounded_memory():
+    store = [torch.randn(100, 2000) for _ in range(10)]
+    sizes = {}
+    for name, run in {
+        "ours": lambda: integration._coreset(store, 0.02),
+        "anomalib": lambda: KCenterGreedy(torch.vstack(store), 0.02).sample_coreset(),
+    }.items():
+        with Sizes() as recorded:
+            run()
+        sizes[name] = recorded.largest
+    assert sizes["anomalib"] >= 1000 * 2000  # it stacks the store
+    projected = 1000 * 170  # by the Johnson-Lindenstrauss bound
+    assert sizes["ours"] <= 2 * projected
+
+
+def test_coreset_of_duplicates_and_errors():
+    same = [torch.ones(6, 40)]
+    assert integration._coreset(same, 0.5).shape == (3, 40)
+    with pytest.raises(ValueError, match=r"keeps at least one of the 6 patches, got 0\.1"):
+        integration._coreset(same, 0.1)
+    model = accelerate(host.Patchcore(**NETWORK))
+    with pytest.raises(ValueError, match="Embedding store is empty"):
+        model.model.subsample_embedding(0.1)
+    with pytest.raises(ValueError, match="Memory bank is empty"):
+        model.eval().model(torch.zeros(1, 3, SIDE, SIDE))
+    model.model.embedding_store.append(torch.rand(20, 5))
+    with pytest.warns(DeprecationWarning, match="ignored"):
+        model.model.subsample_embedding(0.5, torch.rand(3, 5))
+    assert model.model.memory_bank.shape == (10, 5)
+
+
+def test_anomaly_dino(monkeypatch, images):
+    """Random weights, since those of DINO would have to be fetched; the coreset is anomalib's own."""
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False, "img_size": 56})
+    )
+    banks = []
+    for change in (lambda model: model, accelerate):
+        torch.manual_seed(0)
+        model = change(AnomalyDINOModel(encoder_name="vit_small_patch14_dinov2", coreset_subsampling=True))
+        model.train()
+        model(images[..., :56, :56])
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        model.fit()
+        banks.append(model.memory_bank)
+        assert model.eval()(images).anomaly_map.shape == (3, 1, SIDE, SIDE)
+    assert len(banks[0]) == 4 and torch.equal(*banks)
+    with pytest.raises(TypeError, match="coreset_subsampling=True"):
+        accelerate(AnomalyDINOModel(encoder_name="vit_small_patch14_dinov2"))
+
+
+def test_accelerate_refuses_what_is_not_sound():
+    class Mine(host.Patchcore):
+        pass
+
+    class MyModel(integration.PatchcoreModel):
+        def nearest_neighbors(self, embedding, n_neighbors):
+            return super().nearest_neighbors(embedding, n_neighbors)
+
+    own = host.Patchcore(**NETWORK)
+    own.model.__class__ = MyModel
+    other_bank = host.MHPatchcore(backbone="resnet18", pre_trained=False)
+    for model in (make("Padim"), own, torch.nn.Linear(2, 2), other_bank):
+        with pytest.raises(TypeError, match=r"model: expected Patchcore or AnomalyDINO of anomalib.* got"):
+            accelerate(model)
+    assert type(accelerate(Mine(**NETWORK)).model) is integration._FastPatchcoreModel
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_torch_export_holds_torch_operations_only(images):
+    model = accelerate(bank_model())
+    program = torch.export.export(model, (images,))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert not any("ttt4as" in target for target in targets) and any("matmul" in target for target in targets)
+    expected = model(images)
+    found = program.module()(images)
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_onnx_and_openvino_agree(images, tmp_path, runtime):
+    for needed in ("onnx", "onnxscript", runtime):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed: pip install onnx onnxscript onnxruntime openvino")
+    model = accelerate(bank_model())
+    if runtime == "openvino":
+        import openvino
+
+        compiled = openvino.Core().compile_model(model.to_openvino(tmp_path, input_size=(SIDE, SIDE)), "CPU")
+        result = compiled(images.numpy())
+        found = {output.get_any_name(): result[output] for output in compiled.outputs}
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(model.to_onnx(tmp_path, input_size=(SIDE, SIDE)))
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
+    expected = model(images)
+    np.testing.assert_allclose(found["pred_score"], expected.pred_score.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["anomaly_map"], expected.anomaly_map.numpy(), rtol=0, atol=1e-3)
+
+
+def test_exporting_masks_is_refused(images):
+    model = bank_model(Patchcore, post_processor=TTT4ASPostProcessor())
+    with pytest.raises(Exception, match="which no exported graph can hold"):
+        torch.export.export(model, (images,))
+
+
+# ---------------------------------------------------------------- masks
+
+
+def features_of(model, inputs: torch.Tensor) -> torch.Tensor:
+    """The maps of the frozen network, joined; without the post-processor's hooks."""
+    network = model.model.encoder if hasattr(model.model, "encoder") else model.model.feature_extractor
+    return join_layers(list(copy.deepcopy(network)(inputs).values()))
+
+
+@pytest.mark.parametrize("name", ["ours", "stock", "Padim", "ReverseDistillation"])
+def test_masks_are_those_of_the_method(folder, name):
+    """The engine gives what `TTT4AS` makes of the raw map and the features, gated by the label."""
+    model, runner = fitted(name, folder)
+    found = predict(model, runner, folder)
+    labels = []
+    for path, prediction in found.items():
+        inputs = model.pre_processor(read(folder, path))
+        raw = model.model(inputs)
+        reference = ttt.TTT4AS()(raw.anomaly_map.detach()[:, 0], features_of(model, inputs).detach())
+        labels.append(bool(prediction["pred_label"]))
+        mask = prediction["pred_mask"]
+        assert mask.dtype == torch.bool and mask.shape == (SIDE, SIDE)
+        if not labels[-1]:
+            assert not mask.any()
+        else:
+            assert (mask != reference.pred_mask[0]).float().mean() < 0.002 and mask.any()
+            assert not mask.all() or name == "ReverseDistillation"  # whose random features tell nothing apart
+            # the clamped map has lost its peaks: what is left of it gives another mask
+            assert float(prediction["anomaly_map"].max()) <= 1.0
+    assert any(labels)
+    for batch_size in (1, 10):
+        other = predict(model, runner, folder, batch_size)
+        compared = 0
+        for path, prediction in found.items():
+            # The network's last bits may depend on the batch, and anomalib's threshold is the very score of an image.
+            if other[path]["pred_label"] == prediction["pred_label"]:
+                difference = (other[path]["pred_mask"] != prediction["pred_mask"]).float().mean()
+                assert difference < 0.002, (path, batch_size)
+                compared += 1
+        assert compared >= 9
+
+
+def test_same_map_and_features_same_mask_in_any_batch(folder):
+    """To the bit, alone or in a batch."""
+    model, _ = fitted("ours", folder)
+    post = model.post_processor
+    inputs = torch.cat([model.pre_processor(read(folder, f"bad/{i:03}.png")) for i in range(5)])
+    raw = model.model(inputs)
+    together = post(raw).pred_mask
+    features = model.model.feature_extractor(inputs)
+    labels = post(InferenceBatch(*_rerun(model, inputs))).pred_label
+    assert labels.any()
+    for i in range(5):
+        one = InferenceBatch(pred_score=raw.pred_score[i : i + 1], anomaly_map=raw.anomaly_map[i : i + 1])
+        post._predicted[threading.get_ident()] = (one.anomaly_map, {k: v[i : i + 1] for k, v in features.items()})
+        assert torch.equal(post(one).pred_mask[0], together[i])
+        assert together[i].any() == labels[i]
+
+
+def _rerun(model, inputs):
+    raw = model.model(inputs)
+    return raw.pred_score, None, raw.anomaly_map
+
+
+def test_scores_labels_and_maps_are_anomalibs(folder):
+    model, runner = fitted("Padim", folder)
+    found = predict(model, runner, folder)
+    stock = copy.deepcopy(model)
+    stock.post_processor.detach(stock)
+    assert not any(module._forward_hooks for module in stock.modules())
+    plain = PostProcessor()
+    plain.load_state_dict(stock.post_processor.state_dict())
+    stock.post_processor = plain
+    for path, prediction in predict(stock, engine(folder / "stock"), folder).items():
+        for name in ("pred_label", "pred_score", "anomaly_map"):
+            assert torch.equal(prediction[name], found[path][name]), name
+    assert (
+        sum(
+            int((p["pred_mask"] != found[path]["pred_mask"]).any())
+            for path, p in predict(stock, engine(folder / "stock"), folder).items()
+        )
+        > 0
+    )
+
+
+def test_torch_inferencer(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")  # anomalib's consent to unpickle a file that this test has written
+    model, runner = fitted("ours", folder)
+    found = predict(model, runner, folder, 1)
+    inferencer = TorchInferencer(runner.export(model, "torch", export_root=tmp_path), device="cpu")
+    assert inferencer.model.post_processor is not model.post_processor
+    for path, prediction in found.items():
+        mask = inferencer.predict(folder / path).pred_mask
+        assert torch.equal(mask[0].as_subclass(torch.Tensor), prediction["pred_mask"].as_subclass(torch.Tensor))
+    assert not model.post_processor._predicted and not inferencer.model.post_processor._predicted
+
+    expected = {path: prediction["pred_mask"].as_subclass(torch.Tensor) for path, prediction in found.items()}
+    wrong = []
+
+    def work(names):
+        for path in names:
+            mask = inferencer.predict(folder / path).pred_mask[0].as_subclass(torch.Tensor)
+            if not torch.equal(mask, expected[path]):
+                wrong.append(path)
+
+    paths = list(expected)
+    threads = [threading.Thread(target=work, args=(paths[i:] + paths[:i],)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not inferencer.model.post_processor._predicted
+
+
+def test_cfm(monkeypatch, tmp_path):
+    """Two modalities, through the engine: the mask is made with the features of the RGB image."""
+    create = timm.create_model
+    monkeypatch.setattr(  # DINO's weights would have to be fetched, and 224 pixels would take a minute
+        timm,
+        "create_model",
+        lambda **options: create(**{**options, "pretrained": False, "img_size": SIDE}),
+    )
+    weights = tmp_path / "pointmae.pth"
+    torch.save({"base_model": {}}, weights)  # no layer: the points' network stays at its random weights
+    torch.manual_seed(0)
+    post = TTT4ASPostProcessor()
+    model = host.CFM(
+        group_size=8,
+        num_group=16,
+        pointmae_weights=weights,
+        post_processor=post,
+        evaluator=False,
+        visualizer=False,
+        pre_processor=PreProcessor(transform=Resize((SIDE, SIDE))),
+    )
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, SIDE, SIDE, generator=generator)
+    points = torch.rand(1, 3, SIDE, SIDE, generator=generator) + 0.1
+    runner = engine(tmp_path, max_epochs=1)
+
+    def batches():
+        batch = DepthBatch(image=image.clone(), depth_map=points.clone(), gt_label=torch.tensor([0]))
+        return torch.utils.data.DataLoader([batch], batch_size=None)
+
+    (found,) = runner.predict(model, dataloaders=batches(), return_predictions=True)
+    with torch.no_grad():
+        rgb = model.eval().model.feature_extractors.extractors.forward_rgb_features(image)
+    # Its choice of points is random: the map is the engine's, which has no statistics yet to normalise it by.
+    expected = ttt.TTT4AS()(found.anomaly_map.as_subclass(torch.Tensor), rgb)
+    assert rgb.shape == (1, 768, 8, 8)
+    assert torch.equal(found.pred_mask.as_subclass(torch.Tensor), expected.pred_mask) and expected.pred_mask.any()
+
+
+def test_features_of_a_backbone(folder):
+    """The images that reach it are those in the file, whatever the model has normalised them by."""
+    model = bank_model(Patchcore, post_processor=TTT4ASPostProcessor(backbone="efficientnet_lite0"))  # ImageNet's mean
+    names = ("bad/000.png", "good_test/001.png", "bad/002.png")
+    images = torch.cat([read(folder, name) for name in names])
+    found = model(images).pred_mask
+    raw = model.model(model.pre_processor(images)).anomaly_map[:, 0]
+    network = ttt.backbones.create_backbone("efficientnet_lite0", device="cpu")
+    for i, image in enumerate(images):
+        features = join_layers(network(image[None]))
+        expected = ttt.TTT4AS()(raw[i : i + 1], features)
+        assert (found[i, 0] != expected.pred_mask[0]).float().mean() < 0.002 and found[i].any()
+    assert not any("network" in name for name in model.state_dict())
+    other = copy.deepcopy(model)
+    assert torch.equal(other(images).pred_mask, found)
+    with pytest.raises(ValueError, match=r"backbone: expected images in \[0, 1\] before the model's Normalize"):
+        model(3 * images)
+
+
+def test_checkpoints_restore_the_configuration(folder, tmp_path):
+    options = {"neighbor_radius": 2, "n_nominal": 37, "layers": ["blocks.4"], "gate": False, "image_sensitivity": 0.6}
+    model = make("ours", post_processor=TTT4ASPostProcessor(**options))
+    runner = engine(tmp_path)
+    runner.fit(model, datamodule=data(folder))
+    path = runner.trainer.checkpoint_callback.best_model_path
+    loaded = Patchcore.load_from_checkpoint(path, post_processor=TTT4ASPostProcessor()).eval()
+    for name, value in options.items():
+        assert getattr(loaded.post_processor, name) == value
+    image = read(folder, "bad/001.png")
+    expected = model.eval()(image)
+    found = loaded(image)
+    assert torch.equal(found.pred_mask, expected.pred_mask) and expected.pred_mask.any()
+
+    config = TTT4ASPostProcessor(backbone="efficientnet_lite0").checkpoint_config()
+    loaded.post_processor.load_checkpoint_config(config)  # takes its features elsewhere now
+    other = make("ours", post_processor=TTT4ASPostProcessor(backbone="efficientnet_lite0"))
+    other.load_state_dict(loaded.state_dict())
+    assert torch.equal(loaded(image).pred_mask, other.eval()(image).pred_mask)
+
+
+def test_gate_follows_the_label(folder):
+    model = copy.deepcopy(fitted("ours", folder)[0])
+    post = model.post_processor
+    images = torch.cat([read(folder, f"{kind}/{i:03}.png") for kind in ("bad", "good_test") for i in range(5)])
+    found = model(images)
+    assert torch.equal(found.pred_mask.flatten(1).any(1), found.pred_label) and 0 < found.pred_label.sum() < 10
+    for sensitivity in (0.0, 0.3, 0.7, 1.0):
+        post.image_sensitivity = sensitivity
+        found = model(images)
+        assert torch.equal(found.pred_mask.flatten(1).any(1), found.pred_label)
+    post.image_sensitivity, post.gate = 0.5, False
+    assert model(images).pred_mask.flatten(1).any(1).all()
+    post.gate, post.enable_normalization = True, False
+    raw = model.model(model.pre_processor(images)).pred_score
+    model.post_processor._forget()
+    assert torch.equal(model(images).pred_mask.flatten(1).any(1), raw > post.image_threshold)
+    post._image_threshold.fill_(math.nan)
+    post._pixel_threshold.fill_(math.nan)
+    assert model(images).pred_mask.flatten(1).any(1).all()
+
+
+def test_a_mask_that_is_there_is_kept(folder):
+    model, _ = fitted("Padim", folder)
+    post = copy.deepcopy(model).post_processor
+    mask = torch.eye(SIDE, dtype=torch.bool)[None]
+    maps, score = torch.rand(1, SIDE, SIDE), torch.rand(1)
+    assert torch.equal(post(InferenceBatch(pred_score=score, anomaly_map=maps, pred_mask=mask)).pred_mask, mask)
+    batch = ImageBatch(image=torch.rand(1, 3, SIDE, SIDE), pred_score=score, anomaly_map=maps, pred_mask=mask)
+    post.post_process_batch(batch)
+    assert torch.equal(batch.pred_mask.as_subclass(torch.Tensor), mask)
+    post.enable_thresholding = False
+    result = post(InferenceBatch(pred_score=score, anomaly_map=maps))
+    assert result.pred_mask is None and result.pred_label is None
+
+
+def test_misuse_is_named(folder, monkeypatch):
+    model, _ = fitted("Padim", folder)
+    post = copy.deepcopy(model).post_processor
+    maps = InferenceBatch(pred_score=torch.rand(1), anomaly_map=torch.rand(1, SIDE, SIDE))
+    with pytest.raises(RuntimeError, match=r"no features of these predictions: call attach\(model\)"):
+        post(maps)
+    twin = copy.deepcopy(model)
+    twin.model(torch.rand(1, 3, SIDE, SIDE))
+    with pytest.raises(RuntimeError, match="features of another batch"):
+        twin.post_processor(maps)
+    with pytest.raises(ValueError, match="expected 'nothing' in PadimModel, which has feature_extractor"):
+        TTT4ASPostProcessor(features="nothing").attach(model)
+    with pytest.raises(ValueError, match=r"expected one of feature_extractor, encoder.* in Linear"):
+        TTT4ASPostProcessor().attach(torch.nn.Linear(2, 2))
+    twin.post_processor.layers = ["blocks.9"]
+    with pytest.raises(ValueError, match=r"layers: expected names among blocks.2, blocks.4, got 'blocks.9'"):
+        twin(torch.rand(1, 3, SIDE, SIDE))
+    pooled = make("Padim", post_processor=TTT4ASPostProcessor(features="anomaly_map_generator"))
+    pooled.post_processor.attach(pooled)
+    pooled.model.gaussian = copy.deepcopy(model.model.gaussian)
+    assert pooled.eval()(torch.rand(1, 3, SIDE, SIDE)).pred_mask.any()  # a map is a feature map of one channel
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False, "img_size": 56})
+    )
+    dino = AnomalyDINOModel(encoder_name="vit_small_patch14_dinov2").train()
+    dino(torch.rand(1, 3, 56, 56))
+    dino.fit()
+    tokens = TTT4ASPostProcessor(features="feature_encoder").attach(dino).eval()
+    with pytest.raises(ValueError, match=r"expected a module that returns feature maps .*\(1, 16, 384\)"):
+        tokens(dino.eval()(torch.rand(1, 3, 56, 56)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"percentile": 101}, ValueError, "percentile: expected"),
+        ({"loss": "l1"}, ValueError, "loss: expected"),
+        ({"preset": "best"}, ValueError, "preset: expected"),
+        ({"backbone": "vgg"}, ValueError, "backbone: expected one of"),
+        ({"backbone": "efficientnet_lite0", "features": "encoder"}, ValueError, "features: expected none beside"),
+        ({"backbone_weights": "x.pth"}, ValueError, "backbone_weights: expected none without a backbone"),
+        ({"layers": "layer2"}, TypeError, "layers: expected a sequence"),
+    ],
+)
+def test_options_are_checked(options, error, message):
+    with pytest.raises(error, match=message):
+        TTT4ASPostProcessor(**options)
+
+
+def test_attaching_again_and_elsewhere(folder, images):
+    model = bank_model(Patchcore, post_processor=TTT4ASPostProcessor())
+    for _ in range(3):
+        model.post_processor.attach(model)
+    assert len(model.model._forward_hooks) == len(model.model.feature_extractor._forward_hooks) == 1
+    expected = model(images).pred_mask
+    other = copy.deepcopy(model)
+    assert next(iter(other.model._forward_hooks.values())).__self__ is other.post_processor
+    assert torch.equal(other(images).pred_mask, expected)
+    model.train()
+    model.model(images)
+    assert not model.post_processor._features and not model.post_processor._predicted  # training leaves nothing behind
+    with pytest.raises(ValueError, match="expected one with backbone='tf_efficientnet_lite0'"):
+        load_installed_weights(make("ReverseDistillation"))
+
+
+def test_command_line(folder, tmp_path):
+    """`anomalib train` and `predict` with class paths in a configuration file."""
+    yaml = pytest.importorskip("yaml")
+    from anomalib.cli import AnomalibCLI
+
+    network = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"], "pre_trained": False}
+    module = "ttt4as_fast.integrations.anomalib"
+    normalize = {"class_path": "torchvision.transforms.v2.Normalize", "init_args": LITE0}
+    config = {
+        "model": {
+            "class_path": f"{module}.Patchcore",
+            "init_args": {
+                **network,
+                "post_processor": {
+                    "class_path": f"{module}.TTT4ASPostProcessor",
+                    "init_args": {"neighbor_radius": 3, "layers": ["blocks.4"], "image_sensitivity": 0.6},
+                },
+                "pre_processor": {
+                    "class_path": "anomalib.pre_processing.PreProcessor",
+                    "init_args": {"transform": normalize},
+                },
+            },
+        },
+        "data": {
+            "class_path": "anomalib.data.Folder",
+            "init_args": {
+                "name": "brick",
+                "root": str(folder),
+                "normal_dir": "good",
+                "normal_test_dir": "good_test",
+                "abnormal_dir": "bad",
+                "mask_dir": "masks",
+                "num_workers": 0,
+                "val_split_mode": "same_as_test",
+            },
+        },
+        "trainer": {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False},
+        "default_root_dir": str(tmp_path),
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    cli = AnomalibCLI(args=["fit", "--config", str(tmp_path / "config.yaml")])
+    post = cli.model.post_processor
+    assert type(cli.model) is Patchcore and type(post) is TTT4ASPostProcessor
+    assert post.neighbor_radius == 3 and post.layers == ["blocks.4"] and post.image_sensitivity == 0.6
+    assert not torch.isnan(post.image_threshold)
+    (batch, *_) = cli.engine.predict(cli.model, datamodule=data(folder), return_predictions=True)
+    assert torch.equal(batch.pred_mask.flatten(1).any(1).as_subclass(torch.Tensor), batch.pred_label)
