@@ -33,11 +33,19 @@ def _define(schema: str, implementation: Callable, fake: Callable) -> None:
 
 def _upsample(features: Tensor, height: int, width: int, backend: str) -> Tensor:
     result = bilinear.OPERATION.run("upsample", (features,), backend, height=height, width=width)
-    return result.to(features.dtype)  # bfloat16 takes the way over float32 on the host
+    # bfloat16 takes the way over float32 on the host; the layout is what the fake promises, whatever the backend gave.
+    return result.to(features.dtype, memory_format=_layout(features))
+
+
+def _layout(features: Tensor) -> torch.memory_format:
+    """Channels-last stays channels-last, as with `torch.nn.functional.interpolate`; all else comes back contiguous."""
+    last = features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not features.is_contiguous() else torch.contiguous_format
 
 
 def _upsample_fake(features: Tensor, height: int, width: int, backend: str) -> Tensor:
-    return features.new_empty((*features.shape[:-2], height, width))
+    result = features.new_empty((*features.shape[:-2], height, width))
+    return result.to(memory_format=_layout(features))
 
 
 def _sample(features: Tensor, height: int, width: int, rows: Tensor, cols: Tensor, backend: str) -> Tensor:
@@ -102,7 +110,7 @@ _define(
     _local_maxima,
     lambda anomaly_map, percentile, backend: anomaly_map.new_empty(anomaly_map.shape, dtype=torch.bool),
 )
-_define("dilate(Tensor mask, int radius, str backend) -> Tensor", _dilate, lambda mask, *_: torch.empty_like(mask))
+_define("dilate(Tensor mask, int radius, str backend) -> Tensor", _dilate, lambda mask, *_: mask.new_empty(mask.shape))
 _define(
     "segment(Tensor anomaly_map, Tensor features, Tensor? score, float percentile, int neighbor_radius, int n_nominal, "
     "float C, str loss, str nominal_sampling, int random_state, float? image_threshold, float tol, int max_iter, "

@@ -95,7 +95,8 @@ def upsample(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """(..., h, w) -> (..., height, width), in the dtype of `features`; channels-last stays channels-last."""
     x = features if features.ndim == 4 else features.reshape(1, -1, *features.shape[-2:])
     batch, channels, h, w = x.shape
-    last = x.stride(1) == 1 and channels > 1
+    last = features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    last = last and not features.is_contiguous()
     memory_format = torch.channels_last if last else torch.contiguous_format
     y = torch.empty((batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format)
     rows, cols = _axes(x, height, width)
