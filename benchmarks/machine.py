@@ -1,0 +1,219 @@
+"""Where a number was measured: threads pinned and read back, how busy the machine is, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ttt4as_fast.kernels.arrays import check_int
+
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "TTT4AS_NUM_THREADS",
+)
+_DISTRIBUTIONS = (
+    "ttt4as_fast",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "torch",
+    "timm",
+    "faiss-cpu",
+    "anomalib",
+    "opencv-python",
+    "threadpoolctl",
+)
+BUSY = 0.1  # share of the processors used by others from which timings are not to be trusted
+
+_limits: list[Any] = []  # threadpoolctl's limits last as long as their objects
+
+
+class ThreadsError(RuntimeError):
+    """A library would not run with the number of threads that the others run with: no comparison is possible."""
+
+
+def pin(threads: int) -> dict[str, int]:
+    """Give every library that takes part the same number of threads, and read back that they have it.
+
+    Parameters
+    ----------
+    threads : int
+        From 1 to the processors this process may use.
+
+    Returns
+    -------
+    dict
+        Library -> threads, as `thread_counts` reads them.
+
+    Raises
+    ------
+    ValueError
+        More threads than processors.
+    ThreadsError
+        A library kept another number.
+    """
+    threads = check_int(threads, "threads", 1, processors())
+    for name in _VARIABLES:  # for what is loaded later, and for child processes
+        os.environ[name] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    core = _core()
+    if core is not None:
+        core.set_num_threads(threads)
+    for module in ("faiss", "cv2"):
+        _load(module)
+    if "faiss" in sys.modules:
+        sys.modules["faiss"].omp_set_num_threads(threads)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(threads)
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        pass
+    else:
+        import sklearn.utils  # noqa: F401 - brings an OpenMP runtime of its own, which must be there to be limited
+
+        _limits.append(threadpool_limits(threads))
+        torch.set_num_threads(threads)
+    found = thread_counts()
+    other = {name: count for name, count in found.items() if count != threads}
+    if other:
+        raise ThreadsError(f"expected {threads} threads everywhere, got {other}")
+    return found
+
+
+def thread_counts() -> dict[str, int]:
+    """Threads that each loaded library would use now."""
+    import torch
+
+    counts = {"torch": torch.get_num_threads()}
+    core = _core()
+    if core is not None:
+        counts["ttt4as core"] = core.max_threads()
+    if "faiss" in sys.modules:
+        counts["faiss"] = sys.modules["faiss"].omp_get_max_threads()
+    if "cv2" in sys.modules:
+        counts["opencv"] = sys.modules["cv2"].getNumThreads()
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return counts
+    for pool in threadpool_info():
+        counts[f"{pool['internal_api']} ({Path(pool['filepath']).name.split('.')[0]})"] = pool["num_threads"]
+    return counts
+
+
+def processors() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_of_others(seconds: float = 0.3) -> float | None:
+    """Share of the processors that other processes used during `seconds`, in [0, 1]; None where it cannot be told."""
+    try:
+        before = _busy_ticks()
+    except (OSError, ValueError):
+        return None
+    own = time.process_time()
+    begin = time.perf_counter()
+    time.sleep(seconds)
+    spent = time.perf_counter() - begin
+    busy = (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") - (time.process_time() - own)
+    return min(max(busy / spent / (os.cpu_count() or 1), 0.0), 1.0)
+
+
+def _busy_ticks() -> int:
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system, _, _, irq, softirq, *_ = map(int, file.readline().split()[1:])
+    return user + nice + system + irq + softirq
+
+
+def describe(threads: dict[str, int], busy: float | None) -> dict[str, Any]:
+    """What a result file says of the machine, the versions and the commit it comes from."""
+    return {
+        "machine": {
+            "cpu": _cpu(),
+            "processors": processors(),
+            "memory_gib": _memory_gib(),
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "instruction_set": getattr(_core(), "isa", lambda: None)(),
+        },
+        "threads": threads,
+        "load_of_others": None if busy is None else round(busy, 3),
+        "versions": versions(),
+        "commit": commit(),
+        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's and the libraries' versions; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, with ``+`` if what is measured differs from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--", "kernels", "ttt4as_fast", "CMakeLists.txt")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head[:12] + ("+" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _core() -> Any:
+    from ttt4as_fast.kernels.dispatch import native_core
+
+    core = native_core()
+    return None if isinstance(core, str) else core
+
+
+def _load(module: str) -> None:
+    import importlib
+
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        pass  # a peer that is absent is named by peers.py
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,140 @@
+"""How time and memory are taken: contestants by turns in one process; the kernel's high-water mark."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_MOST_CALLS = 50  # of one contestant in one turn
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of single calls."""
+
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def calls(self) -> np.ndarray:
+        return np.array([call for one in self.rounds for call in one])
+
+    def quantile(self, q: float) -> float:
+        """The `q`-th percentile, q in [0, 100]."""
+        return float(np.percentile(self.calls, q))
+
+    def summary(self) -> dict[str, float]:
+        """p20, p50 and p80 in milliseconds, and the number of calls."""
+        return {**{f"p{q}": significant(self.quantile(q)) for q in (20, 50, 80)}, "n": len(self.calls)}
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """`value` to `digits` significant digits; result files say no more than was measured."""
+    return float(f"{value:.{digits}g}")
+
+
+def by_turns(
+    functions: Mapping[str, Callable[[], Any]], seconds: float, least: int = 3, most: int = 200
+) -> dict[str, Timing]:
+    """Time functions against each other, by turns, so that what slows the machine down slows all of them.
+
+    One call of each goes before, unmeasured. A turn holds one call of the slowest and, of each other one, as many as
+    fit into a twentieth of that, at most 50: a fast one is then measured warm, as in a loop over images.
+
+    Parameters
+    ----------
+    functions : mapping of str to callable
+        Called without arguments.
+    seconds : float
+        Time to spend, more if `least` rounds take more.
+    least, most : int
+        Rounds.
+
+    Returns
+    -------
+    dict of str to Timing
+    """
+    first = {}
+    for name, function in functions.items():
+        function()
+        first[name] = _once(function)
+    slowest = max(first.values())
+    repeats = {name: max(1, min(_MOST_CALLS, int(0.05 * slowest / max(ms, 1e-6)))) for name, ms in first.items()}
+    rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in functions}
+    began = time.perf_counter()
+    done = 0
+    while done < least or (done < most and time.perf_counter() - began < seconds):
+        for name, function in functions.items():
+            rounds[name].append(tuple(_once(function) for _ in range(repeats[name])))
+        done += 1
+    return {name: Timing(tuple(found)) for name, found in rounds.items()}
+
+
+def _once(function: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    function()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def ratio(slow: Timing, fast: Timing) -> dict[str, float]:
+    """How many times faster: of the medians, and the band of the rounds' own ratios (20th and 80th percentile)."""
+    each = [np.median(a) / np.median(b) for a, b in zip(slow.rounds, fast.rounds, strict=True)]
+    return {
+        "ratio": significant(slow.quantile(50) / fast.quantile(50), 3),
+        "low": significant(float(np.percentile(each, 20)), 3),
+        "high": significant(float(np.percentile(each, 80)), 3),
+    }
+
+
+def peak_mebibytes(function: Callable[[], Any]) -> float | None:
+    """Memory that a call needs above what the process held before it, MiB; None where the kernel does not tell.
+
+    The kernel's high-water mark is reset before the call and read after it, so that memory freed on the way counts.
+    Memory that an allocator kept from earlier calls is given back first.
+    """
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return None
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+        before = _status("VmRSS")
+        function()
+        return max(_status("VmHWM") - before, 0.0)
+    except OSError:
+        return None
+
+
+def _status(field: str) -> float:
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    raise OSError(f"{field} is not in /proc/self/status")
+
+
+def available_mebibytes() -> float:
+    """Memory that can be had without swapping, MiB; infinite where it cannot be told."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return math.inf
+
+
+def fitted_exponent(sizes: list[float], values: list[float]) -> float | None:
+    """Slope of log(value) over log(size), least squares; None for fewer than two sizes."""
+    if len(sizes) < 2:
+        return None
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])

@@ -1,0 +1,363 @@
+"""Against whom: each peer behind one small adapter, with its version; what is absent here is named, not forgotten.
+
+An adapter does what its library's users would write, no more: no tuning for or against it. All take NumPy arrays and
+give NumPy arrays back, where the library works on tensors over memory that is shared, not copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+STAGES = ("upsampling", "pseudo-labels", "sampling", "SVM", "prediction")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way that others do an operation.
+
+    Attributes
+    ----------
+    name : str
+        Of the row, such as ``"FAISS IndexFlatL2"``.
+    operation : str
+        What it does: ``segment``, ``linear_svm``, ``peaks``, ``knn``, ``coreset``, ``upsample`` or ``binarise``.
+    distributions : tuple of str
+        Whose versions are reported.
+    make : callable
+        Imports the library and returns the adapter; ImportError or RuntimeError where it cannot serve.
+    """
+
+    name: str
+    operation: str
+    distributions: tuple[str, ...]
+    make: Callable[[], Callable[..., Any]]
+
+    @property
+    def version(self) -> str:
+        """``"scikit-learn 1.9.1, torch 2.15.0"``."""
+        return ", ".join(f"{name} {_version(name)}" for name in self.distributions)
+
+    def why_not(self) -> str | None:
+        """Why it cannot be measured here; None if it can."""
+        return _why_not(self)
+
+    def adapter(self) -> Callable[..., Any]:
+        return _adapter(self)
+
+
+@functools.cache
+def _adapter(peer: Peer) -> Callable[..., Any]:
+    return peer.make()
+
+
+@functools.cache
+def _why_not(peer: Peer) -> str | None:
+    try:
+        _adapter(peer)
+    except (ImportError, RuntimeError, OSError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def peers(operation: str) -> list[Peer]:
+    """The peers of an operation, present or not."""
+    found = [peer for peer in PEERS if peer.operation == operation]
+    if not found:
+        raise ValueError(f"operation: expected one of {sorted({p.operation for p in PEERS})}, got {operation!r}")
+    return found
+
+
+def absent() -> dict[str, str]:
+    """Peers that cannot be measured here, and why."""
+    reasons = {peer.name: peer.why_not() for peer in PEERS}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+# ---------------------------------------------------------------- the paper's recipe
+
+
+def recipe_stages(anomaly_map: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """Test-time training as the paper describes it, with the libraries it names: mask and milliseconds a stage.
+
+    Dense bilinear upsampling (torch), local maxima and dilation (SciPy), `sklearn.svm.LinearSVC(C=1e-3)` on the
+    labelled pixels, ``predict`` on all of them. float32 throughout, scikit-learn's defaults. The radius and the grid of
+    nominal pixels are this package's, because the paper's text does not state them.
+
+    Parameters
+    ----------
+    anomaly_map : numpy.ndarray, (H, W) float32
+    features : numpy.ndarray, (C, h, w) float32
+
+    Returns
+    -------
+    mask : numpy.ndarray, (H, W) bool
+    milliseconds : dict
+        A number for each of `STAGES`.
+    """
+    import torch
+    import torch.nn.functional as F
+    from scipy import ndimage
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    height, width = anomaly_map.shape
+    clock = [time.perf_counter()]
+    dense = F.interpolate(torch.from_numpy(features)[None], (height, width), mode="bilinear", align_corners=False)[0]
+    dense = dense.reshape(len(features), -1).numpy().T
+    clock.append(time.perf_counter())
+
+    highest = ndimage.maximum_filter(anomaly_map, size=3)
+    peaks = (anomaly_map == highest) & (anomaly_map >= np.percentile(anomaly_map, 99.0))
+    anomalous = ndimage.binary_dilation(peaks, np.ones((11, 11), bool))
+    labels = anomalous.astype(np.int8)
+    step = max(1, int(np.sqrt(height * width / 100)))
+    grid = np.zeros_like(anomalous)
+    grid[step // 2 :: step, step // 2 :: step] = True
+    labels[grid & ~anomalous] = -1
+    labels = labels.ravel()
+    clock.append(time.perf_counter())
+
+    places = np.flatnonzero(labels)
+    samples = dense[places]
+    clock.append(time.perf_counter())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier = LinearSVC(C=1e-3, random_state=0).fit(samples, labels[places])
+    clock.append(time.perf_counter())
+    mask = classifier.predict(dense).reshape(height, width) > 0
+    clock.append(time.perf_counter())
+    return mask, {stage: 1e3 * (b - a) for stage, a, b in zip(STAGES, clock[:-1], clock[1:], strict=True)}
+
+
+def _recipe() -> Callable[..., Any]:
+    import sklearn.svm  # noqa: F401
+
+    return lambda anomaly_map, features: recipe_stages(anomaly_map, features)[0]
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _sklearn_svm() -> Callable[..., Any]:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    def fit(X: np.ndarray, y: np.ndarray, C: float) -> tuple[np.ndarray, float]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LinearSVC(C=C, random_state=0).fit(X, y)
+        return model.coef_[0], float(model.intercept_[0])
+
+    return fit
+
+
+def _cuml_svm() -> Callable[..., Any]:
+    _need_cuda()
+    from cuml.svm import LinearSVC
+
+    def fit(X: Any, y: Any, C: float) -> tuple[Any, float]:
+        model = LinearSVC(C=C, penalized_intercept=True).fit(X, y)
+        return model.coef_.reshape(-1), float(model.intercept_[0])
+
+    return fit
+
+
+def _scipy_peaks() -> Callable[..., Any]:
+    from scipy import ndimage
+
+    def label(anomaly_map: np.ndarray, percentile: float, radius: int) -> np.ndarray:
+        highest = ndimage.maximum_filter(anomaly_map, size=3)
+        peaks = (anomaly_map == highest) & (anomaly_map >= np.percentile(anomaly_map, percentile))
+        return ndimage.binary_dilation(peaks, np.ones((2 * radius + 1,) * 2, bool))
+
+    return label
+
+
+def _skimage_peaks() -> Callable[..., Any]:
+    from skimage.feature import peak_local_max
+    from skimage.morphology import dilation, footprint_rectangle
+
+    def label(anomaly_map: np.ndarray, percentile: float, radius: int) -> np.ndarray:
+        threshold = np.percentile(anomaly_map, percentile)
+        # The threshold is exclusive there; peaks of a plateau all count, at the border too.
+        places = peak_local_max(
+            anomaly_map,
+            min_distance=1,
+            threshold_abs=np.nextafter(anomaly_map.dtype.type(threshold), anomaly_map.dtype.type(-np.inf)),
+            exclude_border=False,
+        )
+        peaks = np.zeros(anomaly_map.shape, bool)
+        peaks[tuple(places.T)] = True
+        return dilation(peaks, footprint_rectangle((2 * radius + 1,) * 2))
+
+    return label
+
+
+def _cupyx_peaks() -> Callable[..., Any]:
+    _need_cuda()
+    import cupy
+    from cupyx.scipy import ndimage
+
+    def label(anomaly_map: Any, percentile: float, radius: int) -> Any:
+        highest = ndimage.maximum_filter(anomaly_map, size=3)
+        peaks = (anomaly_map == highest) & (anomaly_map >= cupy.percentile(anomaly_map, percentile))
+        return ndimage.binary_dilation(peaks, cupy.ones((2 * radius + 1,) * 2, bool))
+
+    return label
+
+
+def _faiss_knn() -> Callable[..., Any]:
+    import faiss
+
+    def build(bank: np.ndarray) -> Callable[..., Any]:
+        index = faiss.IndexFlatL2(bank.shape[1])
+        index.add(bank)
+        return lambda query, k: index.search(query, k)
+
+    return build
+
+
+def _faiss_gpu_knn() -> Callable[..., Any]:
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise RuntimeError("this FAISS is built without GPU support")
+    _need_cuda()
+    resources = faiss.StandardGpuResources()
+
+    def build(bank: np.ndarray) -> Callable[..., Any]:
+        index = faiss.GpuIndexFlatL2(resources, bank.shape[1])
+        index.add(bank)
+        return lambda query, k: index.search(query, k)
+
+    return build
+
+
+def _torch_knn() -> Callable[..., Any]:
+    import torch
+
+    def build(bank: np.ndarray) -> Callable[..., Any]:
+        held = torch.from_numpy(bank)
+
+        def search(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            found = torch.cdist(torch.from_numpy(query), held).topk(k, largest=False)
+            return found.values.numpy(), found.indices.numpy()
+
+        return search
+
+    return build
+
+
+def _anomalib_knn() -> Callable[..., Any]:
+    import torch
+    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+
+    def build(bank: np.ndarray) -> Callable[..., Any]:
+        # Its search needs a memory bank and nothing else of the model, not the backbone.
+        model = PatchcoreModel.__new__(PatchcoreModel)
+        torch.nn.Module.__init__(model)
+        model.register_buffer("memory_bank", torch.from_numpy(bank))
+
+        def search(query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            distances, indices = model.nearest_neighbors(torch.from_numpy(query), n_neighbors=k)
+            return distances.numpy().reshape(len(query), k), indices.numpy().reshape(len(query), k)
+
+        return search
+
+    return build
+
+
+def _anomalib_coreset() -> Callable[..., Any]:
+    import torch
+    from anomalib.models.components.sampling.k_center_greedy import KCenterGreedy
+
+    def select(points: np.ndarray, n_samples: int, seed: int) -> np.ndarray:
+        """Starts where torch's generator says; with three axes it leaves out its own random projection."""
+        torch.manual_seed(seed)
+        sampler = KCenterGreedy(torch.from_numpy(points)[:, :, None], n_samples / len(points) * (1 + 1e-9))
+        with _silent():
+            return np.array(sampler.select_coreset_idxs())
+
+    return select
+
+
+def _anomalib_mebin() -> Callable[..., Any]:
+    import torch
+    from anomalib.post_processing.mebin import mebin_binarize
+
+    def binarise(anomaly_maps: np.ndarray) -> np.ndarray:
+        """Takes all maps of a set at once: its search range is that of their maxima."""
+        masks, _ = mebin_binarize(torch.from_numpy(anomaly_maps)[:, None])
+        return masks[:, 0].numpy() > 0
+
+    return binarise
+
+
+def _torch_upsample() -> Callable[..., Any]:
+    import torch
+    import torch.nn.functional as F
+
+    def upsample(features: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return F.interpolate(torch.from_numpy(features)[None], size, mode="bilinear", align_corners=False)[0].numpy()
+
+    return upsample
+
+
+class _silent:
+    """Progress bars of a library, which cost time and cannot be turned off by argument, go nowhere."""
+
+    def __enter__(self) -> None:
+        from tqdm import tqdm
+
+        self._init = tqdm.__init__
+        init = self._init
+
+        def quiet(bar: Any, *args: Any, **kwargs: Any) -> None:
+            init(bar, *args, **{**kwargs, "disable": True})
+
+        tqdm.__init__ = quiet
+
+    def __exit__(self, *_: object) -> None:
+        from tqdm import tqdm
+
+        tqdm.__init__ = self._init
+
+
+def _need_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no CUDA device")
+
+
+PEERS = (
+    Peer("paper's recipe", "segment", ("scikit-learn", "torch", "scipy"), _recipe),
+    Peer("scikit-learn LinearSVC", "linear_svm", ("scikit-learn",), _sklearn_svm),
+    Peer("cuML LinearSVC", "linear_svm", ("cuml-cu13",), _cuml_svm),
+    Peer("SciPy", "peaks", ("scipy",), _scipy_peaks),
+    Peer("scikit-image peak_local_max", "peaks", ("scikit-image",), _skimage_peaks),
+    Peer("cupyx", "peaks", ("cupy-cuda13x",), _cupyx_peaks),
+    Peer("FAISS IndexFlatL2", "knn", ("faiss-cpu",), _faiss_knn),
+    Peer("FAISS GPU", "knn", ("faiss-gpu",), _faiss_gpu_knn),
+    Peer("torch.cdist", "knn", ("torch",), _torch_knn),
+    Peer("anomalib nearest_neighbors", "knn", ("anomalib",), _anomalib_knn),
+    Peer("anomalib KCenterGreedy", "coreset", ("anomalib",), _anomalib_coreset),
+    Peer("F.interpolate", "upsample", ("torch",), _torch_upsample),
+    Peer("anomalib MEBin", "binarise", ("anomalib",), _anomalib_mebin),
+)

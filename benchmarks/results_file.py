@@ -1,0 +1,82 @@
+"""What a runner leaves behind: one JSON file a suite, with the machine, the versions and the commit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ttt4as_fast.io import atomic_path
+
+FORMAT_VERSION = 1
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Progress = Callable[[str, int, int], None]  # (description, done, total)
+
+
+def silent(description: str, done: int, total: int) -> None:
+    """The `Progress` of a run that nobody watches."""
+
+
+def result(suite: str, title: str, about: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The content of a result file.
+
+    Parameters
+    ----------
+    suite : str
+        Name of the file, without ``.json``.
+    title : str
+        Heading in the report.
+    about : dict
+        What `machine.describe` says.
+    rows : list of dict
+        Of plain values; nested dictionaries for timings (p20, p50, p80, n).
+    **more
+        Further keys: settings, notes, peers that are absent.
+    """
+    return {"format_version": FORMAT_VERSION, "suite": suite, "title": title, **about, **more, "rows": rows}
+
+
+def save(content: dict[str, Any], folder: str | Path) -> Path:
+    """Write a result whole to ``folder/<suite>.json``; the folder is made if absent."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{content['suite']}.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def load(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Suite -> content of every result file in a folder, in the order of their names.
+
+    Files of other formats, such as the reports of ``ttt4as evaluate``, are passed over.
+
+    Raises
+    ------
+    FileNotFoundError
+        No such folder, or no result in it.
+    """
+    found = {}
+    for path in sorted(Path(folder).glob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict) and content.get("format_version") == FORMAT_VERSION and "suite" in content:
+            found[content["suite"]] = content
+    if not found:
+        raise FileNotFoundError(f"results: no result files in {str(folder)!r}; run 'ttt4as bench' first")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: NaN and infinity as null, NumPy's scalars as Python's, tuples as lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
