@@ -1,0 +1,414 @@
+"""What is measured on a GPU: one function a row, each with its peers, its floor, its goal, and a check of its answer.
+
+A row whose answer misses the reference is reported as wrong, without a ratio. Peers are measured in the same run on the
+same inputs; those that are not installed are named as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .gpu_measure import Clock, Times, as_json, ceilings, floor_ms
+
+Peers = dict[str, Callable[..., Any]]
+
+
+@dataclass
+class Row:
+    """One line of the result: what was asked, what came out."""
+
+    name: str
+    goal: str
+    ours: Times | None = None
+    correct: bool | None = None
+    peers: dict[str, Times | str] = field(default_factory=dict)
+    """Times, or why there are none."""
+    floor: float | None = None
+    """Milliseconds that the device needs at least."""
+    met: bool | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the result file; what was not measured says so."""
+        ours = as_json(self.ours)
+        peers = {name: t if isinstance(t, str) else as_json(t) for name, t in self.peers.items()}
+        status = "not measured" if ours is None else ("ok" if self.correct else "wrong answer")
+        result = {"name": self.name, "goal": self.goal, "status": status, "ours": ours, "peers": peers}
+        if ours is not None and self.correct:
+            result |= {
+                "floor_ms": self.floor,
+                "over_floor": self.over_floor,
+                "ratios": self.ratios,
+                "goal_met": self.met,
+            }
+        return result | {"notes": self.notes}
+
+    @property
+    def over_floor(self) -> float | None:
+        """How many times the floor it takes."""
+        return self.ours.p50 / self.floor if self.ours and self.floor else None
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Peers' medians over ours."""
+        assert self.ours is not None
+        return {name: t.p50 / self.ours.p50 for name, t in self.peers.items() if isinstance(t, Times)}
+
+
+@dataclass
+class Bench:
+    """A device, its clock and ceilings, and the backend under test (``"gpu"``)."""
+
+    clock: Clock
+    limits: dict[str, float]
+    backend: str = "gpu"
+    small: bool = False
+    """Tiny sizes, for tests of this very code."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.clock.device
+
+    def size(self, full: int, small: int) -> int:
+        return small if self.small else full
+
+    def time_peers(self, row: Row, peers: Peers, inputs: list[tuple]) -> None:
+        """Time each peer; one that fails, for lack of memory or of a library, says why."""
+        for name, call in peers.items():
+            try:
+                row.peers[name] = self.clock.time(call, inputs)
+            except Exception as error:
+                row.peers[name] = f"not measured: {type(error).__name__}: {error}"[:300]
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def prepare(device: torch.device, small: bool = False) -> Bench:
+    """A bench with measured ceilings."""
+    clock = Clock(device, calls=1, warmup=0) if small else Clock(device)
+    limits = ceilings(clock, 1 << 16, 32) if small else ceilings(clock)
+    return Bench(clock, limits, small=small)
+
+
+def network_like(shape: tuple[int, ...], seed: int, device: torch.device) -> torch.Tensor:
+    """Vectors (..., C) with a network's statistics: non-negative, few strong directions, decaying, a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    channels = shape[-1]
+    rank = min(channels, 64)
+    basis = torch.randn((rank, channels), generator=generator) / torch.arange(1, rank + 1).sqrt()[:, None]
+    rows = int(np.prod(shape[:-1]))
+    generator.manual_seed(seed + 1)
+    parts = []
+    for start in range(0, rows, 1 << 16):  # the host's memory stays small
+        n = min(rows - start, 1 << 16)
+        parts.append(torch.randn((n, rank), generator=generator).to(device) @ basis.to(device))
+    x = torch.cat(parts)
+    return torch.relu(x + 0.3 + 0.1 * torch.randn(x.shape, device=device)).reshape(shape)
+
+
+def anomaly_maps(batch: int, size: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Smooth maps with a bump each, as a detector's after its blur."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((batch, 1, max(2, size // 8), max(2, size // 8)), generator=generator)
+    maps = F.interpolate(coarse, (size, size), mode="bicubic")[:, 0]
+    grid = torch.arange(size, dtype=torch.float32)
+    for i in range(batch):
+        row, col = (torch.rand(2, generator=generator) * size).tolist()
+        squared = (grid[:, None] - row) ** 2 + (grid[None] - col) ** 2
+        maps[i] += 1.5 * torch.exp(-squared / (2 * (0.04 * size + 1) ** 2))
+    return maps.to(device)
+
+
+# --- segment ---
+
+
+def paper_recipe(anomaly_map: torch.Tensor, features: torch.Tensor, cuml: bool = False) -> torch.Tensor:
+    """Dense upsampling on the device, scikit-learn's (or cuML's) SVM on the labelled pixels, a dense decision."""
+    from ttt4as_fast.kernels.segment import nominal_candidates
+    from ttt4as_fast.kernels.segment.reference import pseudo_label
+
+    height, width = anomaly_map.shape[1:]
+    candidates, limit = nominal_candidates((height, width), 100)
+    masks = []
+    for one, grid in zip(anomaly_map, features, strict=True):
+        labels, _ = pseudo_label(one.cpu().numpy(), 99.0, 5, candidates, limit)
+        dense = F.interpolate(grid[None], (height, width), mode="bilinear", align_corners=False)[0].flatten(1)
+        used = torch.from_numpy(np.flatnonzero(labels)).to(dense.device)
+        y = labels.ravel()[labels.ravel() != 0]
+        if cuml:
+            from cuml.svm import LinearSVC
+
+            model = LinearSVC(C=1e-3, penalized_intercept=True, output_type="numpy")
+            model.fit(dense[:, used].T.contiguous().t().contiguous().t(), (y > 0).astype(np.float32))
+        else:
+            from sklearn.svm import LinearSVC
+
+            model = LinearSVC(C=1e-3, dual=True, random_state=0).fit(dense[:, used].T.cpu().numpy(), y)
+        coef = torch.from_numpy(np.asarray(model.coef_, np.float32).ravel()).to(dense.device)
+        masks.append((coef @ dense + float(np.ravel(model.intercept_)[0]) > 0).reshape(height, width))
+    return torch.stack(masks)
+
+
+def segment(bench: Bench, batch: int) -> Row:
+    """The whole method, 1024 x 28 x 28 -> 224 x 224: per image for a batch, a call for one."""
+    from ttt4as_fast import kernels
+
+    goal = "<= 0.25 ms p50, >= 1000x the paper's recipe" if batch == 1 else "<= 25 microseconds an image"
+    row = Row(f"segment, batch {batch}, 1024 x 28 x 28 -> 224 x 224", goal)
+    batch = bench.size(batch, min(batch, 2))
+    channels, grid, size = bench.size(1024, 4), bench.size(28, 4), bench.size(224, 20)
+
+    def make(i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        features = network_like((batch, grid, grid, channels), i, bench.device).permute(0, 3, 1, 2).contiguous()
+        return anomaly_maps(batch, size, i, bench.device), features
+
+    moved = 4 * batch * (channels * grid * grid + size * size) + batch * size * size * 6
+    inputs = bench.clock.rotation(make, moved, most=4 if batch > 1 else 12)
+    params = {"n_nominal": bench.size(100, 9), "neighbor_radius": bench.size(5, 2)}
+
+    def ours(maps: torch.Tensor, features: torch.Tensor) -> Any:
+        return kernels.segment(maps, features, backend=bench.backend, **params)
+
+    got = ours(*inputs[0])
+    want = kernels.segment(inputs[0][0][:1], inputs[0][1][:1], backend="reference", **(params | {"tol": 1e-8}))
+    differ = got.pred_mask[:1] != want.pred_mask
+    labels = torch.equal(got.pseudo_labels[:1], want.pseudo_labels)
+    row.notes["pixels_that_differ"] = int(differ.sum())
+    row.notes["largest_decision_among_them"] = float(want.decision_map[differ].abs().max()) if differ.any() else 0.0
+    row.correct = labels and row.notes["largest_decision_among_them"] < 1e-2
+    row.ours = bench.clock.time(ours, inputs)
+    row.floor = floor_ms(bench.limits, moved)
+    if bench.device.type == "cuda":
+        row.notes["graph_replay_alone"] = as_json(_replay_alone(bench, inputs[0]))
+        row.notes["in_a_graph_of_the_callers"] = as_json(bench.clock.time_captured(ours, inputs))
+    few = [(maps[:1], features[:1]) for maps, features in inputs]
+    bench.time_peers(row, {"torch + scikit-learn (the paper's recipe)": paper_recipe}, few)
+    bench.time_peers(row, {"torch + cuML": lambda *x: paper_recipe(*x, cuml=True)}, few)
+    if batch > 1:
+        for name, times in row.peers.items():
+            row.peers[name] = times.scaled(batch) if isinstance(times, Times) else times
+        row.notes["microseconds_an_image"] = 1e3 * row.ours.p50 / batch
+        row.notes["peers"] = "one image measured, times the batch"
+        row.met = row.notes["microseconds_an_image"] <= 25
+    else:
+        recipe = row.ratios.get("torch + scikit-learn (the paper's recipe)", 0.0)
+        row.met = row.ours.p50 <= 0.25 and recipe >= 1000
+    return row
+
+
+def _replay_alone(bench: Bench, inputs: tuple) -> Times | None:
+    """The captured graph by itself: without copies in and out, without Python."""
+    from ttt4as_fast.kernels.segment import gpu
+
+    graphs = [graph for graph in gpu._CACHE.graphs.values() if graph is not None]
+    fitting = [graph for graph in graphs if graph.inputs[0].shape == inputs[0].shape]
+    return bench.clock.time(fitting[-1].graph.replay, [()]) if fitting else None
+
+
+# --- k-NN ---
+
+
+def torch_brute_force(query: torch.Tensor, bank: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The expansion |q|^2 - 2 q.b + |b|^2 in float32 and a selection, as anomalib's PatchCore searches."""
+    squared = query.square().sum(1, keepdim=True) - 2 * query @ bank.T + bank.square().sum(1)
+    distances = squared.clamp_min_(0).sqrt_()
+    return distances.min(1) if k == 1 else distances.topk(k, largest=False, dim=1)
+
+
+def nearest(bench: Bench, n_query: int, k: int, dim: int) -> Row:
+    """k-NN of a 16,384-vector bank."""
+    from ttt4as_fast import kernels
+
+    goal = ">= 5x anomalib's brute force; within 1.3x of the bare bf16 product"
+    row = Row(f"{k}-NN, {n_query} queries x 16384 x {dim}", goal)
+    n_query, n_bank, dim = bench.size(n_query, 2), bench.size(16384, 70), bench.size(dim, 12)
+    both = network_like((n_bank + 4 * n_query, dim), 7, bench.device)
+    bank, pool = both[:n_bank].contiguous(), both[n_bank:]
+    inputs = [(pool[i * n_query : (i + 1) * n_query].contiguous(),) for i in range(4)]
+    index = kernels.KnnIndex(bank, backend=bench.backend)
+    distances, indices = index.search(inputs[0][0], k)
+    checked = slice(0, 64)
+    want, order = kernels.nearest_neighbors(inputs[0][0][checked], bank, k, backend="reference")
+    same = indices[checked] == order
+    close = torch.allclose(distances[checked], want, rtol=1e-5, atol=0)
+    row.notes["share_of_equal_indices"] = float(same.float().mean())
+    row.correct = close and row.notes["share_of_equal_indices"] > 0.999
+    row.ours = bench.clock.time(lambda q: index.search(q, k), inputs)
+    low, bank_low = inputs[0][0].bfloat16(), bank.bfloat16()
+    product = bench.clock.time(lambda q: low @ bank_low.T, inputs)
+    moved = 2 * dim * (n_query + n_bank) + 12 * n_query * k
+    row.floor = floor_ms(bench.limits, moved, 2 * n_query * n_bank * dim)
+    peers: Peers = {
+        "anomalib's brute force in torch": lambda q: torch_brute_force(q, bank, k),
+        "torch.cdist + topk": lambda q: torch.cdist(q, bank).topk(k, largest=False, dim=1),
+    }
+    bench.time_peers(row, peers, inputs)
+    try:
+        import faiss
+
+        resources = faiss.StandardGpuResources()
+        flat = faiss.GpuIndexFlatL2(resources, dim)
+        flat.add(bank.cpu().numpy())
+        import faiss.contrib.torch_utils  # search takes tensors
+
+        bench.time_peers(row, {"FAISS GpuIndexFlatL2": lambda q: flat.search(q, k)}, inputs)
+    except (ImportError, AttributeError) as error:
+        row.peers["FAISS GpuIndexFlatL2"] = f"not measured: {error}"
+    row.peers["bare bf16 product (torch)"] = product
+    row.notes["routes"] = _routes(bench, index, inputs, k)
+    brute = row.ratios.get("anomalib's brute force in torch", 0.0)
+    row.met = brute >= 5 and row.ours.p50 <= 1.3 * product.p50
+    return row
+
+
+def _routes(bench: Bench, index: Any, inputs: list[tuple], k: int) -> dict[str, Any]:
+    """Both ways to propose candidates, for the table `GEMM_FROM` of kernels/knn/gpu.py."""
+    part = index._parts[0]
+    found: dict[str, Any] = {}
+    for name, gemm in (("fused", False), ("gemm", True)):
+
+        def call(query: torch.Tensor, gemm: bool = gemm) -> None:
+            distances = torch.empty((len(query), k), dtype=torch.float32, device=query.device)
+            indices = torch.empty((len(query), k), dtype=torch.int64, device=query.device)
+            part._search(query, k, distances, indices, gemm=gemm)
+
+        try:
+            found[name] = as_json(bench.clock.time(call, inputs))
+        except Exception as error:
+            found[name] = f"not measured: {type(error).__name__}: {error}"[:300]
+    return found
+
+
+# --- coreset ---
+
+
+def torch_greedy(points: torch.Tensor, n_samples: int) -> torch.Tensor:
+    """A pass of tensor operations a pick, the pick read by the host, as anomalib's KCenterGreedy does."""
+    nearest = torch.full((len(points),), float("inf"), device=points.device)
+    picks, pick = [], 0
+    for _ in range(n_samples):
+        picks.append(pick)
+        nearest = torch.minimum(nearest, torch.linalg.norm(points - points[pick], dim=1))
+        nearest[pick] = 0
+        pick = int(nearest.argmax())
+    return torch.tensor(picks)
+
+
+def coreset(bench: Bench) -> Row:
+    """Greedy k-center over 160,000 x 344, per pick."""
+    from ttt4as_fast import kernels
+
+    row = Row("k-center, 160000 x 344 -> 16000", ">= 10x anomalib's KCenterGreedy; >= 70 % of copy bandwidth")
+    n, dim, picks = bench.size(160_000, 60), bench.size(344, 5), bench.size(16_000, 6)
+    part = bench.size(500, 6)
+    points = network_like((n, dim), 3, bench.device)
+    got = kernels.k_center_greedy(points, part, backend=bench.backend)
+    row.correct = _covers_alike(points, got, torch_greedy(points, part))
+    slow = bench.clock if bench.small else Clock(bench.device, calls=3, warmup=1)
+    row.ours = slow.time(lambda: kernels.k_center_greedy(points, picks, backend=bench.backend), [()])
+    try:
+        peer = slow.time(lambda: torch_greedy(points, part), [()])
+        row.peers["anomalib's KCenterGreedy in torch"] = peer.scaled(picks / part)
+        row.notes["peers"] = f"{part} picks measured, scaled to {picks}: each pick costs the same"
+    except torch.OutOfMemoryError as error:
+        row.peers["anomalib's KCenterGreedy in torch"] = f"not measured: {error}"[:300]
+    row.floor = floor_ms(bench.limits, picks * (4.0 * n * dim + 8 * n))
+    row.notes["share_of_copy_bandwidth"] = row.floor / row.ours.p50
+    ratio = row.ratios.get("anomalib's KCenterGreedy in torch", 0.0)
+    row.met = ratio >= 10 and row.notes["share_of_copy_bandwidth"] >= 0.7
+    return row
+
+
+def _covers_alike(points: torch.Tensor, got: torch.Tensor, want: torch.Tensor) -> bool:
+    def radius(picks: torch.Tensor) -> float:
+        chosen = points[picks.to(points.device)]
+        return float(torch.cdist(points, chosen).amin(1).max())
+
+    return len(set(got.tolist())) == len(got) and radius(got) <= 1.001 * radius(want)
+
+
+# --- bilinear, peaks ---
+
+
+def bilinear(bench: Bench) -> Row:
+    """Dense upsampling 1024 x 28 x 28 -> 224 x 224."""
+    from ttt4as_fast import kernels
+
+    row = Row(
+        "bilinear upsample, 1024 x 28 x 28 -> 224 x 224", ">= 0.9 of copy bandwidth, no slower than F.interpolate"
+    )
+    channels, grid, size = bench.size(1024, 3), bench.size(28, 4), bench.size(224, 9)
+    moved = 4 * channels * (grid * grid + size * size)
+    inputs = bench.clock.rotation(lambda i: (network_like((1, channels, grid, grid), i, bench.device),), moved, most=4)
+    got = kernels.bilinear_upsample(inputs[0][0], size, backend=bench.backend)
+    want = kernels.bilinear_upsample(inputs[0][0].double(), size, backend="reference")
+    row.correct = bool((got.double() - want).abs().max() <= 1e-5 * want.abs().max())
+    row.ours = bench.clock.time_captured(lambda x: kernels.bilinear_upsample(x, size, backend=bench.backend), inputs)
+
+    def interpolate(x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+
+    row.peers["F.interpolate"] = bench.clock.time_captured(interpolate, inputs)
+    row.floor = floor_ms(bench.limits, moved)
+    row.notes["share_of_copy_bandwidth"] = row.floor / row.ours.p50
+    row.met = row.notes["share_of_copy_bandwidth"] >= 0.9 and row.ratios["F.interpolate"] >= 1
+    return row
+
+
+def peaks(bench: Bench) -> Row:
+    """Percentile, peaks and dilation, 64 x 224 x 224."""
+    from ttt4as_fast import kernels
+
+    row = Row("peaks + dilation + percentile, 64 x 224 x 224", ">= 3x cupyx and torch")
+    batch, size, radius = bench.size(64, 2), bench.size(224, 20), bench.size(5, 2)
+    moved = 4 * batch * size * size
+    inputs = bench.clock.rotation(lambda i: (anomaly_maps(batch, size, i, bench.device),), moved)
+
+    def ours(maps: torch.Tensor) -> torch.Tensor:
+        found = kernels.local_maxima(maps, 99.0, backend=bench.backend)
+        return kernels.dilate(found, radius, backend=bench.backend)
+
+    def torch_peer(maps: torch.Tensor) -> torch.Tensor:
+        tau = torch.quantile(maps.flatten(1), 0.99, dim=1)[:, None, None]
+        highest = F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0]
+        found = ((maps == highest) & (maps >= tau)).float()
+        return F.max_pool2d(found[:, None], 2 * radius + 1, 1, radius)[:, 0] > 0
+
+    def cupy_peer(maps: torch.Tensor) -> Any:
+        import cupy
+        from cupyx.scipy import ndimage
+
+        x = cupy.from_dlpack(maps)
+        tau = cupy.percentile(x.reshape(len(x), -1), 99, axis=1)[:, None, None]
+        found = (x == ndimage.maximum_filter(x, size=(1, 3, 3))) & (x >= tau)
+        return ndimage.maximum_filter(found.astype(cupy.uint8), size=(1, 2 * radius + 1, 2 * radius + 1))
+
+    want = kernels.dilate(kernels.local_maxima(inputs[0][0], 99.0, backend="reference"), radius, backend="reference")
+    row.correct = torch.equal(ours(*inputs[0]), want)
+    row.ours = bench.clock.time_captured(ours, inputs)
+    bench.time_peers(row, {"torch.quantile + max_pool2d": torch_peer, "cupyx.scipy.ndimage": cupy_peer}, inputs)
+    row.floor = floor_ms(bench.limits, moved + 2 * batch * size * size)
+    row.met = bool(row.ratios) and min(row.ratios.values()) >= 3
+    return row
+
+
+ROWS: dict[str, Callable[[Bench], Row]] = {
+    "segment-1": lambda bench: segment(bench, 1),
+    "segment-64": lambda bench: segment(bench, 64),
+    **{
+        f"knn-{q}-{k}-{dim}": lambda bench, q=q, k=k, dim=dim: nearest(bench, q, k, dim)
+        for dim in (1024, 1536)
+        for q in (784, 784 * 32)
+        for k in (1, 9)
+    },
+    "coreset": coreset,
+    "bilinear": bilinear,
+    "peaks": peaks,
+}
+"""What `python -m benchmarks.gpu` measures, in this order."""
