@@ -1,4 +1,4 @@
-"""Masks by test-time training behind anomalib's models; imported by `integrations.anomalib`, which checks the version."""
+"""Masks by test-time training behind anomalib's models; `integrations.anomalib` checks the version and imports it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ class TTT4ASPostProcessor(PostProcessor):
         (nothing was validated) every image is marked.
     preset, percentile, neighbor_radius, n_nominal, C, loss, nominal_sampling, random_state, tol, max_iter, backend
         As in `ttt4as_fast.TTT4AS`.
+    robust : dict of str to value, optional
+        Options that only ``preset="robust"`` has, as `ttt4as_fast.TTT4AS` takes them.
     **kwargs
         As in `anomalib.post_processing.PostProcessor`. With ``enable_thresholding=False`` there is no mask.
 
@@ -94,6 +96,7 @@ class TTT4ASPostProcessor(PostProcessor):
         tol: float = 1e-4,
         max_iter: int = 1000,
         backend: str = "auto",
+        robust: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -123,6 +126,7 @@ class TTT4ASPostProcessor(PostProcessor):
         self.tol = tol
         self.max_iter = max_iter
         self.backend = backend
+        self.robust = None if robust is None else dict(robust)
         self._segmenter()
         self._scale: list[tuple[list[float], list[float]]] = []
         self._model: weakref.ref[nn.Module] | None = None
@@ -130,7 +134,7 @@ class TTT4ASPostProcessor(PostProcessor):
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        own = ("features", "layers", "backbone", "backbone_weights", "gate", *_OPTIONS)
+        own = ("features", "layers", "backbone", "backbone_weights", "gate", "robust", *_OPTIONS)
         return (*super()._checkpoint_config_keys, *own)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
@@ -145,7 +149,7 @@ class TTT4ASPostProcessor(PostProcessor):
     def _segmenter(self) -> TTT4AS:
         """As the attributes, which a checkpoint may have set, stand now. Images labelled 1 are segmented."""
         options = {name: getattr(self, name) for name in _OPTIONS}
-        return TTT4AS(image_threshold=0.5 if self.gate else None, **options)
+        return TTT4AS(image_threshold=0.5 if self.gate else None, **options, **(self.robust or {}))
 
     # ------------------------------------------------------------ features
 
