@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <string>
@@ -21,6 +22,7 @@ constexpr std::int64_t kRawColumns = 8192;     // more would overflow a key
 constexpr std::int64_t kWideColumns = 512;     // from here on two lines of fine codes a point pay
 constexpr std::int32_t kLeastKey = -(1 << 29); // below the key of every point there is, above that of every absent one
 constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kFirstLines = 512;       // bytes of a row to ask for early: the processor then sees the stream
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // The nearest points so far, farthest on top, ties by index: what is kept is the k least of (squared distance, id).
@@ -53,10 +55,20 @@ struct Nearest {
     }
 };
 
-struct Candidate {
-    double bound;  // of the distance, in units of c
-    std::int32_t position;
-};
+// A candidate as one integer that sorts by bound, then position: floats that are not negative compare as their bits do.
+std::uint64_t pack(double bound, std::int32_t position) {
+    const float rounded = static_cast<float>(std::max(0.0, bound) * (1.0 - 1e-6));  // never above the bound
+    std::uint32_t bits;
+    std::memcpy(&bits, &rounded, sizeof bits);
+    return std::uint64_t(bits) << 32 | static_cast<std::uint32_t>(position);
+}
+double bound_of(std::uint64_t candidate) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(candidate >> 32);
+    float bound;
+    std::memcpy(&bound, &bits, sizeof bound);
+    return bound;
+}
+std::int32_t position_of(std::uint64_t candidate) { return static_cast<std::int32_t>(candidate & 0xFFFFFFFFu); }
 
 // What one thread needs; grows to its size once.
 struct Scratch {
@@ -64,8 +76,9 @@ struct Scratch {
     Buffer<double> rows;  // kGroup queries in double
     Buffer<std::int32_t> keys, best;
     std::vector<std::int32_t> order;
-    std::vector<Candidate> candidates;
-    std::vector<std::int32_t> positions;
+    Buffer<std::int32_t> positions, survivor_keys;  // of those that the coarse bound leaves over
+    Buffer<std::int32_t> distances;                 // between codes
+    std::vector<std::uint64_t> candidates;  // of the fine bound
     Nearest nearest[kGroup];
     std::int64_t fine = 0, whole = 0, measured = 0;
 };
@@ -235,6 +248,9 @@ class IndexOf final : public KnnIndex::Impl {
         scratch.rows.resize(kGroup * columns);
         scratch.keys.resize(kGroup * stride);
         scratch.best.resize(kGroup * segment);
+        scratch.positions.resize(stride);
+        scratch.survivor_keys.resize(stride);
+        scratch.distances.resize(stride);
         for (int q = 0; q < n; ++q) {
             for (std::int64_t i = 0; i < columns; ++i) scratch.rows[q * columns + i] = double(query.row(ids[q])[i]);
             scratch.nearest[q].start(static_cast<std::size_t>(k));
@@ -289,74 +305,115 @@ class IndexOf final : public KnnIndex::Impl {
         std::int32_t seen = kMostKey;  // points with a key from here on have been measured
         const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
         if (wanted > 0) {
-            seen = wanted < points ? nth_key(keys, best, strips, points, wanted, scratch) : kLeastKey;
+            seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch) : kLeastKey;
+            std::int64_t first = 0;
             for (std::int64_t s = 0; s < strips; ++s) {
                 if (best[s] < seen) continue;
                 for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
-                    measure_at(q, static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits)), scratch);
+                    const auto position = static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits));
+                    scratch.positions[first++] = position;
+                    fetch(bank_.row(order_[position]), kFirstLines);
                 }
             }
+            for (std::int64_t i = 0; i < first; ++i) measure_at(q, scratch.positions[i], scratch);
             if (wanted >= points) return true;
         }
 
         // What the coarse bound leaves over.
         const double step = view.sketch->coarse_step(), scale = view.sketch->scale();
         const double reach = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
-        scratch.positions.clear();
+        // A survivor costs about 60 cycles from here on, the codes of all coordinates one for 64 of them.
+        const std::int64_t most =
+            may_give_up ? 64 + points * std::min<std::int64_t>(bank_.cols, 1920) / 3840 : strips * kStrip;
+        const std::int64_t fine_dims = view.sketch->fine_dims();
+        std::int64_t left = 0;
         const double own = reach + encoded.coarse_error[lane], inverse = 1.0 / step;
         for (std::int64_t s = 0; s < strips; ++s) {
             const double radius = (own + view.strips->coarse_error(begin + s)) * inverse;
             const std::int32_t least = to_key((level - radius * radius) * 0.5 - 2.0);
             if (best[s] < least || least >= seen) continue;
             for (std::uint64_t hits = kernels_.between(keys + s * kStrip, least, seen); hits; hits &= hits - 1) {
-                scratch.positions.push_back(static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits)));
+                const std::int64_t at = s * kStrip + __builtin_ctzll(hits);
+                const auto position = static_cast<std::int32_t>(begin * kStrip + at);
+                scratch.positions[left] = position;
+                scratch.survivor_keys[left++] = keys[at];
+                fetch(view.strips->fine(position), fine_dims);
             }
+            if (left > most) return false;
         }
-        const std::int64_t left = static_cast<std::int64_t>(scratch.positions.size());
-        // A candidate costs about 60 cycles from here on, the codes of all coordinates one for 64 of them.
-        if (may_give_up && left > 64 + points * std::min<std::int64_t>(bank_.cols, 1920) / 3840) return false;
 
         // What the fine bound leaves over, nearest first.
-        rank(view, q, begin, level, keys, scratch);
-        const std::int64_t whole_dims = view.sketch->whole_dims();
-        const double whole_step = view.sketch->whole_step();
-        for (std::size_t i = 0; i < scratch.candidates.size(); ++i) {
-            const std::int32_t position = scratch.candidates[i].position;
-            const double limit = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
-            if (scratch.candidates[i].bound > limit) break;
-            if (whole_dims) {
-                if (i + 1 < scratch.candidates.size()) {
-                    fetch(view.strips->whole(scratch.candidates[i + 1].position), whole_dims);
-                }
-                const double radius = limit + encoded.whole_error[lane] + view.strips->whole_error(position / kStrip);
-                const double apart = whole_step * std::sqrt(double(kernels_.code_distance(
-                    encoded.whole.data() + lane * whole_dims, view.strips->whole(position), whole_dims)));
-                ++scratch.whole;
-                if (apart * (1.0 - 1e-9) > radius) continue;
-            }
-            measure_at(q, position, scratch);
-        }
+        rank(view, q, level, left, scratch);
+        measure_candidates(view, q, scratch);
         return true;
     }
 
+    // Measures the candidates that the whole codes leave over, until the bounds of the rest are beyond the k-th nearest.
+    void measure_candidates(View view, int q, Scratch& scratch) const {
+        constexpr std::size_t kBatch = 8;
+        const Encoded& encoded = scratch.encoded[q / kQuad];
+        const int lane = q % kQuad;
+        const std::int64_t whole_dims = view.sketch->whole_dims();
+        const double step = view.sketch->whole_step() * (1.0 - 1e-9), scale = view.sketch->scale() * (1.0 + 1e-6);
+        const std::int8_t* codes = encoded.whole.data() + lane * whole_dims;
+        const Nearest& nearest = scratch.nearest[q];
+        const std::vector<std::uint64_t>& candidates = scratch.candidates;
+        double worst = nearest.worst(), limit = std::sqrt(worst) * scale;
+        for (std::size_t begin = 0; begin < candidates.size(); begin += kBatch) {
+            const std::size_t end = std::min(begin + kBatch, candidates.size());
+            if (bound_of(candidates[begin]) > limit) return;
+            std::int32_t positions[kBatch], distances[kBatch];
+            for (std::size_t i = begin; i < end; ++i) positions[i - begin] = position_of(candidates[i]);
+            if (whole_dims) {
+                for (std::size_t i = end; i < std::min(end + kBatch, candidates.size()); ++i) {
+                    fetch(view.strips->whole(position_of(candidates[i])), whole_dims);
+                }
+                kernels_.code_distances(codes, view.strips->whole(0), whole_dims, positions,
+                                        static_cast<std::int64_t>(end - begin), distances);
+                scratch.whole += static_cast<std::int64_t>(end - begin);
+            }
+            for (std::size_t i = begin; i < end; ++i) {
+                if (bound_of(candidates[i]) > limit) return;
+                const std::int32_t position = positions[i - begin];
+                if (whole_dims) {
+                    const double radius = limit + encoded.whole_error[lane] + view.strips->whole_error(position / kStrip);
+                    if (step * step * double(distances[i - begin]) > radius * radius) continue;
+                }
+                measure_at(q, position, scratch);
+                if (nearest.worst() < worst) {
+                    worst = nearest.worst();
+                    limit = std::sqrt(worst) * scale;
+                }
+            }
+        }
+    }
+
     // A key that at least `wanted` of the points reach, and few more.
-    std::int32_t nth_key(const std::int32_t* keys, const std::int32_t* best, std::int64_t strips, std::int64_t points,
-                         std::int64_t wanted, Scratch& scratch) const {
+    static std::int32_t nth_key(const std::int32_t* keys, const std::int32_t* best, std::int64_t strips,
+                                std::int64_t wanted, Scratch& scratch) {
         if (wanted == 1) return *std::max_element(best, best + strips);
-        const bool by_strip = strips >= 2 * wanted;  // each strip's best stands for it: as many points reach that key
-        if (by_strip) {
+        if (strips < 2 * wanted) {
+            scratch.order.assign(keys, keys + strips * kStrip);
+        } else if (wanted > 16) {  // each strip's best stands for it: as many points reach that key
             scratch.order.assign(best, best + strips);
         } else {
-            scratch.order.assign(keys, keys + strips * kStrip);
+            std::int32_t highest[16];  // falling
+            std::fill(highest, highest + wanted, std::numeric_limits<std::int32_t>::min());
+            for (std::int64_t s = 0; s < strips; ++s) {
+                if (best[s] <= highest[wanted - 1]) continue;
+                std::int64_t i = wanted - 1;
+                for (; i > 0 && highest[i - 1] < best[s]; --i) highest[i] = highest[i - 1];
+                highest[i] = best[s];
+            }
+            return highest[wanted - 1];
         }
-        (void)points;
         std::nth_element(scratch.order.begin(), scratch.order.begin() + (wanted - 1), scratch.order.end(),
                          std::greater<std::int32_t>());
         return scratch.order[wanted - 1];
     }
 
-    // scratch.positions -> scratch.candidates by rising bound, those beyond reach left out.
-    void rank(View view, int q, std::int64_t begin, double level, const std::int32_t* keys, Scratch& scratch) const {
+    // What the fine bound leaves of the first `left` survivors -> scratch.candidates, nearest bound first.
+    void rank(View view, int q, double level, std::int64_t left, Scratch& scratch) const {
         const Encoded& encoded = scratch.encoded[q / kQuad];
         const int lane = q % kQuad;
         const std::int64_t fine_dims = view.sketch->fine_dims();
@@ -364,29 +421,33 @@ class IndexOf final : public KnnIndex::Impl {
         const double fine = view.sketch->fine_step() * view.sketch->fine_step();
         const double reach = std::sqrt(scratch.nearest[q].worst()) * view.sketch->scale() * (1.0 + 1e-6);
         const std::int8_t* codes = encoded.fine.data() + lane * fine_dims;
-        scratch.candidates.clear();
-        for (const std::int32_t position : scratch.positions) {
+        const double own_error = fine_dims ? encoded.error[lane] : encoded.coarse_error[lane];
+        scratch.candidates.resize(static_cast<std::size_t>(left));
+        if (fine_dims) {
+            kernels_.code_distances(codes, view.strips->fine(0), fine_dims, scratch.positions.data(), left,
+                                    scratch.distances.data());
+            scratch.fine += left;
+        }
+        std::size_t kept = 0;
+        for (std::int64_t i = 0; i < left; ++i) {
+            const std::int32_t position = scratch.positions[i];
             const std::int64_t s = position / kStrip;
-            double apart = coarse * (level - 2.0 * double(keys[position - begin * kStrip]) - 1.0);
-            double error;
+            double apart = coarse * (level - 2.0 * double(scratch.survivor_keys[i]) - 1.0), error = own_error;
             if (fine_dims) {
                 // The fine codes know better what the coarse directions leave out than its length, the last coarse code.
-                const std::int8_t* other = view.strips->fine(position);
-                const int rest = codes[fine_dims - 2] - other[fine_dims - 2];
-                const int distance = kernels_.code_distance(codes, other, fine_dims) - rest * rest;
-                apart = std::max(0.0, apart - coarse * double(rest * rest)) + fine * double(distance);
-                error = encoded.error[lane] + view.strips->error(s);
+                const int rest = codes[fine_dims - 2] - view.strips->fine(position)[fine_dims - 2];
+                const double rest_squared = double(rest * rest);
+                apart = std::max(0.0, apart - coarse * rest_squared) + fine * (double(scratch.distances[i]) - rest_squared);
+                error += view.strips->error(s);
             } else {
-                error = encoded.coarse_error[lane] + view.strips->coarse_error(s);
+                error += view.strips->coarse_error(s);
             }
             const double most = (reach + error) * (1.0 + 1e-6);
-            if (apart > most * most) continue;
-            scratch.candidates.push_back({std::sqrt(std::max(0.0, apart)) * (1.0 - 1e-9) - error, position});
+            scratch.candidates[kept] = pack(std::sqrt(std::max(0.0, apart)) - error, position);
+            kept += apart <= most * most || !(most < kInfinity) ? 1 : 0;
         }
-        if (fine_dims) scratch.fine += static_cast<std::int64_t>(scratch.positions.size());
-        std::sort(scratch.candidates.begin(), scratch.candidates.end(), [](const Candidate& a, const Candidate& b) {
-            return a.bound < b.bound || (a.bound == b.bound && a.position < b.position);
-        });
+        scratch.candidates.resize(kept);
+        std::sort(scratch.candidates.begin(), scratch.candidates.end());
     }
 
     Matrix<const T> bank_;

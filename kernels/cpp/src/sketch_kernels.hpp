@@ -21,8 +21,9 @@ struct SketchKernels {
                            std::int64_t dims, const std::int32_t* offset, std::int32_t least);
     // The keys in [low, high), one bit each.
     std::uint64_t (*between)(const std::int32_t* keys, std::int32_t low, std::int32_t high);
-    // sum (a[i] - b[i])^2, n a multiple of 64, at most 2^15.
-    std::int32_t (*code_distance)(const std::int8_t* a, const std::int8_t* b, std::int64_t n);
+    // out[j] = sum (query[i] - codes[positions[j] * n + i])^2, n a multiple of 64, at most 2^15.
+    void (*code_distances)(const std::int8_t* query, const std::int8_t* codes, std::int64_t n,
+                           const std::int32_t* positions, std::int64_t count, std::int32_t* out);
     // codes[i] = x[i] / step, rounded and clipped to +-127, n a multiple of 16. Returns sum (x[i] - step * codes[i])^2.
     float (*quantise)(const float* x, std::int64_t n, float step, std::int8_t* codes);
     // out[i] = (row[i] - mean[i]) * scale. Returns the sum of their squares.

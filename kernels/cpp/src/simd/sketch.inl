@@ -11,12 +11,21 @@ namespace {
 
 #if defined(TTT4AS_BUILD_VNNI)
 
+// Every loop over sums is unrolled, or the compiler keeps them in memory.
 template <int Q>
-TTT4AS_INLINE void accumulate(const std::uint8_t* strip, const std::int8_t* bytes, std::int64_t dims,
-                              const std::int32_t* offset, __m512i (&sums)[Q][4]) {
+struct Sums {
+    __m512i at[Q][4];
+};
+
+template <int Q>
+TTT4AS_INLINE Sums<Q> accumulate(const std::uint8_t* strip, const std::int8_t* bytes, std::int64_t dims,
+                                 const std::int32_t* offset) {
+    Sums<Q> sums;
+#pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
         const __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(offset + 16 * v));
-        for (int q = 0; q < Q; ++q) sums[q][v] = start;
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) sums.at[q][v] = start;
     }
     for (std::int64_t d = 0; d < dims; d += kQuad) {
         const std::uint8_t* codes = strip + d * kStrip;
@@ -29,33 +38,41 @@ TTT4AS_INLINE void accumulate(const std::uint8_t* strip, const std::int8_t* byte
             __builtin_memcpy(&quad, bytes + q * dims + d, sizeof quad);
             const __m512i query = _mm512_set1_epi32(quad);
 #pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) sums[q][v] = _mm512_dpbusd_epi32(sums[q][v], points[v], query);
+            for (int v = 0; v < 4; ++v) sums.at[q][v] = _mm512_dpbusd_epi32(sums.at[q][v], points[v], query);
         }
     }
+    return sums;
+}
+
+TTT4AS_INLINE std::int32_t greatest(__m512i v) {
+    v = _mm512_max_epi32(v, _mm512_shuffle_i64x2(v, v, 0x4E));
+    v = _mm512_max_epi32(v, _mm512_shuffle_i64x2(v, v, 0xB1));
+    v = _mm512_max_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_BADC));
+    v = _mm512_max_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB));
+    return _mm_cvtsi128_si32(_mm512_castsi512_si128(v));
 }
 
 void keys(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
           const std::int32_t* offset, std::int32_t* out, std::int64_t key_stride, std::int32_t* best,
           std::int64_t best_stride) {
-    __m512i sums[kQuad][4];
-    accumulate<kQuad>(strip, bytes, dims, offset, sums);
+    const Sums<kQuad> sums = accumulate<kQuad>(strip, bytes, dims, offset);
 #pragma GCC unroll 4
     for (int q = 0; q < kQuad; ++q) {
-        for (int v = 0; v < 4; ++v) _mm512_storeu_si512(out + q * key_stride + 16 * v, sums[q][v]);
-        const __m512i most = _mm512_max_epi32(_mm512_max_epi32(sums[q][0], sums[q][1]),
-                                              _mm512_max_epi32(sums[q][2], sums[q][3]));
-        best[q * best_stride] = _mm512_reduce_max_epi32(most);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) _mm512_storeu_si512(out + q * key_stride + 16 * v, sums.at[q][v]);
+        best[q * best_stride] = greatest(_mm512_max_epi32(_mm512_max_epi32(sums.at[q][0], sums.at[q][1]),
+                                                          _mm512_max_epi32(sums.at[q][2], sums.at[q][3])));
     }
 }
 
 std::uint64_t reach(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
                     const std::int32_t* offset, std::int32_t least) {
-    __m512i sums[1][4];
-    accumulate<1>(strip, bytes, dims, offset, sums);
+    const Sums<1> sums = accumulate<1>(strip, bytes, dims, offset);
     const __m512i bound = _mm512_set1_epi32(least);
     std::uint64_t result = 0;
+#pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-        result |= static_cast<std::uint64_t>(_mm512_cmpge_epi32_mask(sums[0][v], bound)) << (16 * v);
+        result |= static_cast<std::uint64_t>(_mm512_cmpge_epi32_mask(sums.at[0][v], bound)) << (16 * v);
     }
     return result;
 }
@@ -68,6 +85,7 @@ TTT4AS_INLINE void accumulate(const std::uint8_t* codes, const std::int16_t* wor
                               std::int32_t (&sums)[Q][8]) {
 #if defined(__AVX2__)
     __m256i low[Q], high[Q];
+#pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) low[q] = high[q] = _mm256_setzero_si256();
     for (std::int64_t d = 0; d < dims; d += kQuad) {
         const __m128i* at = reinterpret_cast<const __m128i*>(codes + d * kStrip);
@@ -82,6 +100,7 @@ TTT4AS_INLINE void accumulate(const std::uint8_t* codes, const std::int16_t* wor
             high[q] = _mm256_add_epi32(high[q], _mm256_madd_epi16(second, query));
         }
     }
+#pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {  // pairs of partial sums, then the halves into order
         const __m256i sum = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[q], high[q]), 0xD8);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums[q]), sum);
@@ -89,13 +108,16 @@ TTT4AS_INLINE void accumulate(const std::uint8_t* codes, const std::int16_t* wor
 #elif defined(__SSE2__)
     const __m128i zero = _mm_setzero_si128();
     __m128i partial[Q][4];
+#pragma GCC unroll 4
     for (int q = 0; q < Q; ++q)
+#pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) partial[q][v] = zero;
     for (std::int64_t d = 0; d < dims; d += kQuad) {
         const __m128i* at = reinterpret_cast<const __m128i*>(codes + d * kStrip);
         const __m128i first = _mm_loadu_si128(at), second = _mm_loadu_si128(at + 1);
         const __m128i wide[4] = {_mm_unpacklo_epi8(first, zero), _mm_unpackhi_epi8(first, zero),
                                  _mm_unpacklo_epi8(second, zero), _mm_unpackhi_epi8(second, zero)};
+#pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
             __m128i query = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(words + q * dims + d));
             query = _mm_unpacklo_epi64(query, query);
@@ -103,7 +125,9 @@ TTT4AS_INLINE void accumulate(const std::uint8_t* codes, const std::int16_t* wor
             for (int v = 0; v < 4; ++v) partial[q][v] = _mm_add_epi32(partial[q][v], _mm_madd_epi16(wide[v], query));
         }
     }
+#pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
             std::int32_t pair[4];
             _mm_storeu_si128(reinterpret_cast<__m128i*>(pair), partial[q][v]);
@@ -173,7 +197,31 @@ std::uint64_t between(const std::int32_t* keys, std::int32_t low, std::int32_t h
     return result;
 }
 
-std::int32_t code_distance(const std::int8_t* a, const std::int8_t* b, std::int64_t n) {
+TTT4AS_INLINE std::int32_t code_distance(const std::int8_t* a, const std::int8_t* b, std::int64_t n) {
+#if defined(TTT4AS_BUILD_AVX512)
+    __m512i sum = _mm512_setzero_si512();
+    for (std::int64_t i = 0; i < n; i += 32) {
+        const __m512i x = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + i)));
+        const __m512i y = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + i)));
+        const __m512i off = _mm512_sub_epi16(x, y);
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(off, off));
+    }
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
+#elif defined(__AVX2__)
+    __m256i half = _mm256_setzero_si256();
+    for (std::int64_t i = 0; i < n; i += 16) {
+        const __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i)));
+        const __m256i y = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + i)));
+        const __m256i off = _mm256_sub_epi16(x, y);
+        half = _mm256_add_epi32(half, _mm256_madd_epi16(off, off));
+    }
+#endif
+#if defined(__AVX2__)
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+    return _mm_cvtsi128_si32(four);
+#else
     std::int32_t sum = 0;
     for (std::int64_t i = 0; i < n; i += 64) {
         for (int k = 0; k < 64; ++k) {
@@ -182,6 +230,12 @@ std::int32_t code_distance(const std::int8_t* a, const std::int8_t* b, std::int6
         }
     }
     return sum;
+#endif
+}
+
+void code_distances(const std::int8_t* query, const std::int8_t* codes, std::int64_t n, const std::int32_t* positions,
+                    std::int64_t count, std::int32_t* out) {
+    for (std::int64_t j = 0; j < count; ++j) out[j] = code_distance(query, codes + positions[j] * n, n);
 }
 
 float quantise(const float* x, std::int64_t n, float step, std::int8_t* codes) {
@@ -261,7 +315,9 @@ void project(const float* x, std::int64_t x_stride, std::int64_t n, const float*
                 for (int v = 0; v < kWide; ++v) sums[r][v] += value * row[v];
             }
         }
+#pragma GCC unroll 4
         for (int r = 0; r < 4; ++r)
+#pragma GCC unroll 4
             for (int v = 0; v < kWide; ++v) store(out + r * out_stride + j + v * kF, sums[r][v]);
     }
 }
@@ -283,8 +339,11 @@ void project_back(const float* x, std::int64_t x_stride, std::int64_t n, const f
 #pragma GCC unroll 4
                     for (int v = 0; v < kWide; ++v) sums[k][v] += setf(values[k]) * row[v];
             }
-            for (int k = 0; k < width; ++k) {
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) {
+                if (k >= width) break;
                 float* to = panel + (i + k) * kPanel + j;
+#pragma GCC unroll 4
                 for (int v = 0; v < kWide; ++v) store(to + v * kF, loadf(to + v * kF) + sums[k][v]);
             }
         }
@@ -336,7 +395,7 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
 #define TTT4AS_TABLE sketch_table
 #endif
 extern const SketchKernels TTT4AS_TABLE;
-const SketchKernels TTT4AS_TABLE = {keys, reach,   between,      code_distance,  quantise,       centre<float>, centre<double>,
+const SketchKernels TTT4AS_TABLE = {keys, reach,   between,      code_distances, quantise,       centre<float>, centre<double>,
                                     mix,  project, project_back, squared<float>, squared<double>};
 
 }  // namespace TTT4AS_ISA
