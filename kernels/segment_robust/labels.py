@@ -14,7 +14,7 @@ BINS = 24
 """Heights told apart between the background and the peak."""
 SMOOTHING = 8
 """Bins to each side that a binomial kernel reaches: a standard deviation of 2 bins, 0.083 of the way."""
-HEIGHTS = (0.2, 0.9)
+HEIGHTS = (0.2, 0.75)
 """The steepest level is looked for between these: below lies the background's texture, above the peak's flat top."""
 ENOUGH = 8
 """The lattice is made finer until it has as many anomalous samples, or is the pixel grid."""
