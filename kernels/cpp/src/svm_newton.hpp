@@ -44,7 +44,7 @@ void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, 
     const std::int64_t dims = points.dims;
     double most = 0;
     for (std::int64_t c = 0; c < dims; ++c) most = std::max(most, std::abs(p[c]));
-    const double up = normaliser(most);
+    const double up = normaliser(most) * headroom_;
     for (std::int64_t c = 0; c < dims; ++c) vector_[c] = static_cast<T>(p[c] * up);
     const std::int32_t* subset = Samples::kIsPoint && active < n_ ? active_.data() : nullptr;
     points.to_points_fast(vector_.data(), v_.data(), subset, active);
@@ -68,7 +68,7 @@ void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, 
         for (std::int64_t k = 0; k < points.points; ++k) most = std::max(most, std::abs(u_[k]));
     }
     const std::int64_t count = Samples::kIsPoint ? active : points.points;
-    const double down = normaliser(most);
+    const double down = normaliser(most) * headroom_;
     for (std::int64_t k = 0; k < count; ++k) vector_points_[k] = static_cast<T>(u_[k] * down);
     std::fill(vector_points_.data() + count, vector_points_.data() + padded(count), T(0));
     points.from_points_fast(vector_points_.data(), out, subset, active);

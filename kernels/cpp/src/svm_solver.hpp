@@ -52,8 +52,9 @@ class SvmSolver {
         if (route == SvmRoute::automatic) {
             const bool many = Samples::kIsPoint && n_ > 4 * points.dims;
             const bool small = capacity_ >= n_ && n_ <= 64;
-            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && (many || weak_coupling())));
-            route = newton ? fallback() : SvmRoute::working_set;
+            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && (many || coupling() < kWeak)));
+            const bool strong = squared_ && coupling() > kStrong;
+            route = newton || strong ? fallback() : SvmRoute::working_set;
         }
         if (route == SvmRoute::newton && !squared_) route = SvmRoute::coordinate;
         if (route == SvmRoute::coordinate && squared_) route = SvmRoute::newton;
@@ -61,6 +62,10 @@ class SvmSolver {
             result_.route = route;
             if (working_set() || options.route == SvmRoute::working_set || result_.n_iter >= max_iter_) return finish();
             route = fallback();
+            // A set that was cut short may say less than nothing.
+            double nothing = 0;
+            for (std::int64_t i = 0; i < n_; ++i) nothing += weight(i);
+            if (!(result_.objective <= nothing)) start_over();
         }
         result_.route = route;
         if (route == SvmRoute::newton) {
@@ -103,6 +108,7 @@ class SvmSolver {
         // Enormous features would overflow products in T. Scaling the points and the constant feature by a power of two
         // scales the objective: w' = w / sigma, C' = C / sigma^2, the same decisions.
         sigma_ = magnitude > 0x1p40 ? normaliser(magnitude) : 1.0;
+        headroom_ = magnitude > 0x1p40 ? 0x1p-30 : 1.0;
         cost_ = options.C / (sigma_ * sigma_);
         f_.resize(static_cast<std::size_t>(n_));
         padded_vector(w, points.dims);
@@ -113,17 +119,22 @@ class SvmSolver {
         };
         capacity_ = std::min(kMostSet, (n_ + kBatch - 1) / kBatch * kBatch);
         while (capacity_ > 0 && bytes(capacity_) > most_bytes) capacity_ -= kBatch;
-        std::fill(w.begin(), w.end(), 0.0);
-        b = 0;
+        start_over();
         if (initial) {
             for (std::int64_t c = 0; c < points.dims; ++c) w[c] = initial[c] / sigma_;
             b = initial[points.dims] / sigma_;
         }
     }
 
-    // Whether C is so small beside the samples' norms that nearly every sample keeps violating its margin: then the support
-    // vectors are too many for the working set, and the Hessian is so near the identity that a few steps solve it.
-    bool weak_coupling() {
+    void start_over() {
+        std::fill(w.begin(), w.end(), 0.0);
+        b = 0;
+    }
+
+    // 2 C |x|^2, of a typical sample. Below kWeak nearly every sample keeps violating its margin: the support vectors are too many
+    // for the working set, and the Hessian is so near the identity that a few steps solve it. Above kStrong the squared hinge
+    // is a hard constraint to within rounding, and the dual of samples that cannot be separated grows without bound.
+    double coupling() {
         double sum = 0;
         const std::int64_t step = std::max<std::int64_t>(1, n_ / 32);
         std::int64_t count = 0;
@@ -136,9 +147,9 @@ class SvmSolver {
             }
         }
         const double norm = sum / static_cast<double>(count) + sigma_ * sigma_;
-        return 2 * cost_ * norm < kWeak;
+        return 2 * cost_ * norm;
     }
-    static constexpr double kWeak = 4;
+    static constexpr double kWeak = 4, kStrong = 1e9;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
     static constexpr int kMostInner = 2000;             // conjugate gradient iterations in one Newton step
@@ -307,16 +318,16 @@ class SvmSolver {
             T* batch = batch_.data() + done / kBatch * whole;
             std::fill(batch, batch + points.batch_size(width), T(0));
             for (int r = 0; r < width && done + r < count; ++r) {
-                samples.gather(chosen_[done + r], points, sigma_, batch, r, width);
+                samples.gather(chosen_[done + r], points, sigma_ * headroom_, batch, r, width);
             }
         }
         points.products(batch_.data(), count, products_.data(), row_stride_);
-        const double bias = sigma_ * sigma_;
+        const double bias = sigma_ * sigma_, scale = sigma_ / headroom_;
         for (int r = 0; r < count; ++r) {
             double* product = products_.data() + r * row_stride_;
             T* row = rows_.data() + set_ * row_stride_;
             for (std::int64_t p = 0; p < points.points; ++p) {
-                product[p] = product[p] * sigma_ + bias;
+                product[p] = product[p] * scale + bias;
                 row[p] = static_cast<T>(product[p]);
             }
             const std::int64_t i = chosen_[r];
@@ -511,6 +522,15 @@ class SvmSolver {
     void coordinate();
 
     SvmResult finish() {
+        double check = b;
+        for (std::int64_t c = 0; c < points.dims; ++c) check += 0 * w[c];
+        for (std::int64_t p = 0; p < points.points; ++p) check += 0 * values[p];
+        if (!std::isfinite(check)) {  // numbers beyond double's range: nothing was learnt
+            start_over();
+            std::fill(values.begin(), values.end(), 0.0);
+            result_.converged = false;
+            result_.gap = std::numeric_limits<double>::infinity();
+        }
         result_.intercept = b * sigma_ ;
         result_.objective *= sigma_ * sigma_;
         if (sigma_ != 1) {
@@ -522,6 +542,7 @@ class SvmSolver {
 
     std::int64_t n_ = 0;
     double tol_ = 0, cost_ = 0, sigma_ = 1;
+    double headroom_ = 1;  // products of enormous points with vectors scaled by this stay in T's range
     int max_iter_ = 0;
     bool squared_ = true;
     SvmResult result_;

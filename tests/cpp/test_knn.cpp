@@ -1,0 +1,41 @@
+// Nearest neighbours through the C++ and the C interface, against brute force in double.
+#include <algorithm>
+
+#include "check.hpp"
+#include "ttt4as/c_api.h"
+#include "ttt4as/knn.hpp"
+
+int main() {
+    Random random(3);
+    const std::int64_t shapes[][4] = {{1, 1, 1, 1}, {50, 3, 7, 5}, {400, 70, 33, 9}, {700, 200, 20, 1}};
+    for (const auto& shape : shapes) {
+        const std::int64_t n = shape[0], dims = shape[1], queries = shape[2], k = shape[3];
+        const std::vector<float> bank = random.normals(n * dims), query = random.normals(queries * dims);
+        std::vector<float> distances(static_cast<std::size_t>(queries * k)), again(distances.size());
+        std::vector<std::int64_t> indices(distances.size()), indices_again(distances.size());
+        const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), n, dims, dims});
+        index.search(ttt4as::Matrix<const float>{query.data(), queries, dims, dims}, k, distances.data(), indices.data());
+        ttt4as_knn_index* handle = ttt4as_knn_create(bank.data(), n, dims, 0);
+        CHECK(handle && ttt4as_knn_search(handle, query.data(), queries, k, again.data(), indices_again.data(), 1) == 0);
+        CHECK(again == distances && indices_again == indices);
+        CHECK(ttt4as_knn_search(handle, query.data(), queries, n + 1, again.data(), indices_again.data(), 1) < 0);
+        ttt4as_knn_destroy(handle);
+        for (std::int64_t q = 0; q < queries; ++q) {
+            std::vector<std::pair<double, std::int64_t>> all;
+            for (std::int64_t i = 0; i < n; ++i) {
+                double sum = 0;
+                for (std::int64_t c = 0; c < dims; ++c) {
+                    const double move = static_cast<double>(query[q * dims + c]) - static_cast<double>(bank[i * dims + c]);
+                    sum += move * move;
+                }
+                all.emplace_back(std::sqrt(sum), i);
+            }
+            std::sort(all.begin(), all.end());
+            for (std::int64_t r = 0; r < k; ++r) {
+                CHECK(indices[q * k + r] == all[r].second);
+                CHECK(std::abs(distances[q * k + r] - all[r].first) <= 1e-6 * all[r].first);
+            }
+        }
+    }
+    return 0;
+}

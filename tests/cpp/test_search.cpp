@@ -1,0 +1,121 @@
+// KnnIndex and GreedyCoreset on data that take every path: structure, noise, outliers, far and huge points, duplicates, more
+// than one segment; several threads on one index, whose second set of codes is made on demand.
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "check.hpp"
+#include "ttt4as/coreset.hpp"
+#include "ttt4as/knn.hpp"
+
+namespace {
+
+enum Kind { kStructured, kNoise, kOutliers, kFar, kHuge, kConstant, kDuplicates, kKinds };
+
+std::vector<float> points(Random& random, Kind kind, std::int64_t n, std::int64_t dims) {
+    constexpr std::int64_t kRank = 8;
+    const std::vector<float> basis = random.normals(kRank * dims);
+    std::vector<float> result(static_cast<std::size_t>(n * dims));
+    for (std::int64_t i = 0; i < n; ++i) {
+        float weights[kRank];
+        for (std::int64_t r = 0; r < kRank; ++r) weights[r] = random.normal() / static_cast<float>(r + 1);
+        const float factor = kind == kHuge ? 1e30f : (kind == kOutliers && i % 9 == 0 ? 1e5f : 1.0f);
+        for (std::int64_t c = 0; c < dims; ++c) {
+            float value = kind == kNoise ? random.normal() : 0.05f * random.normal();
+            for (std::int64_t r = 0; kind != kNoise && r < kRank; ++r) value += weights[r] * basis[r * dims + c];
+            if (kind == kConstant) value = 2.5f;
+            if (kind == kDuplicates && i >= n / 4 + 1) value = result[(i % (n / 4 + 1)) * dims + c];
+            result[i * dims + c] = kind == kFar ? value + 1e4f : value * factor;
+        }
+    }
+    return result;
+}
+
+double squared(const float* a, const float* b, std::int64_t dims) {
+    double sum = 0;
+    for (std::int64_t c = 0; c < dims; ++c) {
+        const double move = static_cast<double>(a[c]) - static_cast<double>(b[c]);
+        sum += move * move;
+    }
+    return sum;
+}
+
+void check_search(const ttt4as::KnnIndex& index, const std::vector<float>& bank, const std::vector<float>& query,
+                  std::int64_t k, int threads) {
+    const std::int64_t dims = index.dim(), n = index.size(), count = static_cast<std::int64_t>(query.size()) / dims;
+    std::vector<float> distances(static_cast<std::size_t>(count * k));
+    std::vector<std::int64_t> indices(distances.size());
+    index.search(ttt4as::Matrix<const float>{query.data(), count, dims, dims}, k, distances.data(), indices.data(), threads);
+    for (std::int64_t q = 0; q < count; ++q) {
+        std::vector<std::pair<double, std::int64_t>> all;
+        for (std::int64_t i = 0; i < n; ++i) all.emplace_back(squared(&query[q * dims], &bank[i * dims], dims), i);
+        std::partial_sort(all.begin(), all.begin() + k, all.end());
+        for (std::int64_t r = 0; r < k; ++r) {
+            const std::int64_t found = indices[q * k + r];
+            CHECK(found >= 0 && found < n);
+            const double own = squared(&query[q * dims], &bank[found * dims], dims);
+            CHECK(found == all[r].second || std::abs(own - all[r].first) <= 1e-12 * own);  // else a tie up to rounding
+            CHECK(std::abs(distances[q * k + r] - std::sqrt(all[r].first)) <= 1e-6 * std::sqrt(all[r].first));
+            for (std::int64_t other = 0; other < r; ++other) CHECK(indices[q * k + other] != found);
+        }
+    }
+}
+
+void check_coreset(const std::vector<float>& data, std::int64_t n, std::int64_t dims, std::int64_t count) {
+    ttt4as::GreedyCoreset coreset(ttt4as::Matrix<const float>{data.data(), n, dims, dims}, n / 2);
+    std::vector<std::int64_t> picks(static_cast<std::size_t>(count));
+    coreset.pick(count / 3, picks.data());
+    coreset.pick(count - count / 3, picks.data() + count / 3);
+    CHECK(coreset.picked() == count && picks[0] == n / 2);
+    CHECK_THROWS(ttt4as::InvalidArgument, coreset.pick(n - count + 1, picks.data()));
+    std::vector<double> nearest(static_cast<std::size_t>(n), INFINITY);
+    for (std::int64_t p = 0; p + 1 < count; ++p) {
+        double most = -1;
+        for (std::int64_t i = 0; i < n; ++i) {
+            nearest[i] = std::min(nearest[i], squared(&data[i * dims], &data[picks[p] * dims], dims));
+            if (i == picks[p]) nearest[i] = -1;
+            most = std::max(most, nearest[i]);
+        }
+        CHECK(nearest[picks[p + 1]] >= most * (1 - 1e-12));  // exactly plain greedy's but for ties up to rounding
+        if (most == 0) break;
+    }
+}
+
+}  // namespace
+
+int main() {
+    Random random(11);
+    for (int kind = 0; kind < kKinds; ++kind) {
+        for (const auto& shape : {std::pair<std::int64_t, std::int64_t>{1, 1}, {64, 64}, {65, 65}, {700, 130}, {300, 530}}) {
+            const auto [n, dims] = shape;
+            const std::vector<float> bank = points(random, static_cast<Kind>(kind), n, dims);
+            // An exact allocation, so that a sanitizer sees the first byte read past it.
+            const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), n, dims, dims}, 2);
+            check_search(index, bank, points(random, static_cast<Kind>(kind), 11, dims), std::min<std::int64_t>(n, 9), 2);
+            check_search(index, bank, points(random, kOutliers, 5, dims), std::min<std::int64_t>(n, 64), 1);
+            check_search(index, bank, std::vector<float>(bank.begin(), bank.begin() + dims), n, 1);
+            check_coreset(bank, n, dims, n);
+        }
+    }
+    {
+        const std::vector<float> bank = points(random, kStructured, 20000, 70);
+        const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), 20000, 70, 70});
+        check_search(index, bank, points(random, kStructured, 9, 70), 3, 2);
+        check_coreset(bank, 20000, 70, 40);
+        CHECK(index.counts().unstructured == 0 && index.bytes() > 20000 * 64);
+    }
+    {
+        const std::vector<float> bank = points(random, kNoise, 1500, 120);
+        const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), 1500, 120, 120});
+        const std::vector<float> query = points(random, kNoise, 12, 120);
+        std::vector<std::thread> threads;
+        for (int t = 0; t < 4; ++t) threads.emplace_back([&] { check_search(index, bank, query, 5, 2); });
+        for (std::thread& thread : threads) thread.join();
+        CHECK(index.counts().unstructured == 48);
+        CHECK_THROWS(ttt4as::InvalidArgument, check_search(index, bank, query, 1501, 1));
+    }
+    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(ttt4as::Matrix<const float>{nullptr, 0, 3, 3}));
+    const float one = 1;
+    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::GreedyCoreset(ttt4as::Matrix<const float>{&one, 1, 1, 1}, 1));
+    return 0;
+}

@@ -1,0 +1,98 @@
+// The SVM: the gap it states is the gap there is, every route finds the same optimum, bits do not depend on threads.
+#include <algorithm>
+#include <limits>
+
+#include "check.hpp"
+#include "ttt4as/svm.hpp"
+#include "ttt4as/threads.hpp"
+
+namespace {
+
+using ttt4as::Loss;
+using ttt4as::Matrix;
+using ttt4as::SvmOptions;
+using ttt4as::SvmResult;
+using ttt4as::SvmRoute;
+
+template <class T>
+double objective(const std::vector<T>& x, const std::vector<double>& y, std::int64_t dims, const std::vector<double>& w, double b,
+                 double C, Loss loss) {
+    double value = b * b;
+    for (double c : w) value += c * c;
+    value *= 0.5;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+        double f = b;
+        for (std::int64_t c = 0; c < dims; ++c) f += w[c] * static_cast<double>(x[i * dims + c]);
+        const double m = std::max(0.0, 1 - y[i] * f);
+        value += C * (loss == Loss::squared_hinge ? m * m : m);
+    }
+    return value;
+}
+
+template <class T>
+void routes_agree(std::int64_t n, std::int64_t dims, double C, Loss loss, std::uint64_t seed) {
+    Random random(seed);
+    std::vector<T> x(static_cast<std::size_t>(n * dims));
+    std::vector<double> y(static_cast<std::size_t>(n));
+    for (std::int64_t i = 0; i < n; ++i) {
+        y[i] = i % 3 ? 1 : -1;
+        for (std::int64_t c = 0; c < dims; ++c) x[i * dims + c] = random.normal() + static_cast<T>(0.3 * y[i] * (c % 2));
+    }
+    const Matrix<const T> samples{x.data(), n, dims, dims};
+    double best = std::numeric_limits<double>::infinity();
+    std::vector<SvmRoute> all = {SvmRoute::automatic, SvmRoute::working_set};
+    all.push_back(loss == Loss::hinge ? SvmRoute::coordinate : SvmRoute::newton);
+    for (SvmRoute route : all) {
+        std::vector<double> first;
+        for (int threads : {1, 3}) {
+            ttt4as::LinearSvm<T> svm;
+            SvmOptions options;
+            options.C = C;
+            options.loss = loss;
+            options.threads = threads;
+            options.route = route;
+            options.max_iter = 20000;
+            std::vector<double> w(static_cast<std::size_t>(dims));
+            const SvmResult result = svm.fit(samples, y.data(), options, w.data());
+            const double value = objective(x, y, dims, w, result.intercept, C, loss);
+            CHECK(std::abs(value - result.objective) <= 1e-10 * value);
+            best = std::min(best, value);
+            if (result.converged) {
+                CHECK(result.gap <= options.tol);
+                CHECK(value <= best * (1 + 2 * options.tol));
+            }
+            CHECK(result.converged || route == SvmRoute::working_set || route == SvmRoute::coordinate);
+            w.push_back(result.intercept);
+            if (first.empty()) first = w;
+            CHECK(first == w);
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+    ttt4as::set_num_threads(4);
+    std::uint64_t seed = 1;
+    const std::int64_t shapes[][2] = {{2, 1}, {7, 3}, {60, 5}, {61, 200}, {300, 33}, {500, 97}};
+    for (const auto& shape : shapes) {
+        for (double C : {1e-3, 0.1, 10.0}) {
+            routes_agree<float>(shape[0], shape[1], C, Loss::squared_hinge, ++seed);
+            routes_agree<double>(shape[0], shape[1], C, Loss::squared_hinge, ++seed);
+        }
+        routes_agree<float>(shape[0], shape[1], 1e-3, Loss::hinge, ++seed);
+        routes_agree<double>(shape[0], shape[1], 1e-3, Loss::hinge, ++seed);
+    }
+    // Not finite, empty, absurd.
+    std::vector<float> x = {1, 2, std::numeric_limits<float>::quiet_NaN(), 4};
+    std::vector<double> y = {1, -1}, w(2);
+    ttt4as::LinearSvm<float> svm;
+    CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2, 2}, y.data(), {}, w.data()));
+    CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 0, 2, 2}, y.data(), {}, w.data()));
+    for (float huge : {1e30f, 3e38f, 1e-30f, 1e-44f}) {
+        x = {huge, 2 * (huge / 4), -huge, huge};
+        const SvmResult result = svm.fit({x.data(), 2, 2, 2}, y.data(), {}, w.data());
+        CHECK(std::isfinite(w[0]) && std::isfinite(w[1]) && std::isfinite(result.intercept));
+    }
+    return 0;
+}

@@ -1,0 +1,73 @@
+// The pool: every task once, exceptions, nesting, several callers at once, a forked child.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <thread>
+
+#include "check.hpp"
+#include "ttt4as/threads.hpp"
+
+using ttt4as::parallel_for;
+
+namespace {
+
+void every_task_once(std::int64_t n, int threads) {
+    std::vector<std::atomic<int>> seen(static_cast<std::size_t>(n));
+    std::vector<std::atomic<int>> busy(64);
+    parallel_for(n, threads, [&](std::int64_t i, int worker) {
+        CHECK(worker >= 0 && worker < 64);
+        CHECK(busy[worker].fetch_add(1) == 0);  // nobody else has this worker's scratch
+        seen[i].fetch_add(1);
+        busy[worker].fetch_sub(1);
+    });
+    for (auto& count : seen) CHECK(count == 1);
+}
+
+}  // namespace
+
+int main() {
+    CHECK(ttt4as::max_threads() >= 1);
+    ttt4as::set_num_threads(4);
+    CHECK(ttt4as::max_threads() == 4);
+    CHECK(ttt4as::resolve_threads(0) == 4 && ttt4as::resolve_threads(9) == 4 && ttt4as::resolve_threads(2) == 2);
+    for (int round = 0; round < 50; ++round) {
+        for (int threads : {0, 1, 2, 3, 4, 100}) every_task_once(round * 7, threads);
+    }
+
+    bool caught = false;
+    try {
+        parallel_for(100, 4, [](std::int64_t i, int) {
+            if (i == 37) throw std::runtime_error("37");
+        });
+    } catch (const std::runtime_error&) {
+        caught = true;
+    }
+    CHECK(caught);
+    every_task_once(100, 4);  // the pool is usable after an exception
+
+    std::atomic<int> inner{0};
+    parallel_for(8, 4, [&](std::int64_t, int) { parallel_for(8, 4, [&](std::int64_t, int) { inner.fetch_add(1); }); });
+    CHECK(inner == 64);
+
+    std::vector<std::thread> callers;
+    for (int c = 0; c < 4; ++c) {
+        callers.emplace_back([] {
+            for (int round = 0; round < 50; ++round) every_task_once(33, 4);
+        });
+    }
+    for (auto& caller : callers) caller.join();
+
+#if !defined(__SANITIZE_THREAD__)  // which does not follow a fork of a process with threads
+    const pid_t child = fork();
+    if (child == 0) {
+        every_task_once(100, 4);
+        _exit(0);
+    }
+    int status = 1;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+#endif
+    every_task_once(100, 4);
+    return 0;
+}
