@@ -106,14 +106,15 @@ def peak_mebibytes(function: Callable[[], Any]) -> float | None:
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
-        before = _status("VmRSS")
+        before = status_mebibytes("VmRSS")
         function()
-        return max(_status("VmHWM") - before, 0.0)
+        return max(status_mebibytes("VmHWM") - before, 0.0)
     except OSError:
         return None
 
 
-def _status(field: str) -> float:
+def status_mebibytes(field: str) -> float:
+    """A size of this process, such as ``"VmRSS"``, MiB; OSError where the kernel does not tell."""
     with open("/proc/self/status", encoding="ascii") as file:
         for line in file:
             if line.startswith(field + ":"):

@@ -3,9 +3,9 @@
 White noise flatters what prunes nothing and harms what prunes: every benchmark runs on EfficientNet-Lite0's activations
 instead. Two sources of images, both with defects: the textures that scikit-image ships, with blobs of other textures
 blended in (`ttt4as_fast.demo.make_defects`), or a data set of one's own. Shapes of other backbones are met by taking
-that many channels of Lite0's: its block outputs (152 and 344), else its expanded hidden layers (up to 1536, non-negative
-after ReLU6, as a WideResNet's are). They are real activations of another network than the shape's namesake; a
-transformer's are signed and denser.
+that many channels of Lite0's: its block outputs (152 and 344), else its expanded hidden layers (up to 1536,
+non-negative after ReLU6, as a WideResNet's are). They are real activations of another network than the shape's
+namesake; a transformer's are signed and denser.
 """
 
 from __future__ import annotations
@@ -218,6 +218,14 @@ def svm_samples(n: int, channels: int, seed: int = 0, data: str | Path | None = 
 
 
 # ---------------------------------------------------------------- images
+
+
+def images(kind: str, n: int, side: int, seed: int = 0, data: str | Path | None = None) -> tuple[list[Any], str]:
+    """`n` PIL images of `side` pixels a side, ``"nominal"`` or ``"defective"``, and where they come from."""
+    if kind == "nominal":
+        return _nominal_images(n, side, seed, data)
+    found, _, source = _defective_images(n, side, seed, data)
+    return found, source
 
 
 def _nominal_images(n: int, side: int, seed: int, data: str | Path | None) -> tuple[Any, str]:
