@@ -28,6 +28,9 @@ from ..segment import Segmentation, check_inputs, gate
 if TYPE_CHECKING:
     from ..arrays import Array
 
+CONSTANT = 1e-5
+"""A channel whose deviation is below this share of its root mean square is constant: rounding is not standardised."""
+
 OPERATION = Operation("segment_robust", host=("cpu", "reference"), cuda=("cpu", "reference"))
 
 

@@ -1,4 +1,8 @@
-"""Where the robust preset puts its level, and which pixels it learns from. NumPy, float64: every backend uses it."""
+"""Where the robust preset puts its level, and which pixels it learns from. NumPy, float64: every backend uses it.
+
+The level is looked for on a lattice of a quarter of a feature cell, the samples on one of half a cell: finer than what
+the detector resolves, and without temporaries of the size of the map.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +35,17 @@ class Labels(NamedTuple):
     peak: float
 
 
-def level(anomaly_map: np.ndarray, options: RobustOptions) -> tuple[float, float]:
-    """(level, peak) of a map (H, W) float64 that is not constant: pixels above the level are taken for anomalous."""
-    peak = float(anomaly_map.max())
-    base = float(np.quantile(anomaly_map, options.base_quantile))
+def level(anomaly_map: np.ndarray, options: RobustOptions, step: int = 1) -> tuple[float, float]:
+    """(level, peak) of a map (H, W) that is not constant, from every `step`-th row and column and the peak.
+
+    Pixels above the level are taken for anomalous.
+    """
+    peak, lowest = float(anomaly_map.max()), float(anomaly_map.min())
+    values = _every(anomaly_map, step)
+    base = float(np.quantile(values, options.base_quantile))
     if base >= peak:
-        base = float(anomaly_map.min())
-    height = steepest(anomaly_map, base, peak) if options.height is None else options.height
+        base = lowest
+    height = steepest(values, gradient(anomaly_map, step), base, peak) if options.height is None else options.height
     own = base + height * (peak - base)
     if options.nominal_level is None or options.nominal_level >= peak:
         return own, peak
@@ -46,36 +54,41 @@ def level(anomaly_map: np.ndarray, options: RobustOptions) -> tuple[float, float
     return (1 - options.nominal_weight) * own + options.nominal_weight * theirs, peak
 
 
-def steepest(anomaly_map: np.ndarray, base: float, peak: float) -> float:
-    """The height, 0 at `base` and 1 at `peak`, whose pixels have the largest mean gradient.
+def steepest(values: np.ndarray, slope: np.ndarray, base: float, peak: float) -> float:
+    """The height, 0 at `base` and 1 at `peak`, whose pixels have the largest mean `slope`.
 
     By the co-area formula the mean gradient over the pixels of a band of heights is the length of its contour over the
     area the band covers: it is large where the region above grows slowest as the level sinks, and collapses where the
     region floods what lies beside the defect.
     """
-    height = (anomaly_map - base) * (1 / (peak - base))
+    height = (values - base) * (1 / (peak - base))
     above = height >= 0
     bins = np.minimum((height[above] * BINS).astype(np.int64), BINS - 1)
     count = _smooth(np.bincount(bins, minlength=BINS).astype(np.float64))
-    slope = _smooth(np.bincount(bins, weights=gradient(anomaly_map)[above], minlength=BINS))
+    total = _smooth(np.bincount(bins, weights=slope[above], minlength=BINS))
     centres = (np.arange(BINS) + 0.5) / BINS
     allowed = (centres >= HEIGHTS[0]) & (centres <= HEIGHTS[1])
-    mean = np.where(allowed & (count > 0), slope / np.maximum(count, np.finfo(np.float64).tiny), -1.0)
+    mean = np.where(allowed & (count > 0), total / np.maximum(count, np.finfo(np.float64).tiny), -1.0)
     return float(centres[int(mean.argmax())])
 
 
-def gradient(anomaly_map: np.ndarray) -> np.ndarray:
-    """Magnitude of the gradient by central differences, one-sided at the edges, 0 along an axis of one pixel."""
-    squares = np.zeros_like(anomaly_map)
-    for axis in (0, 1):
-        values = np.moveaxis(anomaly_map, axis, 0)
-        if len(values) < 2:
-            continue
-        target = np.moveaxis(squares, axis, 0)
-        target[1:-1] += (0.5 * (values[2:] - values[:-2])) ** 2
-        target[0] += (values[1] - values[0]) ** 2
-        target[-1] += (values[-1] - values[-2]) ** 2
+def gradient(anomaly_map: np.ndarray, step: int) -> np.ndarray:
+    """Its magnitude at every `step`-th pixel, by differences over the neighbours at hand; 0 along an axis of one."""
+    height, width = anomaly_map.shape
+    rows, cols = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
+    squares = np.zeros((len(rows), len(cols)))
+    for axis, places, length in ((0, rows, height), (1, cols, width)):
+        before, after = np.maximum(places - 1, 0), np.minimum(places + 1, length - 1)
+        pick = (lambda at: anomaly_map[np.ix_(at, cols)]) if axis == 0 else (lambda at: anomaly_map[np.ix_(rows, at)])
+        run = np.maximum(after - before, 1)
+        difference = pick(after).astype(np.float64) - pick(before)
+        squares += (difference / (run[:, None] if axis == 0 else run)) ** 2
     return np.sqrt(squares)
+
+
+def _every(anomaly_map: np.ndarray, step: int) -> np.ndarray:
+    """Every `step`-th row and column, from half a step on, in float64."""
+    return anomaly_map[step // 2 :: step, step // 2 :: step].astype(np.float64)
 
 
 def _smooth(histogram: np.ndarray) -> np.ndarray:
@@ -83,28 +96,26 @@ def _smooth(histogram: np.ndarray) -> np.ndarray:
 
 
 def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOptions) -> Labels | None:
-    """Samples of a map (H, W) float64 over features of `cells` (h, w); None for a constant map."""
+    """Samples of a map (H, W) of any float dtype over features of `cells` (h, w); None for a constant map."""
     if anomaly_map.min() == anomaly_map.max():
         return None
-    threshold, peak = level(anomaly_map, options)
-    core = threshold + options.core * (peak - threshold)
     spacing = max(1, round(min(anomaly_map.shape[0] / cells[0], anomaly_map.shape[1] / cells[1]) / 2))
-    nominal = _lattice(anomaly_map <= threshold, spacing)
+    threshold, peak = level(anomaly_map, options, max(1, spacing // 2))
+    core = threshold + options.core * (peak - threshold)
+
+    def lattice(step: int, anomalous: bool) -> np.ndarray:
+        values = _every(anomaly_map, step)
+        rows, cols = np.nonzero((values > core) | (values == peak) if anomalous else values <= threshold)
+        return (rows * step + step // 2) * anomaly_map.shape[1] + cols * step + step // 2
+
+    nominal = lattice(spacing, False)
     if not len(nominal):
-        nominal = _lattice(anomaly_map <= threshold, 1)
-    highest = (anomaly_map > core) | (anomaly_map == peak)
-    anomalous = _lattice(highest, spacing)
+        nominal = lattice(1, False)
+    anomalous = lattice(spacing, True)
     while len(anomalous) < ENOUGH and spacing > 1:
         spacing //= 2
-        anomalous = _lattice(highest, spacing)
+        anomalous = lattice(spacing, True)
     return Labels(_spread(anomalous, options.n_core), _spread(nominal, options.n_background), threshold, peak)
-
-
-def _lattice(mask: np.ndarray, spacing: int) -> np.ndarray:
-    """Flat indices of the pixels of `mask` on every `spacing`-th row and column."""
-    start = spacing // 2
-    rows, cols = np.nonzero(mask[start::spacing, start::spacing])
-    return (rows * spacing + start) * mask.shape[1] + cols * spacing + start
 
 
 def _spread(indices: np.ndarray, limit: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import bilinear, linear_svm
 from ..segment import STATUSES
-from . import RobustOptions
+from . import CONSTANT, RobustOptions
 from .labels import label
 
 ARRAYS = "numpy"
@@ -29,7 +29,8 @@ def segment_one(
     labels[found.anomalous], labels[found.nominal] = 1, -1
     if options.standardize:
         spread = features.std((1, 2), keepdims=True)
-        features = (features - features.mean((1, 2), keepdims=True)) / np.where(spread > 0, spread, 1)
+        size = np.sqrt((features**2).mean((1, 2), keepdims=True))
+        features = (features - features.mean((1, 2), keepdims=True)) / np.where(spread > CONSTANT * size, spread, 1)
     dense = bilinear.bilinear_upsample(features, anomaly_map.shape, backend="reference").reshape(len(features), -1).T
     samples = np.flatnonzero(labels)
     svm = linear_svm.fit_linear_svm(

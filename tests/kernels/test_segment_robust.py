@@ -31,10 +31,14 @@ CASES = [  # (H, W), (C, h, w)
 def dense_statement(psi, features, nominal=None, share=0.3, core=0.3, n_core=200, n_background=800):
     """The method once more, from torch, SciPy and liblinear's dual solver: decision, labels."""
     psi = psi.astype(np.float64)
-    base, peak = np.quantile(psi, 0.25), psi.max()
+    height, width = psi.shape
+    step = max(1, round(min(height / features.shape[1], width / features.shape[2]) / 2))
+    fine = max(1, step // 2)
+    some = (slice(fine // 2, None, fine),) * 2
+    base, peak = np.quantile(psi[some], 0.25), psi.max()
     base = psi.min() if base >= peak else base
-    slope = np.sqrt(sum(np.gradient(psi, axis=a) ** 2 for a in (0, 1) if psi.shape[a] > 1))
-    bins = np.floor((psi - base) / (peak - base) * BINS).clip(max=BINS - 1)
+    slope = np.sqrt(sum(np.gradient(psi, axis=a) ** 2 for a in (0, 1) if psi.shape[a] > 1))[some]
+    bins = np.floor((psi[some] - base) / (peak - base) * BINS).clip(max=BINS - 1)
     kernel = np.array([1.0])
     for _ in range(SMOOTHING):
         kernel = np.convolve(kernel, [0.25, 0.5, 0.25])
@@ -47,8 +51,6 @@ def dense_statement(psi, features, nominal=None, share=0.3, core=0.3, n_core=200
     level = base + heights[int(np.argmax(mean))] * (peak - base)
     if nominal is not None and nominal < peak:
         level = 0.5 * level + 0.5 * (max(nominal, base) + share * (peak - max(nominal, base)))
-    height, width = psi.shape
-    step = max(1, round(min(height / features.shape[1], width / features.shape[2]) / 2))
 
     def chosen(mask, spacing, limit):
         found = [
