@@ -34,7 +34,7 @@ def device(request, monkeypatch) -> Iterator[torch.device]:
             pytest.skip("no CUDA device")
         yield torch.device("cuda", torch.cuda.current_device())
         return
-    _require_interpreter()
+    require_interpreter()
     from ttt4as_fast.kernels.gpu_common import cuda
 
     from . import emulator
@@ -58,7 +58,8 @@ def cuda_source(device) -> None:
         pytest.skip("no C++ compiler to build CUDA sources for the host with")
 
 
-def _require_interpreter() -> None:
+def require_interpreter() -> None:
+    """Skip beside a GPU, fail where Triton came too early to interpret."""
     import triton
 
     from ttt4as_fast.kernels.gpu_common import capability

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 SHIM = Path(__file__).with_name("emulator.hpp")
-THREADS = 64
+THREADS = 32
+"""Threads of a block unless a test says otherwise: fewer are faster, and loops run longer."""
 
 
 def compiler() -> str | None:

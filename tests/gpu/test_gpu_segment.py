@@ -116,6 +116,31 @@ class TestParity:
         assert got.decision_map.abs().max() > 0
 
 
+@pytest.mark.interpret
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+def test_no_bit_depends_on_the_order_of_threads(rng, monkeypatch, loss):
+    """Labels and solver, three warps a block, threads and blocks forwards and backwards: a race would show."""
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    from . import emulator
+    from .conftest import require_interpreter
+
+    require_interpreter()
+    if emulator.compiler() is None:
+        pytest.skip("no C++ compiler")
+    from ttt4as_fast.kernels.segment import gpu
+
+    maps, features = inputs(rng, (26, 30), (6, 5, 6), batch=2)
+    candidates, limit = nominal_candidates((26, 30), 12)
+    options = {"percentile": 98.0, "neighbor_radius": 2, "C": 0.1, "loss": loss, "tol": 1e-3, "max_iter": 40}
+    results = []
+    for backwards in (False, True):
+        monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator(96, backwards))
+        results.append(gpu.segment(maps, features, skip=None, candidates=candidates, limit=limit, **options))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert results[0][1].abs().max() > 0
+
+
 @pytest.mark.usefixtures("cuda_source")
 class TestMemory:
     """A problem that fits no shared memory, and one whose Gram matrix is not formed: slower ways, same answer."""
