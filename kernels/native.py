@@ -33,7 +33,7 @@ def threads() -> int:
     """Threads for one call: the core's limit, and no more than ``torch.set_num_threads`` where torch is loaded."""
     torch = sys.modules.get("torch")
     most = core().max_threads()
-    return min(most, torch.get_num_threads()) if hasattr(torch, "get_num_threads") else most
+    return most if torch is None else min(most, torch.get_num_threads())
 
 
 def register_with_threadpoolctl() -> bool:

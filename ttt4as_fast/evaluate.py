@@ -212,7 +212,9 @@ def evaluate(
     if getattr(model, "nominal_statistics_", None) is None or getattr(model, "image_threshold_", None) is None:
         raise ValueError("model: expected a calibrated model; call calibrate() with nominal validation images")
     segmenter = TTT4AS() if segmenter is None else segmenter
-    methods = _methods(model, segmenter, quantile)
+    stats, gate = model.nominal_statistics_, _gate(model, segmenter)
+    assert stats is not None
+    methods = _methods(stats, gate, segmenter, quantile)
 
     run = _Run(list(methods), dataset.root)
     for batch in _predictions(model, dataset.test, batch_size, run, progress):
@@ -221,9 +223,8 @@ def evaluate(
     if not run.samples:
         raise ValueError(f"dataset: none of the {len(dataset.test)} test images could be read; {run.failures[0]}")
     thresholds = run.add_oracles()
-    stats = model.nominal_statistics_
     thresholds.update(
-        image=_gate(model, segmenter),
+        image=gate,
         max_nominal=stats.max_threshold(),
         quantile_nominal=stats.quantile_threshold(quantile),
     )
@@ -243,13 +244,14 @@ def evaluate(
 
 def _gate(model: PatchCore, segmenter: TTT4AS) -> float:
     own = segmenter.get_params()["image_threshold"]
-    return float(model.image_threshold_ if own is None else own)
+    gate = model.image_threshold_ if own is None else own
+    assert gate is not None, "a calibrated model has an image threshold"
+    return float(gate)
 
 
-def _methods(model: PatchCore, segmenter: TTT4AS, quantile: float) -> dict[str, _Method]:
-    stats = model.nominal_statistics_
+def _methods(stats: baselines.NominalStatistics, gate: float, segmenter: TTT4AS, quantile: float) -> dict[str, _Method]:
     params = segmenter.get_params()
-    gated = TTT4AS(**{**params, "image_threshold": _gate(model, segmenter)})
+    gated = TTT4AS(**{**params, "image_threshold": gate})
     ungated = TTT4AS(**{**params, "image_threshold": None})
 
     def threshold(mask: Callable[[np.ndarray], np.ndarray]) -> _Method:

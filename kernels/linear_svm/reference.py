@@ -1,4 +1,4 @@
-"""The SVM as scikit-learn's liblinear solves it in float64, with its tolerance tightened until the duality gap holds."""
+"""The SVM as scikit-learn's liblinear solves it in float64, its tolerance tightened until the duality gap holds."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import bilinear, linear_svm, peaks
@@ -35,7 +37,7 @@ def segment_one(
     neighbor_radius: int,
     candidates: np.ndarray,
     limit: int,
-    **svm: float | str,
+    **svm: Any,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(H, W) and (C, h, w) -> decision (H, W) float64, labels (H, W) int8, status code."""
     labels, nominal = pseudo_label(anomaly_map, percentile, neighbor_radius, candidates, limit)
@@ -51,7 +53,7 @@ def segment_one(
 
 
 def segment(
-    anomaly_map: np.ndarray, features: np.ndarray, *, skip: np.ndarray | None, **options
+    anomaly_map: np.ndarray, features: np.ndarray, *, skip: np.ndarray | None, **options: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(B, H, W) and (B, C, h, w) -> mask bool, decision float32, labels int8, all (B, H, W), and codes (B,) int8."""
     decision = np.zeros(anomaly_map.shape, np.float32)
