@@ -158,6 +158,32 @@ def test_segment_is_the_method(tmp_path: Path) -> None:
     assert record["mask_area"] == mask.sum() == sum(region["area"] for region in record["regions"])
 
 
+def test_segment_robust(tmp_path: Path) -> None:
+    from ttt4as_fast import TTT4AS
+
+    maps, features = arrays(tmp_path / "in")
+    ttt4as("segment", maps, features, "-o", tmp_path / "out", "--preset", "robust", "-C", 0.01)
+    (record,) = records(tmp_path / "out")
+    expected = TTT4AS(preset="robust", C=0.01)(np.load(maps), np.load(features))
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / record["files"]["array"]), expected.pred_mask)
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "b", "--preset", "robust", "--percentile", 90, code=2)
+    assert "percentile" in done.stderr
+
+
+def test_the_robust_preset_takes_the_nominal_level_of_the_model() -> None:
+    from types import SimpleNamespace
+
+    from ttt4as_fast import TTT4AS, cli
+
+    paper = TTT4AS().get_params()
+    params = {option: paper[argument] for option, argument in cli._METHOD_OPTIONS.items()}
+    detector = SimpleNamespace(nominal_statistics_=SimpleNamespace(level=3.5))
+    for preset, level in (("paper", None), ("robust", 3.5)):
+        context = SimpleNamespace(params={**params, "preset": preset})
+        assert cli._segmenter(context, None, detector).get_params().get("nominal_level") == level
+    assert cli._segmenter(SimpleNamespace(params={**params, "preset": "robust"}), None).options.nominal_level is None
+
+
 def test_segment_batches_npz_and_gates(tmp_path: Path) -> None:
     maps, features = arrays(tmp_path / "in", 3)
     psi = np.load(maps)

@@ -31,6 +31,8 @@ from .cli_options import (
     Output,
     Overwrite,
     Percentile,
+    Preset,
+    PresetOption,
     Radius,
     RandomState,
     Sampling,
@@ -218,6 +220,7 @@ def predict(
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", rich_help_panel=METHOD, help="Leave nominal images unmarked.")
     ] = True,
+    preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
     n_nominal: Nominal = 100,
@@ -247,7 +250,7 @@ def predict(
         raise ValueError(
             "the model has no image threshold (fitted with --validation-share 0): give --image-threshold, or --no-gate"
         )
-    segmenter = _segmenter(ctx, threshold if gate else None)
+    segmenter = _segmenter(ctx, threshold if gate else None, detector)
     settings = {
         "model": about["sha256"],
         "segmenter": _settings(segmenter),
@@ -282,6 +285,7 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="Root of one category.", show_default=False)],
     output: Output,
     layout: Annotated[str, typer.Option(help="How the folder is laid out; a wrong name lists them all.")] = "auto",
+    preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
     n_nominal: Nominal = 100,
@@ -306,7 +310,7 @@ def evaluate(
     from .evaluate import evaluate as run
 
     detector, _ = _load(model, device, backend)
-    segmenter = _segmenter(ctx, None)
+    segmenter = _segmenter(ctx, None, detector)
     with progress_bars() as progress:
         step = None if progress is None else lambda done, total: progress("evaluating", done, total)
         report = run(detector, found, segmenter, batch_size=batch_size, progress=step)
@@ -342,6 +346,7 @@ def segment(
         float | None,
         typer.Option(rich_help_panel=METHOD, help="Maps whose maximum is below it stay unmarked.", show_default="none"),
     ] = None,
+    preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
     n_nominal: Nominal = 100,
@@ -389,6 +394,7 @@ def serve(
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", rich_help_panel=METHOD, help="Leave nominal images unmarked.")
     ] = True,
+    preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
     n_nominal: Nominal = 100,
@@ -411,7 +417,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError(f"serve needs {error.name}: pip install 'ttt4as_fast[serve]'") from None
     detector, _ = _load(model, device, backend)
-    segmenter = _segmenter(ctx, detector.image_threshold_ if gate else None)
+    segmenter = _segmenter(ctx, detector.image_threshold_ if gate else None, detector)
     limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout)
     service.serve(detector, segmenter, host, port, limits, drain_seconds)
 
@@ -464,18 +470,21 @@ def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str,
 
 # Options of the method -> arguments of TTT4AS.
 _METHOD_OPTIONS = {
-    **{name: name for name in ("percentile", "neighbor_radius", "n_nominal", "loss", "nominal_sampling")},
+    **{name: name for name in ("preset", "percentile", "neighbor_radius", "n_nominal", "loss", "nominal_sampling")},
     **{name: name for name in ("random_state", "tol", "max_iter", "backend")},
     "svm_c": "C",
 }
 
 
-def _segmenter(context: typer.Context, image_threshold: float | None) -> Any:
-    """TTT4AS with the options of the command that runs."""
+def _segmenter(context: typer.Context, image_threshold: float | None, detector: Any = None) -> Any:
+    """TTT4AS with the options of the command that runs, and what the detector's calibration says of nominal maps."""
     from .segmenter import TTT4AS
 
     values = {argument: context.params[option] for option, argument in _METHOD_OPTIONS.items()}
     values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    statistics = getattr(detector, "nominal_statistics_", None)
+    if values["preset"] == "robust" and statistics is not None:
+        values["nominal_level"] = statistics.level
     return TTT4AS(**values, image_threshold=image_threshold)
 
 

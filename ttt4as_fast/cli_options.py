@@ -9,6 +9,11 @@ from typing import Annotated
 import typer
 
 
+class Preset(str, Enum):
+    paper = "paper"
+    robust = "robust"
+
+
 class Loss(str, Enum):
     squared_hinge = "squared_hinge"
     hinge = "hinge"
@@ -34,6 +39,15 @@ class Texture(str, Enum):
 METHOD = "Test-time training"
 SPEED = "Device and speed"
 
+PresetOption = Annotated[
+    Preset,
+    typer.Option(
+        "--preset",
+        rich_help_panel=METHOD,
+        help="The published method, or labels that follow each peak, for defects of any size. 'robust' takes C, the "
+        "loss, tol and max-iter of the options here, and the nominal level of a calibrated model.",
+    ),
+]
 Percentile = Annotated[
     float,
     typer.Option(
