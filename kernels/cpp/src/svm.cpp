@@ -59,7 +59,7 @@ SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmO
     solver.sample_weight = options.sample_weight;
     solver.initial = options.initial;
     solver.magnitude = static_cast<double>(magnitude);
-    solver.most_bytes = n * dims * static_cast<std::int64_t>(sizeof(T)) + (1 << 22);
+    solver.most_bytes = n * dims * static_cast<std::int64_t>(sizeof(T)) + (std::int64_t(1) << 26);
     const SvmResult result = solver.solve(options);
     for (std::int64_t c = 0; c < dims; ++c) coef[c] = solver.w[c];
     return result;

@@ -93,7 +93,7 @@ class SvmSolver {
   private:
     static constexpr int kBatch = kMaxRhs;
     static constexpr int kMostChosen = 32;  // samples that join in one round
-    static constexpr std::int64_t kMostSet = 768;
+    static constexpr std::int64_t kMostSet = 1024;
     static constexpr std::int64_t kChunk = 4096;  // samples a task scans; fixed, so that sums do not depend on threads
 
     SvmRoute fallback() const { return squared_ ? SvmRoute::newton : SvmRoute::coordinate; }

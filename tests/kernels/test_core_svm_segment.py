@@ -1,0 +1,220 @@
+"""The C++ core beyond parity: any input shape and dtype through its bindings, threads, memory, and what it promises."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ttt4as_fast import kernels
+from ttt4as_fast.kernels import dispatch, native
+from ttt4as_fast.kernels.linear_svm import reference as svm_reference
+
+from .cases import smooth_map, structured_features
+
+pytestmark = pytest.mark.skipif(isinstance(dispatch.native_core(), str), reason="the C++ core is not built")
+
+finite = st.floats(-1e6, 1e6, width=32)
+anything = st.one_of(finite, st.sampled_from([0.0, -0.0, np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, 1e30]))
+dtypes = st.sampled_from([np.float16, np.float32, np.float64])
+
+
+def strided(array: np.ndarray, how: str) -> np.ndarray:
+    """The same values in another memory layout."""
+    if how == "reversed":
+        return array[..., ::-1].copy()[..., ::-1]
+    if how == "sliced":
+        wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+        wide[..., ::2] = array
+        return wide[..., ::2]
+    return np.asfortranarray(array) if how == "fortran" else array
+
+
+layouts = st.sampled_from(["plain", "reversed", "sliced", "fortran"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_segment_takes_anything_or_says_why_not(data):
+    height, width = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 24))
+    shape = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
+    values = data.draw(st.sampled_from([finite, anything]))
+    with np.errstate(over="ignore"):
+        anomaly_map = data.draw(hnp.arrays(np.float64, (height, width), elements=values)).astype(data.draw(dtypes))
+        features = data.draw(hnp.arrays(np.float64, shape, elements=values)).astype(data.draw(dtypes))
+    anomaly_map, features = strided(anomaly_map, data.draw(layouts)), strided(features, data.draw(layouts))
+    options = {
+        "percentile": data.draw(st.floats(0, 100)),
+        "neighbor_radius": data.draw(st.integers(0, 40)),
+        "n_nominal": data.draw(st.integers(1, 200)),
+        "C": 10.0 ** data.draw(st.integers(-8, 4)),
+        "loss": data.draw(st.sampled_from(["squared_hinge", "hinge"])),
+        "nominal_sampling": data.draw(st.sampled_from(["grid", "random"])),
+        "max_iter": data.draw(st.sampled_from([1, 3, 200])),
+    }
+    if not (np.isfinite(anomaly_map).all() and np.isfinite(features).all()):
+        with pytest.raises(ValueError, match="expected finite values"):
+            kernels.segment(anomaly_map, features, backend="cpu", **options)
+        return
+    got = kernels.segment(anomaly_map, features, backend="cpu", **options)
+    assert got.pred_mask.shape == (height, width)
+    assert np.isfinite(got.decision_map).all()
+    np.testing.assert_array_equal(got.pred_mask, got.decision_map > 0)
+    assert set(np.unique(got.pseudo_labels)) <= {-1, 0, 1}
+    plain = np.ascontiguousarray(anomaly_map), np.ascontiguousarray(features)
+    again = kernels.segment(*plain, backend="cpu", **options)
+    np.testing.assert_array_equal(got.pseudo_labels, again.pseudo_labels)
+    np.testing.assert_array_equal(got.decision_map, again.decision_map)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_fit_takes_anything_or_says_why_not(data):
+    n, d = data.draw(st.integers(2, 30)), data.draw(st.integers(1, 12))
+    values = data.draw(st.sampled_from([finite, anything]))
+    with np.errstate(over="ignore"):
+        X = data.draw(hnp.arrays(np.float64, (n, d), elements=values)).astype(data.draw(dtypes))
+    X = strided(X, data.draw(layouts))
+    y = np.arange(n) % 2
+    options = {
+        "C": 10.0 ** data.draw(st.integers(-8, 4)),
+        "loss": data.draw(st.sampled_from(["squared_hinge", "hinge"])),
+    }
+    if not np.isfinite(X).all():
+        with pytest.raises(ValueError, match="expected finite values"):
+            kernels.fit_linear_svm(X, y, backend="cpu", **options)
+        return
+    fit = kernels.fit_linear_svm(X, y, backend="cpu", **options)
+    assert np.isfinite(fit.coef).all() and np.isfinite(fit.intercept)
+    if fit.converged:
+        assert fit.gap <= 1e-4
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    hnp.arrays(np.float64, hnp.array_shapes(min_dims=3, max_dims=3, max_side=40), elements=st.floats(-3, 3, width=16)),
+    dtypes,
+    layouts,
+    st.floats(0, 100),
+    st.integers(0, 60),
+)
+def test_peaks_equal_the_reference_to_the_bit(maps, dtype, layout, percentile, radius):
+    maps = strided(maps.astype(dtype), layout)
+    expected = kernels.local_maxima(maps, percentile, backend="reference")
+    got = kernels.local_maxima(maps, percentile, backend="cpu")
+    np.testing.assert_array_equal(got, expected)
+    grown = kernels.dilate(got, radius, backend="cpu")
+    np.testing.assert_array_equal(grown, kernels.dilate(expected, radius, backend="reference"))
+
+
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+@pytest.mark.parametrize("C", [1e-3, 1e-1, 10.0])
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (200, 300), (700, 40)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_objective_is_the_optimum(rng, n, d, C, loss, dtype):
+    y = rng.integers(0, 2, n) * 2.0 - 1
+    X = (rng.normal(size=(n, d)) + 0.4 * y[:, None] * (np.arange(d) < 5) + 1).astype(dtype)
+    weight = rng.uniform(0, 2, n)
+    weight[:3] = 0
+    fit = kernels.fit_linear_svm(X, y, C=C, loss=loss, sample_weight=weight, max_iter=20_000, backend="cpu")
+    assert fit.converged
+    value = svm_reference.objective(X, y, fit.coef, fit.intercept, C, loss, weight)
+    from sklearn.svm import LinearSVC
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer = LinearSVC(C=C, loss=loss, tol=1e-8, max_iter=20_000, dual=True, random_state=0).fit(X, y, weight)
+    best = svm_reference.objective(X, y, peer.coef_[0], peer.intercept_[0], C, loss, weight)
+    assert value <= best * (1 + 1.1e-4)
+
+
+def test_a_warm_start_ends_where_a_cold_one_does(rng):
+    X = rng.normal(size=(300, 50)).astype(np.float32)
+    y = np.where(X[:, 0] + 0.5 * rng.normal(size=300) > 0, 1.0, -1.0)
+    options = {"C": 0.01, "loss": "squared_hinge", "tol": 1e-6, "max_iter": 1000}
+    from ttt4as_fast.kernels.linear_svm import cpu
+
+    cold = cpu.fit(X, y, **options)
+    warm = cpu.fit(X, y, **options, initial=np.append(cold.coef, cold.intercept))
+    assert warm.converged and warm.n_iter <= cold.n_iter
+    np.testing.assert_allclose(warm.coef, cold.coef, atol=1e-5)
+
+
+def test_equal_on_any_number_of_threads_and_instruction_sets_agree(rng, tmp_path):
+    """Bits do not depend on threads; instruction sets differ by rounding only."""
+    np.save(tmp_path / "map.npy", smooth_map(rng, 90, 80))
+    np.save(tmp_path / "features.npy", structured_features(rng, 300, 20, 20))
+    script = (
+        "import numpy as np, sys; from ttt4as_fast import kernels\n"
+        "out = kernels.segment(np.load('map.npy'), np.load('features.npy'), backend='cpu')\n"
+        "np.save(sys.argv[1], out.decision_map)\n"
+    )
+    decisions = {}
+    for isa in ("generic", "avx2", "avx512"):
+        for threads in ("1", "3"):
+            name = f"{isa}{threads}.npy"
+            environment = {**os.environ, "TTT4AS_ISA": isa, "TTT4AS_NUM_THREADS": threads}
+            subprocess.run([sys.executable, "-c", script, name], cwd=tmp_path, env=environment, check=True)
+            decisions[isa, threads] = np.load(tmp_path / name)
+        np.testing.assert_array_equal(decisions[isa, "1"], decisions[isa, "3"])
+        np.testing.assert_allclose(decisions[isa, "1"], decisions["generic", "1"], atol=1e-4)
+
+
+def test_many_callers_at_once_get_the_same(rng):
+    anomaly_map, features = smooth_map(rng, 64, 64), structured_features(rng, 32, 8, 8)
+    expected = kernels.segment(anomaly_map, features, backend="cpu").decision_map
+    wrong = []
+
+    def call() -> None:
+        for _ in range(20):
+            if not np.array_equal(kernels.segment(anomaly_map, features, backend="cpu").decision_map, expected):
+                wrong.append(threading.get_ident())
+
+    callers = [threading.Thread(target=call) for _ in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_threadpoolctl_and_torch_limit_the_core():
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    import torch
+
+    core = native.core()
+    core.set_num_threads(7)
+    try:
+        with threadpoolctl.threadpool_limits(3):
+            assert core.max_threads() == 3
+        assert core.max_threads() == 7
+        assert any(module["internal_api"] == "ttt4as" for module in threadpoolctl.threadpool_info())
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            assert native.threads() == 2
+        finally:
+            torch.set_num_threads(before)
+    finally:
+        core.set_num_threads(0)
+
+
+def test_memory_stays_within_its_bound(rng):
+    core = native.core()
+    core.release_memory()
+    anomaly_map, features = smooth_map(rng, 224, 224), structured_features(rng, 256, 28, 28)
+    got = kernels.segment(anomaly_map, features, backend="cpu")
+    kernels.segment(np.stack([anomaly_map] * 5), np.stack([features] * 5), backend="cpu")
+    held = core.release_memory()
+    samples = int(np.count_nonzero(got.pseudo_labels))
+    one = 2 * features.nbytes + 40 * samples + anomaly_map.nbytes // 8 + (1 << 20)
+    assert 0 < held <= core.max_threads() * one
+    assert core.release_memory() == 0
