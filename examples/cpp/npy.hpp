@@ -1,4 +1,5 @@
-// Reads the NPY files that numpy.save writes: float32, C order, version 1 to 3, in the byte order of this (little-endian) machine.
+// Reads the NPY files that numpy.save writes: float32, C order, version 1 to 3, in the byte order of this
+// (little-endian) machine.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ struct Npy {
 inline Npy read_npy(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     char magic[8];
-    if (!file.read(magic, 8) || std::memcmp(magic, "\x93NUMPY", 6) != 0) throw std::runtime_error(path + ": not an NPY file");
+    if (!file.read(magic, 8) || std::memcmp(magic, "\x93NUMPY", 6) != 0)
+        throw std::runtime_error(path + ": not an NPY file");
     const int length_bytes = magic[6] == 1 ? 2 : 4;
     unsigned char length[4] = {};
     if (!file.read(reinterpret_cast<char*>(length), length_bytes)) throw std::runtime_error(path + ": cut short");

@@ -1,5 +1,5 @@
-// segment_npy MAP.npy FEATURES.npy MASK.pgm [DECISION.f32]: the mask of one image, from a float32 (H, W) anomaly map and float32
-// (C, h, w) features. DECISION.f32 receives the decision map as raw floats.
+// segment_npy MAP.npy FEATURES.npy MASK.pgm [DECISION.f32]: the mask of one image, from a float32 (H, W) anomaly map
+// and float32 (C, h, w) features. DECISION.f32 receives the decision map as raw floats.
 #include <cstdio>
 #include <exception>
 

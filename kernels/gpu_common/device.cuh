@@ -18,20 +18,29 @@ typedef unsigned long long u64;
 namespace ttt4as {
 
 struct Add {
-    template <typename V> __device__ V operator()(V a, V b) const { return a + b; }
+    template <typename V>
+    __device__ V operator()(V a, V b) const {
+        return a + b;
+    }
 };
 struct Min {
-    template <typename V> __device__ V operator()(V a, V b) const { return b < a ? b : a; }
+    template <typename V>
+    __device__ V operator()(V a, V b) const {
+        return b < a ? b : a;
+    }
 };
 struct Max {
-    template <typename V> __device__ V operator()(V a, V b) const { return a < b ? b : a; }
+    template <typename V>
+    __device__ V operator()(V a, V b) const {
+        return a < b ? b : a;
+    }
 };
 
 // Combine one value a thread; every thread gets the result.
-template <typename V, typename Op> __device__ V block_reduce(V value, Op op) {
+template <typename V, typename Op>
+__device__ V block_reduce(V value, Op op) {
     __shared__ V slots[MAX_WARPS];
-    for (int distance = 16; distance; distance >>= 1)
-        value = op(value, __shfl_xor_sync(FULL_WARP, value, distance));
+    for (int distance = 16; distance; distance >>= 1) value = op(value, __shfl_xor_sync(FULL_WARP, value, distance));
     if ((threadIdx.x & 31) == 0) slots[threadIdx.x >> 5] = value;
     __syncthreads();
     V total = slots[0];
@@ -41,11 +50,11 @@ template <typename V, typename Op> __device__ V block_reduce(V value, Op op) {
 }
 
 // Sum N values a thread at the price of one reduction; every thread gets all sums, in place.
-template <int N> __device__ void block_sum(double (&values)[N]) {
+template <int N>
+__device__ void block_sum(double (&values)[N]) {
     __shared__ double slots[MAX_WARPS][N];
     for (int i = 0; i < N; ++i)
-        for (int distance = 16; distance; distance >>= 1)
-            values[i] += __shfl_xor_sync(FULL_WARP, values[i], distance);
+        for (int distance = 16; distance; distance >>= 1) values[i] += __shfl_xor_sync(FULL_WARP, values[i], distance);
     if ((threadIdx.x & 31) == 0)
         for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
     __syncthreads();
@@ -78,26 +87,29 @@ __device__ inline int block_scan(int value, int& total) {
 }
 
 // Unsigned keys in the order of the numbers: a < b exactly where key(a) < key(b) (but -0 comes before +0).
-template <typename T> struct Ordered;
-template <> struct Ordered<float> {
+template <typename T>
+struct Ordered;
+template <>
+struct Ordered<float> {
     typedef u32 Key;
     __device__ static u32 key(float x) {
         const u32 bits = __float_as_uint(x);
         return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
     }
-    __device__ static float value(u32 key) {
-        return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
-    }
+    __device__ static float value(u32 key) { return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
     __device__ static bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
     __device__ static int bits(u32 x) { return 32 - __clz(int(x)); }
 };
-template <> struct Ordered<double> {
+template <>
+struct Ordered<double> {
     typedef u64 Key;
     __device__ static u64 key(double x) {
         const u64 bits = u64(__double_as_longlong(x));
         return bits ^ (bits >> 63 ? ~0ull : 1ull << 63);
     }
-    __device__ static double value(u64 key) { return __longlong_as_double((long long)(key ^ (key >> 63 ? 1ull << 63 : ~0ull))); }
+    __device__ static double value(u64 key) {
+        return __longlong_as_double((long long)(key ^ (key >> 63 ? 1ull << 63 : ~0ull)));
+    }
     __device__ static bool finite(double x) {
         return (u64(__double_as_longlong(x)) & 0x7ff0000000000000ull) != 0x7ff0000000000000ull;
     }

@@ -1,7 +1,7 @@
 // Percentile, local maxima and square dilation of one map by one block: exact, no host round trip, any shape.
 //
-// Cost a map of n pixels: one pass for the range, three (float) or six (double) at most for the order statistic, one for
-// the maxima; the dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
+// Cost a map of n pixels: one pass for the range, three (float) or six (double) at most for the order statistic, one
+// for the maxima; the dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
 #pragma once
 #include "device.cuh"
 
@@ -10,12 +10,14 @@ namespace ttt4as {
 #define HISTOGRAM_BITS 11
 #define HISTOGRAM_BINS (1 << HISTOGRAM_BITS)
 
-template <typename T> struct Range {
+template <typename T>
+struct Range {
     T lowest, highest;
     bool finite;
 };
 
-template <typename T> __device__ Range<T> range_of(const T* values, int n) {
+template <typename T>
+__device__ Range<T> range_of(const T* values, int n) {
     typedef Ordered<T> O;
     typename O::Key low = ~typename O::Key(0), high = 0;
     int bad = 0;
@@ -80,7 +82,8 @@ __device__ T order_statistic(const T* values, int n, int rank, T lowest, T highe
 }
 
 // numpy.percentile(values, percentile) with linear interpolation, in float64 and to the bit.
-template <typename T> __device__ double percentile_of(const T* values, int n, double percentile, Range<T> range) {
+template <typename T>
+__device__ double percentile_of(const T* values, int n, double percentile, Range<T> range) {
     const double position = __dmul_rn(double(n - 1), percentile / 100.0);
     const int rank = int(position);
     const double part = position - rank;
@@ -101,7 +104,8 @@ template <typename T> __device__ double percentile_of(const T* values, int n, do
     return __dadd_rn(a, __dmul_rn(difference, part));
 }
 
-template <typename T> __device__ bool is_peak(const T* map, int height, int width, int row, int col, double tau) {
+template <typename T>
+__device__ bool is_peak(const T* map, int height, int width, int row, int col, double tau) {
     const T value = map[row * width + col];
     if (!(double(value) >= tau)) return false;
     const int top = row > 0 ? row - 1 : 0, bottom = row + 1 < height ? row + 1 : row;
@@ -119,7 +123,8 @@ __device__ inline bool bit_at(const u32* bits, int words, int row, int col) {
 }
 
 // bits = predicate(row, col), a warp a word.
-template <typename Predicate> __device__ void fill_bits(u32* bits, int height, int width, Predicate predicate) {
+template <typename Predicate>
+__device__ void fill_bits(u32* bits, int height, int width, Predicate predicate) {
     const int words = (width + 31) / 32, lane = threadIdx.x & 31;
     for (int word = threadIdx.x >> 5; word < height * words; word += blockDim.x >> 5) {
         const int row = word / words, col = (word % words) * 32 + lane;

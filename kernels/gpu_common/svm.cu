@@ -9,13 +9,13 @@
 //
 // whose gradient in the metric of K is beta - A^T (alpha y), alpha = loss'. Newton's direction solves
 // (I + N K) p = A^T (alpha y) - beta with N = A^T diag(loss'') A, a 3 x 3 stencil on the cells and a diagonal on the
-// points: conjugate gradients in the metric of K, one product with K a step. alpha is feasible for the dual as it is, so
-// each iterate has a duality gap at no further cost. The hinge is the limit of Huber-smoothed hinges, loss'' = C / mu;
-// the gap that stops the descent of mu is the hinge's own.
+// points: conjugate gradients in the metric of K, one product with K a step. alpha is feasible for the dual as it is,
+// so each iterate has a duality gap at no further cost. The hinge is the limit of Huber-smoothed hinges, loss'' = C /
+// mu; the gap that stops the descent of mu is the hinge's own.
 //
 // K is stored in float32 and everything else is float64: with float32 vectors the gap stalls above 1e-4 for the hinge
-// and for C >= 1 (features of two backbones on real parts). A K that fits lives in shared memory, a larger one in global
-// memory, and where m exceeds the capacity of K products go through U itself: slower, and as correct.
+// and for C >= 1 (features of two backbones on real parts). A K that fits lives in shared memory, a larger one in
+// global memory, and where m exceeds the capacity of K products go through U itself: slower, and as correct.
 #include "device.cuh"
 
 using namespace ttt4as;
@@ -28,15 +28,15 @@ using namespace ttt4as;
 #define STENCIL 9
 #define LANES 4  // threads that share a row of K in shared memory
 
-#define CG_LIMIT 400       // steps of conjugate gradients for one direction
-#define SEARCH_LIMIT 40    // evaluations of one line search
-#define OVERSHOOT 0.01     // the squared hinge is solved to this share of tol: the last Newton step is the cheap one
-#define SMOOTHING 0.25     // a smoothed problem is left at this share of tol, and mu shrinks by the same factor
+#define CG_LIMIT 400     // steps of conjugate gradients for one direction
+#define SEARCH_LIMIT 40  // evaluations of one line search
+#define OVERSHOOT 0.01   // the squared hinge is solved to this share of tol: the last Newton step is the cheap one
+#define SMOOTHING 0.25   // a smoothed problem is left at this share of tol, and mu shrinks by the same factor
 
 struct Problem {
-    const float* gram;  // (m, ld), null where products go through `basis`
-    const float* basis; // (m, dim)
-    double* through;    // (dim) scratch of products through `basis`
+    const float* gram;   // (m, ld), null where products go through `basis`
+    const float* basis;  // (m, dim)
+    double* through;     // (dim) scratch of products through `basis`
     int ld, dim, m, n_points, n_pixels, n_cells;
     bool gram_shared;
     // blends of the cells
@@ -46,12 +46,12 @@ struct Problem {
     const float *row_weight, *col_weight;
     int width, h, w, own_points;
     // points
-    const signed char* point_sign; // null: all -1
-    const double* point_scale;     // null: all 1
+    const signed char* point_sign;  // null: all -1
+    const double* point_scale;      // null: all 1
     // losses: alpha = clip(slope * margin, 0, cap), scaled for points by point_scale
     double C, slope, cap;
     bool hinge;
-    double *f, *fd; // decision and its change, by pixel
+    double *f, *fd;  // decision and its change, by pixel
     double* stencil;
     int* neighbour;
 };
@@ -257,8 +257,8 @@ struct Outcome {
 // vectors: VECTORS times m doubles. Leaves beta in vectors[0 .. m).
 __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) {
     const int m = p.m;
-    double *beta = vectors, *z = beta + m, *r = z + m, *kr = r + m, *d = kr + m, *kd = d + m, *x = kd + m,
-           *kx = x + m, *diagonal = kx + m;
+    double *beta = vectors, *z = beta + m, *r = z + m, *kr = r + m, *d = kr + m, *kd = d + m, *x = kd + m, *kx = x + m,
+           *diagonal = kx + m;
     const double target = p.hinge ? tol : OVERSHOOT * tol;
     double mu = 1, previous = 1e300;
     p.cap = p.hinge ? p.C : 1e300;
@@ -272,7 +272,7 @@ __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) 
         linearise(p, z, r, diagonal, sums);
         for (int i = threadIdx.x; i < m; i += blockDim.x) r[i] -= beta[i];
         product(p, kr, r);
-        double products[3] = {0, 0, 0}; // |w|^2, |A^T alpha y|^2 in the metric of K, and the residual's
+        double products[3] = {0, 0, 0};  // |w|^2, |A^T alpha y|^2 in the metric of K, and the residual's
         for (int i = threadIdx.x; i < m; i += blockDim.x) {
             products[0] += beta[i] * z[i];
             products[1] += (r[i] + beta[i]) * (kr[i] + z[i]);
@@ -286,7 +286,7 @@ __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) 
         outcome.gap = gap;
         outcome.finite = Ordered<double>::finite(primal) && Ordered<double>::finite(dual);
         if (!outcome.finite || gap <= target || outcome.iterations >= max_iter) return outcome;
-        if (gap <= tol && gap > 0.5 * previous) return outcome; // rounding's floor
+        if (gap <= tol && gap > 0.5 * previous) return outcome;  // rounding's floor
         previous = gap;
         if (p.hinge && smooth_gap <= SMOOTHING * tol) {
             mu *= SMOOTHING;
@@ -331,7 +331,10 @@ __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) 
             along(p, z, kx, t, ends);
             const double slope = energies[0] + t * energies[1] + ends[0], curvature = energies[1] + ends[1];
             if (!(fabs(slope) > 0.01 * fabs(start))) break;
-            if (slope > 0) high = t; else low = t;
+            if (slope > 0)
+                high = t;
+            else
+                low = t;
             double next = t - slope / curvature;
             if (!(next > low && next < high)) next = high < 1e300 ? 0.5 * (low + high) : 2 * t;
             t = next;

@@ -123,7 +123,7 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
 }
 
 #define LABEL_KERNEL(name, T)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(1024, 1)                                                              \
+    extern "C" __global__ void __launch_bounds__(1024, 1)                                                           \
         name(const T* maps, const bool* skip, const int* candidates, signed char* labels, int* status, int* points, \
              int* pixels, int* cells, int* slot, int* counts, u32* scratch, const int* row_lower,                   \
              const float* row_weight, const int* col_lower, const float* col_weight, int height, int width, int h,  \

@@ -7,26 +7,26 @@
 #include <cstdlib>
 #include <vector>
 
-#define CHECK(condition)                                                             \
-    do {                                                                             \
-        if (!(condition)) {                                                          \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);     \
-            std::exit(1);                                                            \
-        }                                                                            \
+#define CHECK(condition)                                                         \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                        \
+        }                                                                        \
     } while (false)
 
-#define CHECK_THROWS(type, expression)                                               \
-    do {                                                                             \
-        bool thrown = false;                                                         \
-        try {                                                                        \
-            (void)(expression);                                                      \
-        } catch (const type&) {                                                      \
-            thrown = true;                                                           \
-        }                                                                            \
-        if (!thrown) {                                                               \
+#define CHECK_THROWS(type, expression)                                                               \
+    do {                                                                                             \
+        bool thrown = false;                                                                         \
+        try {                                                                                        \
+            (void)(expression);                                                                      \
+        } catch (const type&) {                                                                      \
+            thrown = true;                                                                           \
+        }                                                                                            \
+        if (!thrown) {                                                                               \
             std::fprintf(stderr, "%s:%d: %s threw no %s\n", __FILE__, __LINE__, #expression, #type); \
-            std::exit(1);                                                            \
-        }                                                                            \
+            std::exit(1);                                                                            \
+        }                                                                                            \
     } while (false)
 
 class Random {

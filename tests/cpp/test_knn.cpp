@@ -14,9 +14,11 @@ int main() {
         std::vector<float> distances(static_cast<std::size_t>(queries * k)), again(distances.size());
         std::vector<std::int64_t> indices(distances.size()), indices_again(distances.size());
         const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), n, dims, dims});
-        index.search(ttt4as::Matrix<const float>{query.data(), queries, dims, dims}, k, distances.data(), indices.data());
+        index.search(ttt4as::Matrix<const float>{query.data(), queries, dims, dims}, k, distances.data(),
+                     indices.data());
         ttt4as_knn_index* handle = ttt4as_knn_create(bank.data(), n, dims, 0);
-        CHECK(handle && ttt4as_knn_search(handle, query.data(), queries, k, again.data(), indices_again.data(), 1) == 0);
+        CHECK(handle &&
+              ttt4as_knn_search(handle, query.data(), queries, k, again.data(), indices_again.data(), 1) == 0);
         CHECK(again == distances && indices_again == indices);
         CHECK(ttt4as_knn_search(handle, query.data(), queries, n + 1, again.data(), indices_again.data(), 1) < 0);
         ttt4as_knn_destroy(handle);
@@ -25,7 +27,8 @@ int main() {
             for (std::int64_t i = 0; i < n; ++i) {
                 double sum = 0;
                 for (std::int64_t c = 0; c < dims; ++c) {
-                    const double move = static_cast<double>(query[q * dims + c]) - static_cast<double>(bank[i * dims + c]);
+                    const double move =
+                        static_cast<double>(query[q * dims + c]) - static_cast<double>(bank[i * dims + c]);
                     sum += move * move;
                 }
                 all.emplace_back(std::sqrt(sum), i);

@@ -15,14 +15,16 @@ double plain_percentile(std::vector<double> values, double percentile) {
 }
 
 template <class T>
-void compare(const std::vector<T>& map, std::int64_t height, std::int64_t width, double percentile, std::int64_t radius) {
+void compare(const std::vector<T>& map, std::int64_t height, std::int64_t width, double percentile,
+             std::int64_t radius) {
     ttt4as::PeakScratch<T> scratch;
     const double tau = ttt4as::map_percentile(map.data(), height * width, percentile, scratch);
     CHECK(tau == plain_percentile({map.begin(), map.end()}, percentile));
     std::vector<std::uint8_t> peaks(map.size(), 9), grown(map.size(), 9), labels(map.size(), 9);
     ttt4as::mark_peaks(map.data(), height, width, tau, peaks.data(), scratch);
     ttt4as::dilate(peaks.data(), height, width, radius, grown.data(), scratch);
-    const std::int64_t count = ttt4as::mark_dilated_peaks(map.data(), height, width, tau, radius, labels.data(), scratch);
+    const std::int64_t count =
+        ttt4as::mark_dilated_peaks(map.data(), height, width, tau, radius, labels.data(), scratch);
     CHECK(count == std::count(labels.begin(), labels.end(), 1));
     CHECK(labels == grown);
     for (std::int64_t y = 0; y < height; ++y) {
@@ -34,7 +36,8 @@ void compare(const std::vector<T>& map, std::int64_t height, std::int64_t width,
                 }
             }
             for (std::int64_t v = std::max<std::int64_t>(0, y - radius); v <= std::min(height - 1, y + radius); ++v) {
-                for (std::int64_t u = std::max<std::int64_t>(0, x - radius); u <= std::min(width - 1, x + radius); ++u) {
+                for (std::int64_t u = std::max<std::int64_t>(0, x - radius); u <= std::min(width - 1, x + radius);
+                     ++u) {
                     near = near || peaks[v * width + u];
                 }
             }
@@ -52,7 +55,7 @@ void all_kinds() {
         for (int kind = 0; kind < 4; ++kind) {
             std::vector<T> map(static_cast<std::size_t>(size[0] * size[1]));
             for (T& value : map) {
-                value = kind == 0 ? static_cast<T>(random.normal())
+                value = kind == 0   ? static_cast<T>(random.normal())
                         : kind == 1 ? static_cast<T>(random.below(3))
                         : kind == 2 ? T(1)
                                     : static_cast<T>(random.uniform() < 0.98 ? 0.0 : random.uniform() * 1e30);

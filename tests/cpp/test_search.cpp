@@ -1,5 +1,5 @@
-// KnnIndex and GreedyCoreset on data that take every path: structure, noise, outliers, far and huge points, duplicates, more
-// than one segment; several threads on one index, whose second set of codes is made on demand.
+// KnnIndex and GreedyCoreset on data that take every path: structure, noise, outliers, far and huge points, duplicates,
+// more than one segment; several threads on one index, whose second set of codes is made on demand.
 #include <algorithm>
 #include <thread>
 #include <utility>
@@ -45,7 +45,8 @@ void check_search(const ttt4as::KnnIndex& index, const std::vector<float>& bank,
     const std::int64_t dims = index.dim(), n = index.size(), count = static_cast<std::int64_t>(query.size()) / dims;
     std::vector<float> distances(static_cast<std::size_t>(count * k));
     std::vector<std::int64_t> indices(distances.size());
-    index.search(ttt4as::Matrix<const float>{query.data(), count, dims, dims}, k, distances.data(), indices.data(), threads);
+    index.search(ttt4as::Matrix<const float>{query.data(), count, dims, dims}, k, distances.data(), indices.data(),
+                 threads);
     for (std::int64_t q = 0; q < count; ++q) {
         std::vector<std::pair<double, std::int64_t>> all;
         for (std::int64_t i = 0; i < n; ++i) all.emplace_back(squared(&query[q * dims], &bank[i * dims], dims), i);
@@ -86,12 +87,14 @@ void check_coreset(const std::vector<float>& data, std::int64_t n, std::int64_t 
 int main() {
     Random random(11);
     for (int kind = 0; kind < kKinds; ++kind) {
-        for (const auto& shape : {std::pair<std::int64_t, std::int64_t>{1, 1}, {64, 64}, {65, 65}, {700, 130}, {300, 530}}) {
+        for (const auto& shape :
+             {std::pair<std::int64_t, std::int64_t>{1, 1}, {64, 64}, {65, 65}, {700, 130}, {300, 530}}) {
             const auto [n, dims] = shape;
             const std::vector<float> bank = points(random, static_cast<Kind>(kind), n, dims);
             // An exact allocation, so that a sanitizer sees the first byte read past it.
             const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), n, dims, dims}, 2);
-            check_search(index, bank, points(random, static_cast<Kind>(kind), 11, dims), std::min<std::int64_t>(n, 9), 2);
+            check_search(index, bank, points(random, static_cast<Kind>(kind), 11, dims), std::min<std::int64_t>(n, 9),
+                         2);
             check_search(index, bank, points(random, kOutliers, 5, dims), std::min<std::int64_t>(n, 64), 1);
             check_search(index, bank, std::vector<float>(bank.begin(), bank.begin() + dims), n, 1);
             check_coreset(bank, n, dims, n);

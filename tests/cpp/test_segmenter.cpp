@@ -1,5 +1,5 @@
-// The fused method: the same bits on any number of threads and in either layout, no allocation after the first call, the
-// memory it says, and what it does with what it cannot use. Parity with the reference is held from Python.
+// The fused method: the same bits on any number of threads and in either layout, no allocation after the first call,
+// the memory it says, and what it does with what it cannot use. Parity with the reference is held from Python.
 #include <atomic>
 #include <cstdlib>
 #include <limits>
@@ -42,8 +42,8 @@ struct Image {
 };
 
 // A smooth map with a few bumps, and features that change where they are.
-Image image(std::int64_t height, std::int64_t width, std::int64_t channels, std::int64_t fh, std::int64_t fw, std::uint64_t seed,
-            float scale = 1) {
+Image image(std::int64_t height, std::int64_t width, std::int64_t channels, std::int64_t fh, std::int64_t fw,
+            std::uint64_t seed, float scale = 1) {
     Random random(seed);
     Image made{height, width, channels, fh, fw, random.normals(height * width), {}};
     for (float& value : made.map) value *= 0.01f;
@@ -52,7 +52,9 @@ Image image(std::int64_t height, std::int64_t width, std::int64_t channels, std:
     std::vector<double> where(static_cast<std::size_t>(fh * fw), 0.0);
     for (int bump = 0; bump < 3; ++bump) {
         const double cy = random.uniform(), cx = random.uniform();
-        const auto level = [&](double y, double x) { return std::exp(-((y - cy) * (y - cy) + (x - cx) * (x - cx)) * 60); };
+        const auto level = [&](double y, double x) {
+            return std::exp(-((y - cy) * (y - cy) + (x - cx) * (x - cx)) * 60);
+        };
         for (std::int64_t i = 0; i < height * width; ++i) {
             made.map[i] += static_cast<float>(level((i / width + 0.5) / height, (i % width + 0.5) / width));
         }
@@ -100,8 +102,9 @@ bool same(const Result& a, const Result& b) {
 
 int main() {
     ttt4as::set_num_threads(4);
-    const Image images[] = {image(64, 64, 96, 8, 8, 1),         image(61, 47, 33, 7, 11, 2), image(96, 96, 200, 12, 12, 3, 20),
-                            image(20, 30, 5, 40, 50, 4),        image(50, 50, 1, 50, 50, 5), image(33, 35, 70, 1, 1, 6),
+    const Image images[] = {image(64, 64, 96, 8, 8, 1),         image(61, 47, 33, 7, 11, 2),
+                            image(96, 96, 200, 12, 12, 3, 20),  image(20, 30, 5, 40, 50, 4),
+                            image(50, 50, 1, 50, 50, 5),        image(33, 35, 70, 1, 1, 6),
                             image(224, 224, 256, 28, 28, 7, 4), image(40, 40, 64, 9, 9, 8, 1e35f)};
     for (const Image& in : images) {
         for (ttt4as::Loss loss : {ttt4as::Loss::squared_hinge, ttt4as::Loss::hinge}) {
@@ -130,7 +133,8 @@ int main() {
             // Channels last is the same image, summed in another order.
             std::vector<float> last(in.features.size());
             for (std::int64_t c = 0; c < in.channels; ++c) {
-                for (std::int64_t p = 0; p < in.fh * in.fw; ++p) last[p * in.channels + c] = in.features[c * in.fh * in.fw + p];
+                for (std::int64_t p = 0; p < in.fh * in.fw; ++p)
+                    last[p * in.channels + c] = in.features[c * in.fh * in.fw + p];
             }
             const Result other = run(one, in, &last);
             CHECK(other.labels == first.labels && other.info.status == first.info.status);
@@ -184,13 +188,15 @@ int main() {
     std::vector<std::uint8_t> mask(c.mask.size());
     std::vector<float> decision(c.mask.size());
     std::vector<std::int8_t> labels(c.mask.size());
-    CHECK(ttt4as_segment(handle, plain.map.data(), plain.height, plain.width, plain.features.data(), plain.channels, plain.fh,
-                         plain.fw, 0, mask.data(), decision.data(), labels.data()) == static_cast<int>(c.info.status));
+    CHECK(ttt4as_segment(handle, plain.map.data(), plain.height, plain.width, plain.features.data(), plain.channels,
+                         plain.fh, plain.fw, 0, mask.data(), decision.data(),
+                         labels.data()) == static_cast<int>(c.info.status));
     CHECK(mask == c.mask && decision == c.decision && labels == c.labels);
     CHECK(ttt4as_segment(handle, nullptr, 3, 3, nullptr, 1, 1, 1, 0, mask.data(), decision.data(), labels.data()) ==
           TTT4AS_INVALID_ARGUMENT);
     CHECK(ttt4as_last_error()[0] != '\0');
-    CHECK(ttt4as_segment(nullptr, nullptr, 3, 3, nullptr, 1, 1, 1, 0, nullptr, nullptr, nullptr) == TTT4AS_INVALID_ARGUMENT);
+    CHECK(ttt4as_segment(nullptr, nullptr, 3, 3, nullptr, 1, 1, 1, 0, nullptr, nullptr, nullptr) ==
+          TTT4AS_INVALID_ARGUMENT);
     options.tol = 0;
     CHECK(!ttt4as_segmenter_create(&options));
     ttt4as_segmenter_destroy(handle);

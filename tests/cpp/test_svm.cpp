@@ -15,8 +15,8 @@ using ttt4as::SvmResult;
 using ttt4as::SvmRoute;
 
 template <class T>
-double objective(const std::vector<T>& x, const std::vector<double>& y, std::int64_t dims, const std::vector<double>& w, double b,
-                 double C, Loss loss) {
+double objective(const std::vector<T>& x, const std::vector<double>& y, std::int64_t dims, const std::vector<double>& w,
+                 double b, double C, Loss loss) {
     double value = b * b;
     for (double c : w) value += c * c;
     value *= 0.5;
@@ -36,7 +36,8 @@ void routes_agree(std::int64_t n, std::int64_t dims, double C, Loss loss, std::u
     std::vector<double> y(static_cast<std::size_t>(n));
     for (std::int64_t i = 0; i < n; ++i) {
         y[i] = i % 3 ? 1 : -1;
-        for (std::int64_t c = 0; c < dims; ++c) x[i * dims + c] = random.normal() + static_cast<T>(0.3 * y[i] * (c % 2));
+        for (std::int64_t c = 0; c < dims; ++c)
+            x[i * dims + c] = random.normal() + static_cast<T>(0.3 * y[i] * (c % 2));
     }
     const Matrix<const T> samples{x.data(), n, dims, dims};
     double best = std::numeric_limits<double>::infinity();

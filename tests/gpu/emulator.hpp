@@ -105,7 +105,8 @@ static void call(void (*kernel)(A...), void** values, std::index_sequence<I...>)
 }
 
 template <typename... A>
-static int launch(void (*kernel)(A...), int blocks, int threads, long long shared, int backwards, int count, void** values) {
+static int launch(void (*kernel)(A...), int blocks, int threads, long long shared, int backwards, int count,
+                  void** values) {
     if (count != int(sizeof...(A)) || shared > (long long)sizeof dynamic_shared) return 2;
     static void (*function)(A...);
     static void** arguments;
@@ -122,7 +123,8 @@ static int launch(void (*kernel)(A...), int blocks, int threads, long long share
     return 0;
 }
 
-template <typename T> static T exchange(T value, int lane) {
+template <typename T>
+static T exchange(T value, int lane) {
     const int self = current, base = self & ~31;
     std::memcpy(slots[self], &value, sizeof value);
     meet(2);
@@ -136,10 +138,12 @@ template <typename T> static T exchange(T value, int lane) {
 
 static inline void __syncthreads() { host::meet(1); }
 static inline void __syncwarp(unsigned = 0xffffffffu) { host::meet(2); }
-template <typename T> static T __shfl_xor_sync(unsigned, T value, int mask) {
+template <typename T>
+static T __shfl_xor_sync(unsigned, T value, int mask) {
     return host::exchange(value, (host::current & 31) ^ mask);
 }
-template <typename T> static T __shfl_up_sync(unsigned, T value, int delta) {
+template <typename T>
+static T __shfl_up_sync(unsigned, T value, int delta) {
     return host::exchange(value, (host::current & 31) - delta);
 }
 static inline unsigned __ballot_sync(unsigned, bool predicate) {
@@ -155,17 +159,20 @@ static inline unsigned __ballot_sync(unsigned, bool predicate) {
     host::meet(2);
     return ballot;
 }
-template <typename T> static T atomicAdd(T* address, T value) {
+template <typename T>
+static T atomicAdd(T* address, T value) {
     const T before = *address;
     *address += value;
     return before;
 }
-template <typename T> static T atomicOr(T* address, T value) {
+template <typename T>
+static T atomicOr(T* address, T value) {
     const T before = *address;
     *address |= value;
     return before;
 }
-template <typename To, typename From> static To bits_as(From x) {
+template <typename To, typename From>
+static To bits_as(From x) {
     To to;
     static_assert(sizeof to == sizeof x, "");
     std::memcpy(&to, &x, sizeof to);

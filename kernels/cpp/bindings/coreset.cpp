@@ -59,10 +59,12 @@ void bind_coreset(py::module_& module) {
         .def(py::init<py::array, std::int64_t, int>(), py::arg("points"), py::arg("start") = 0, py::arg("threads") = 0)
         .def("pick", &PyGreedyCoreset::pick, py::arg("count"), py::arg("threads") = 0,
              "The next `count` picks, int64; the first of all is `start`.")
-        .def_property_readonly("nbytes", [](const PyGreedyCoreset& self) { return self.coreset->bytes(); },
-                               "Bytes held beside the points.")
-        .def_property_readonly("measured", [](const PyGreedyCoreset& self) { return self.coreset->measured(); },
-                               "Distances that were computed so far.");
+        .def_property_readonly(
+            "nbytes", [](const PyGreedyCoreset& self) { return self.coreset->bytes(); },
+            "Bytes held beside the points.")
+        .def_property_readonly(
+            "measured", [](const PyGreedyCoreset& self) { return self.coreset->measured(); },
+            "Distances that were computed so far.");
 }
 
 }  // namespace ttt4as

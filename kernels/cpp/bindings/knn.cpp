@@ -48,24 +48,28 @@ struct PyKnnIndex {
 }  // namespace
 
 void bind_knn(py::module_& module) {
-    py::class_<PyKnnIndex>(module, "KnnIndex", "Exact nearest neighbours of rows of a bank, which it keeps a reference to.")
+    py::class_<PyKnnIndex>(module, "KnnIndex",
+                           "Exact nearest neighbours of rows of a bank, which it keeps a reference to.")
         .def(py::init<py::array, int>(), py::arg("bank"), py::arg("threads") = 0)
         .def("search", &PyKnnIndex::search, py::arg("query"), py::arg("k"), py::arg("threads") = 0,
              "(Q, D) -> Euclidean distances (Q, k) float32 and rows of the bank (Q, k) int64, nearest first.")
         .def_property_readonly("size", [](const PyKnnIndex& self) { return self.index->size(); })
         .def_property_readonly("dim", [](const PyKnnIndex& self) { return self.index->dim(); })
-        .def_property_readonly("nbytes", [](const PyKnnIndex& self) { return self.index->bytes(); },
-                               "Bytes held beside the bank.")
-        .def_property_readonly("counts", [](const PyKnnIndex& self) {
-            const KnnIndex::Counts counts = self.index->counts();
-            py::dict result;
-            result["queries"] = counts.queries;
-            result["unstructured"] = counts.unstructured;
-            result["fine"] = counts.fine;
-            result["whole"] = counts.whole;
-            result["measured"] = counts.measured;
-            return result;
-        }, "How the pairs of the searches so far were decided.");
+        .def_property_readonly(
+            "nbytes", [](const PyKnnIndex& self) { return self.index->bytes(); }, "Bytes held beside the bank.")
+        .def_property_readonly(
+            "counts",
+            [](const PyKnnIndex& self) {
+                const KnnIndex::Counts counts = self.index->counts();
+                py::dict result;
+                result["queries"] = counts.queries;
+                result["unstructured"] = counts.unstructured;
+                result["fine"] = counts.fine;
+                result["whole"] = counts.whole;
+                result["measured"] = counts.measured;
+                return result;
+            },
+            "How the pairs of the searches so far were decided.");
 }
 
 }  // namespace ttt4as

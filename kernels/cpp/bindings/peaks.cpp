@@ -16,7 +16,8 @@ namespace {
 template <class T>
 py::array local_maxima(const py::array_t<T, py::array::c_style>& map, double percentile, int threads) {
     const std::int64_t batch = map.shape(0), height = map.shape(1), width = map.shape(2), size = height * width;
-    if (width > (1 << 30) || height > (1 << 30)) throw py::value_error("anomaly_map: expected at most 2^30 rows and columns");
+    if (width > (1 << 30) || height > (1 << 30))
+        throw py::value_error("anomaly_map: expected at most 2^30 rows and columns");
     py::array_t<bool> peaks({batch, height, width});
     const T* in = map.data();
     auto* out = reinterpret_cast<std::uint8_t*>(peaks.mutable_data());
@@ -35,7 +36,9 @@ py::array local_maxima(const py::array_t<T, py::array::c_style>& map, double per
         });
         for (std::int64_t i = batch - 1; i >= 0; --i) bad = finite[i] ? bad : i;
     }
-    if (bad >= 0) throw py::value_error("anomaly_map: expected finite values, got a non-finite one in map " + std::to_string(bad));
+    if (bad >= 0)
+        throw py::value_error("anomaly_map: expected finite values, got a non-finite one in map " +
+                              std::to_string(bad));
     return peaks;
 }
 
@@ -44,7 +47,8 @@ py::array local_maxima_any(const py::array& map, double percentile, int threads)
     if (!(percentile >= 0 && percentile <= 100)) throw py::value_error("percentile: expected a number in [0, 100]");
     if (is_dtype(map, 'f', sizeof(double))) return local_maxima<double>(map, percentile, threads);
     if (is_dtype(map, 'f', sizeof(float))) return local_maxima<float>(map, percentile, threads);
-    throw py::type_error("anomaly_map: expected dtype float32 or float64, got " + py::str(map.dtype()).cast<std::string>());
+    throw py::type_error("anomaly_map: expected dtype float32 or float64, got " +
+                         py::str(map.dtype()).cast<std::string>());
 }
 
 py::array dilate_any(const py::array& mask, std::int64_t radius, int threads) {
@@ -54,7 +58,8 @@ py::array dilate_any(const py::array& mask, std::int64_t radius, int threads) {
     }
     if (radius < 0) throw py::value_error("radius: expected an integer >= 0, got " + std::to_string(radius));
     const py::array_t<bool, py::array::c_style> packed(mask);
-    const std::int64_t batch = packed.shape(0), height = packed.shape(1), width = packed.shape(2), size = height * width;
+    const std::int64_t batch = packed.shape(0), height = packed.shape(1), width = packed.shape(2),
+                       size = height * width;
     if (width > (1 << 30) || height > (1 << 30)) throw py::value_error("mask: expected at most 2^30 rows and columns");
     py::array_t<bool> grown({batch, height, width});
     const auto* in = reinterpret_cast<const std::uint8_t*>(packed.data());

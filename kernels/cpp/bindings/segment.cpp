@@ -1,7 +1,5 @@
 // NumPy arrays in and out of ttt4as/segmenter.hpp: a batch is spread over threads, a single image is given all of them.
 
-#include "ttt4as/segmenter.hpp"
-
 #include <algorithm>
 #include <memory>
 #include <mutex>
@@ -10,6 +8,7 @@
 #include <vector>
 
 #include "bindings.hpp"
+#include "ttt4as/segmenter.hpp"
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
@@ -61,7 +60,9 @@ enum class Layout { channels_first, channels_last, other };
 
 Layout layout_of(const py::array& x) {
     const py::ssize_t item = x.itemsize(), C = x.shape(1), h = x.shape(2), w = x.shape(3);
-    const auto is = [&](py::ssize_t axis, py::ssize_t stride) { return x.shape(axis) == 1 || x.strides(axis) == stride * item; };
+    const auto is = [&](py::ssize_t axis, py::ssize_t stride) {
+        return x.shape(axis) == 1 || x.strides(axis) == stride * item;
+    };
     if (x.strides(0) % item != 0 || !x.attr("flags").attr("aligned").cast<bool>()) return Layout::other;
     if (is(1, h * w) && is(2, w) && is(3, 1)) return Layout::channels_first;
     if (is(1, 1) && is(2, w * C) && is(3, C)) return Layout::channels_last;
@@ -71,7 +72,8 @@ Layout layout_of(const py::array& x) {
 template <class T>
 py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array features, const SegmenterOptions& options,
                   const std::int64_t* candidates, std::int64_t n_candidates, std::int64_t limit, const bool* skip) {
-    if (layout_of(features) == Layout::other) features = py::array::ensure(features.attr("copy")(py::arg("order") = "C"));
+    if (layout_of(features) == Layout::other)
+        features = py::array::ensure(features.attr("copy")(py::arg("order") = "C"));
     const bool channels_last = layout_of(features) == Layout::channels_last;
     const std::int64_t batch = map.shape(0), height = map.shape(1), width = map.shape(2), size = height * width;
     py::array_t<bool> mask({batch, height, width});
@@ -115,7 +117,8 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
             SegmentInput<T> input = first;
             input.anomaly_map += i * size;
             input.features += i * stride;
-            results[i] = (*segmenters[worker])(input, {mask_out + i * size, decision_out + i * size, labels_out + i * size});
+            results[i] =
+                (*segmenters[worker])(input, {mask_out + i * size, decision_out + i * size, labels_out + i * size});
             status_out[i] = static_cast<std::int8_t>(results[i].status);
         });
         for (auto& segmenter : segmenters) {
@@ -141,10 +144,13 @@ py::tuple segment_any(const py::array& map, const py::array& features, double pe
     check_axes(map, "anomaly_map", 3, 3);
     check_axes(features, "features", 4, 4);
     if (features.shape(0) != map.shape(0)) {
-        throw py::value_error("features: expected a batch of " + std::to_string(map.shape(0)) + ", got shape " + shape_text(features));
+        throw py::value_error("features: expected a batch of " + std::to_string(map.shape(0)) + ", got shape " +
+                              shape_text(features));
     }
-    if (candidates.ndim() != 1) throw py::value_error("candidates: expected 1 dimension, got shape " + shape_text(candidates));
-    if (loss != "squared_hinge" && loss != "hinge") throw py::value_error("loss: expected squared_hinge or hinge, got " + loss);
+    if (candidates.ndim() != 1)
+        throw py::value_error("candidates: expected 1 dimension, got shape " + shape_text(candidates));
+    if (loss != "squared_hinge" && loss != "hinge")
+        throw py::value_error("loss: expected squared_hinge or hinge, got " + loss);
     SegmenterOptions options;
     options.percentile = percentile;
     options.neighbor_radius = radius;
@@ -175,7 +181,8 @@ py::tuple segment_any(const py::array& map, const py::array& features, double pe
         throw py::value_error(error.what());
     }
     throw py::type_error("anomaly_map, features: expected both float32 or both float64, got " +
-                         py::str(map.dtype()).cast<std::string>() + " and " + py::str(features.dtype()).cast<std::string>());
+                         py::str(map.dtype()).cast<std::string>() + " and " +
+                         py::str(features.dtype()).cast<std::string>());
 }
 
 }  // namespace
@@ -185,8 +192,9 @@ void bind_segment(py::module_& module) {
                py::arg("neighbor_radius"), py::arg("candidates"), py::arg("limit"), py::arg("C"), py::arg("loss"),
                py::arg("tol"), py::arg("max_iter"), py::arg("skip") = py::none(), py::arg("threads") = 0,
                "(B, H, W) and (B, C, h, w), both float32 or both float64 -> mask, decision, labels, status, details.");
-    module.def("release_memory", [] { return shelf<float>().clear() + shelf<double>().clear(); },
-               "Free the memory that segmentation keeps between calls; returns how many bytes.");
+    module.def(
+        "release_memory", [] { return shelf<float>().clear() + shelf<double>().clear(); },
+        "Free the memory that segmentation keeps between calls; returns how many bytes.");
 }
 
 }  // namespace ttt4as

@@ -51,10 +51,12 @@ py::tuple fit_any(const py::array& x, const Doubles& y, double C, const std::str
                   const py::object& sample_weight, const py::object& initial, int threads, const std::string& route) {
     check_axes(x, "X", 2, 2);
     const py::ssize_t n = x.shape(0), dims = x.shape(1);
-    if (y.ndim() != 1 || y.shape(0) != n) throw py::value_error("y: expected one label a sample, got shape " + shape_text(y));
+    if (y.ndim() != 1 || y.shape(0) != n)
+        throw py::value_error("y: expected one label a sample, got shape " + shape_text(y));
     SvmOptions options;
     options.C = C;
-    if (loss != "squared_hinge" && loss != "hinge") throw py::value_error("loss: expected squared_hinge or hinge, got " + loss);
+    if (loss != "squared_hinge" && loss != "hinge")
+        throw py::value_error("loss: expected squared_hinge or hinge, got " + loss);
     options.loss = loss == "hinge" ? Loss::hinge : Loss::squared_hinge;
     options.tol = tol;
     options.max_iter = max_iter;

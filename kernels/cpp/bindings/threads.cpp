@@ -13,7 +13,8 @@ void bind_threads(py::module_& module) {
     module.attr("_c_api") = py::make_tuple(reinterpret_cast<std::uintptr_t>(&ttt4as_get_num_threads),
                                            reinterpret_cast<std::uintptr_t>(&ttt4as_set_num_threads));
     module.def("max_threads", &max_threads, "The most threads a call uses.");
-    module.def("set_num_threads", &set_num_threads, py::arg("n"), "Limit every later call; n < 1: back to the default.");
+    module.def("set_num_threads", &set_num_threads, py::arg("n"),
+               "Limit every later call; n < 1: back to the default.");
     module.def("isa", [] { return isa_name(isa()); }, "The instruction set in use: generic, avx2 or avx512.");
 }
 

@@ -52,8 +52,8 @@ void ttt4as_set_num_threads(int n) { ttt4as::set_num_threads(n); }
 
 void ttt4as_default_options(ttt4as_options* options) {
     const ttt4as::SegmenterOptions defaults;
-    *options = {defaults.percentile, defaults.neighbor_radius, defaults.n_nominal, defaults.C,
-                TTT4AS_SQUARED_HINGE, defaults.tol, defaults.max_iter, defaults.threads};
+    *options = {defaults.percentile, defaults.neighbor_radius, defaults.n_nominal, defaults.C, TTT4AS_SQUARED_HINGE,
+                defaults.tol,        defaults.max_iter,        defaults.threads};
 }
 
 ttt4as_segmenter* ttt4as_segmenter_create(const ttt4as_options* options) {

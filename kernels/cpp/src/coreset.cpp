@@ -79,8 +79,8 @@ class CoresetOf final : public GreedyCoreset::Impl {
     }
 
     std::int64_t bytes() const noexcept override {
-        return strips_.bytes() + static_cast<std::int64_t>(nearest_.bytes() + limits_.bytes() +
-                                                           farthest_.size() * sizeof(Farthest));
+        return strips_.bytes() +
+               static_cast<std::int64_t>(nearest_.bytes() + limits_.bytes() + farthest_.size() * sizeof(Farthest));
     }
 
     void pick(std::int64_t count, std::int64_t* picks, int threads) override {
@@ -140,7 +140,8 @@ class CoresetOf final : public GreedyCoreset::Impl {
                 greatest = std::max(greatest, strips_.coarse_error(s));
             }
             farthest = std::sqrt(farthest) * sketch_.scale();
-            level -= (error - usual_error_) * (2 * (farthest + greatest) + usual_error_ + error) / (step * step) * (1 + 1e-6);
+            level -= (error - usual_error_) * (2 * (farthest + greatest) + usual_error_ + error) / (step * step) *
+                     (1 + 1e-6);
         }
         return floor_key(level * 0.5 - 1.0);
     }
@@ -164,8 +165,8 @@ class CoresetOf final : public GreedyCoreset::Impl {
         if (reach <= kAlways / 2) {
             hits = ~std::uint64_t(0);  // a pick whose codes say nothing
         } else {
-            hits = kernels_.reach(strips_.strip(s), encoded_.coarse.data(), encoded_.words.data(), sketch_.coarse_dims(),
-                                  limits_.data() + s * kStrip, reach);
+            hits = kernels_.reach(strips_.strip(s), encoded_.coarse.data(), encoded_.words.data(),
+                                  sketch_.coarse_dims(), limits_.data() + s * kStrip, reach);
         }
         bool changed = false;
         for (; hits; hits &= hits - 1) {
@@ -196,9 +197,9 @@ class CoresetOf final : public GreedyCoreset::Impl {
     Sketch sketch_;
     Strips strips_;
     std::vector<std::int32_t> order_;
-    Buffer<double> nearest_;         // squared distance of each point to the picks, kPicked for these
-    Buffer<std::int32_t> limits_;    // see reach_of
-    std::vector<Farthest> farthest_; // of each strip
+    Buffer<double> nearest_;          // squared distance of each point to the picks, kPicked for these
+    Buffer<std::int32_t> limits_;     // see reach_of
+    std::vector<Farthest> farthest_;  // of each strip
     std::vector<double> centre_;
     std::vector<std::int64_t> counts_;
     Encoded encoded_;

@@ -16,13 +16,13 @@
 namespace ttt4as {
 namespace {
 
-constexpr std::int64_t kGroup = 8;             // queries that share a pass over the codes
-constexpr std::int64_t kSegment = 256;         // strips whose keys lie in the cache at once: 64 KiB a query
-constexpr std::int64_t kRawColumns = 8192;     // more would overflow a key
-constexpr std::int64_t kWideColumns = 512;     // from here on two lines of fine codes a point pay
-constexpr std::int32_t kLeastKey = -(1 << 29); // below the key of every point there is, above that of every absent one
+constexpr std::int64_t kGroup = 8;              // queries that share a pass over the codes
+constexpr std::int64_t kSegment = 256;          // strips whose keys lie in the cache at once: 64 KiB a query
+constexpr std::int64_t kRawColumns = 8192;      // more would overflow a key
+constexpr std::int64_t kWideColumns = 512;      // from here on two lines of fine codes a point pay
+constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
 constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
-constexpr std::int64_t kFirstLines = 512;       // bytes of a row to ask for early: the processor then sees the stream
+constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // The nearest points so far, farthest on top, ties by index: what is kept is the k least of (squared distance, id).
@@ -78,7 +78,7 @@ struct Scratch {
     std::vector<std::int32_t> order;
     Buffer<std::int32_t> positions, survivor_keys;  // of those that the coarse bound leaves over
     Buffer<std::int32_t> distances;                 // between codes
-    std::vector<std::uint64_t> candidates;  // of the fine bound
+    std::vector<std::uint64_t> candidates;          // of the fine bound
     Nearest nearest[kGroup];
     std::int64_t fine = 0, whole = 0, measured = 0;
 };
@@ -284,8 +284,8 @@ class IndexOf final : public KnnIndex::Impl {
     void measure_at(int q, std::int32_t position, Scratch& scratch) const {
         Nearest& nearest = scratch.nearest[q];
         const std::int32_t id = order_[position];
-        nearest.offer(measure(kernels_, scratch.rows.data() + q * bank_.cols, bank_.row(id), bank_.cols, nearest.worst()),
-                      id);
+        nearest.offer(
+            measure(kernels_, scratch.rows.data() + q * bank_.cols, bank_.row(id), bank_.cols, nearest.worst()), id);
         ++scratch.measured;
     }
 
@@ -348,7 +348,8 @@ class IndexOf final : public KnnIndex::Impl {
         return true;
     }
 
-    // Measures the candidates that the whole codes leave over, until the bounds of the rest are beyond the k-th nearest.
+    // Measures the candidates that the whole codes leave over, until the bounds of the rest are beyond the k-th
+    // nearest.
     void measure_candidates(View view, int q, Scratch& scratch) const {
         constexpr std::size_t kBatch = 8;
         const Encoded& encoded = scratch.encoded[q / kQuad];
@@ -376,7 +377,8 @@ class IndexOf final : public KnnIndex::Impl {
                 if (bound_of(candidates[i]) > limit) return;
                 const std::int32_t position = positions[i - begin];
                 if (whole_dims) {
-                    const double radius = limit + encoded.whole_error[lane] + view.strips->whole_error(position / kStrip);
+                    const double radius =
+                        limit + encoded.whole_error[lane] + view.strips->whole_error(position / kStrip);
                     if (step * step * double(distances[i - begin]) > radius * radius) continue;
                 }
                 measure_at(q, position, scratch);
@@ -434,10 +436,12 @@ class IndexOf final : public KnnIndex::Impl {
             const std::int64_t s = position / kStrip;
             double apart = coarse * (level - 2.0 * double(scratch.survivor_keys[i]) - 1.0), error = own_error;
             if (fine_dims) {
-                // The fine codes know better what the coarse directions leave out than its length, the last coarse code.
+                // The fine codes know better what the coarse directions leave out than its length, the last coarse
+                // code.
                 const int rest = codes[fine_dims - 2] - view.strips->fine(position)[fine_dims - 2];
                 const double rest_squared = double(rest * rest);
-                apart = std::max(0.0, apart - coarse * rest_squared) + fine * (double(scratch.distances[i]) - rest_squared);
+                apart =
+                    std::max(0.0, apart - coarse * rest_squared) + fine * (double(scratch.distances[i]) - rest_squared);
                 error += view.strips->error(s);
             } else {
                 error += view.strips->coarse_error(s);

@@ -38,7 +38,6 @@ MaxAbs<double> max_abs_kernel<double>() noexcept {
     return table().max_abs_d;
 }
 
-
 const SvmKernels& svm_kernels() noexcept {
 #if defined(TTT4AS_HAVE_X86_VARIANTS)
     if (isa() == Isa::avx512) return avx512::svm_table;

@@ -1,13 +1,13 @@
-// Products of one large matrix with one to eight vectors: what the SVM solver and the fused segmentation spend their time
-// on. Sums of float products run in float over short stretches and in double from there on.
+// Products of one large matrix with one to eight vectors: what the SVM solver and the fused segmentation spend their
+// time on. Sums of float products run in float over short stretches and in double from there on.
 #pragma once
 
 #include <cstdint>
 
 namespace ttt4as {
 
-constexpr int kMaxRhs = 8;          // vectors a product takes at once
-constexpr std::int64_t kPad = 16;   // right-hand sides are padded with zeros to a multiple of this
+constexpr int kMaxRhs = 8;         // vectors a product takes at once
+constexpr std::int64_t kPad = 16;  // right-hand sides are padded with zeros to a multiple of this
 
 // The hot loops for matrix elements T and vector elements X, one entry for 1, 2, 4 and 8 vectors.
 template <class T, class X>

@@ -89,8 +89,8 @@ OrderStatistics<T> order_statistics(const T* x, std::int64_t n, std::int64_t k, 
         std::copy(x, x + n, scratch.values.data());
         return select_in_place(scratch.values.data(), n, k);
     }
-    // One value from each of kSample equal stretches, at a place that wanders, brackets the rank: the band is four standard
-    // deviations of a sample's rank to either side.
+    // One value from each of kSample equal stretches, at a place that wanders, brackets the rank: the band is four
+    // standard deviations of a sample's rank to either side.
     T sample[kSample];
     std::uint32_t wander = 12345;
     for (std::int64_t i = 0; i < kSample; ++i) {
@@ -140,12 +140,13 @@ void paint(std::uint8_t* labels, std::int64_t height, std::int64_t width, std::i
     }
 }
 
-// Collects what dilation paints: runs of columns, grown already, per row. Switches to the dense way when there are so many
-// that painting each of them 2 * radius + 1 times would cost more.
+// Collects what dilation paints: runs of columns, grown already, per row. Switches to the dense way when there are so
+// many that painting each of them 2 * radius + 1 times would cost more.
 template <class T>
 class Dilation {
   public:
-    Dilation(std::int64_t height, std::int64_t width, std::int64_t radius, std::uint8_t* labels, PeakScratch<T>& scratch)
+    Dilation(std::int64_t height, std::int64_t width, std::int64_t radius, std::uint8_t* labels,
+             PeakScratch<T>& scratch)
         : height_(height), width_(width), radius_(std::min(radius, std::max(height, width))), labels_(labels) {
         scratch.runs.resize(kMostRuns);
         runs_ = scratch.runs.data();
@@ -175,7 +176,8 @@ class Dilation {
             std::memset(labels_ + row * width_ + begin, 1, static_cast<std::size_t>(end - begin));
             return;
         }
-        runs_[n_runs_++] = {static_cast<std::int32_t>(row), static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end)};
+        runs_[n_runs_++] = {static_cast<std::int32_t>(row), static_cast<std::int32_t>(begin),
+                            static_cast<std::int32_t>(end)};
     }
 
     void finish() {
@@ -187,8 +189,8 @@ class Dilation {
   private:
     static constexpr std::size_t kMostRuns = 4096;
 
-    // Rows in one direction: an unset pixel at most `radius_` rows after an original one (value 1) becomes `mark`. The second
-    // sweep turns every mark into 1.
+    // Rows in one direction: an unset pixel at most `radius_` rows after an original one (value 1) becomes `mark`. The
+    // second sweep turns every mark into 1.
     void spread(std::int64_t first, std::int64_t step, std::uint8_t mark) {
         std::fill(reach_, reach_ + width_, 0);
         const std::int32_t radius = static_cast<std::int32_t>(radius_);
@@ -310,6 +312,7 @@ template std::int64_t mark_dilated_peaks(const float*, std::int64_t, std::int64_
 template std::int64_t mark_dilated_peaks(const double*, std::int64_t, std::int64_t, double, std::int64_t, std::uint8_t*,
                                          PeakScratch<double>&);
 template void dilate(const std::uint8_t*, std::int64_t, std::int64_t, std::int64_t, std::uint8_t*, PeakScratch<float>&);
-template void dilate(const std::uint8_t*, std::int64_t, std::int64_t, std::int64_t, std::uint8_t*, PeakScratch<double>&);
+template void dilate(const std::uint8_t*, std::int64_t, std::int64_t, std::int64_t, std::uint8_t*,
+                     PeakScratch<double>&);
 
 }  // namespace ttt4as

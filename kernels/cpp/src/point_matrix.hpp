@@ -22,9 +22,7 @@ X* padded_vector(Buffer<X>& buffer, std::int64_t n) {
 }
 
 // The power of two that brings `magnitude` (finite) to [1, 2); 1 for zero.
-inline double normaliser(double magnitude) {
-    return magnitude > 0 ? std::ldexp(1.0, -std::ilogb(magnitude)) : 1.0;
-}
+inline double normaliser(double magnitude) { return magnitude > 0 ? std::ldexp(1.0, -std::ilogb(magnitude)) : 1.0; }
 
 // `points` vectors of `dims` features: rows of length `dims` (row-major samples, channels-last maps), or, with
 // `channels_first`, columns of a (dims, points) matrix.
@@ -54,8 +52,8 @@ class PointMatrix {
             by_columns<double>(u, w, 1, points);
         }
     }
-    // The same in the precision of T over some of the points (all without `subset`); v and u are indexed by position in it.
-    // Vectors are T and padded.
+    // The same in the precision of T over some of the points (all without `subset`); v and u are indexed by position in
+    // it. Vectors are T and padded.
     void to_points_fast(const T* w, double* v, const std::int32_t* subset, std::int64_t count) const {
         if (channels_first) {
             by_columns<T>(w, v, 1, points);
@@ -70,8 +68,9 @@ class PointMatrix {
             by_columns<T>(u, w, 1, subset ? count : points, subset);
         }
     }
-    // out[r * out_stride + p] = x_p . q_r for r < count, kMaxRhs vectors at a time: vector r lies in batch r / kMaxRhs of `q`,
-    // which are batch_size(kMaxRhs) apart and laid out by `batch_at`. A piece of the points stays in the cache for all batches.
+    // out[r * out_stride + p] = x_p . q_r for r < count, kMaxRhs vectors at a time: vector r lies in batch r / kMaxRhs
+    // of `q`, which are batch_size(kMaxRhs) apart and laid out by `batch_at`. A piece of the points stays in the cache
+    // for all batches.
     void products(const T* q, int count, double* out, std::int64_t out_stride) const {
         const std::int64_t work = points * dims * count;
         split(points, channels_first ? 128 : 64, work, [&](std::int64_t begin, std::int64_t end) {
@@ -98,16 +97,16 @@ class PointMatrix {
     std::int64_t batch_size(int n) const { return n * padded(dims); }
 
   private:
-    static constexpr std::int64_t kSerial = 1 << 18;  // multiply-adds below which a second thread costs more than it brings
+    static constexpr std::int64_t kSerial =
+        1 << 18;  // multiply-adds below which a second thread costs more than it brings
     static int table_index(int n) { return n == 1 ? 0 : n == 2 ? 1 : n == 4 ? 2 : 3; }
 
     // Tasks are the same whatever the number of threads, and no sum crosses one.
     template <class Body>
     void split(std::int64_t n, std::int64_t grain, std::int64_t work, Body&& body) const {
         const std::int64_t tasks = (n + grain - 1) / grain;
-        parallel_for(tasks, work < kSerial ? 1 : threads, [&](std::int64_t task, int) {
-            body(task * grain, std::min(n, (task + 1) * grain));
-        });
+        parallel_for(tasks, work < kSerial ? 1 : threads,
+                     [&](std::int64_t task, int) { body(task * grain, std::min(n, (task + 1) * grain)); });
     }
     // The matrix's rows times the vectors.
     template <class X>

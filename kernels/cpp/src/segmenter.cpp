@@ -1,5 +1,6 @@
-// The fused method: one pass for the map's percentile, one for its peaks, the SVM on the features' own grid (a linear classifier
-// commutes with bilinear interpolation, so neither samples nor decision are ever upsampled in all channels), one channel upsampled.
+// The fused method: one pass for the map's percentile, one for its peaks, the SVM on the features' own grid (a linear
+// classifier commutes with bilinear interpolation, so neither samples nor decision are ever upsampled in all channels),
+// one channel upsampled.
 #include "ttt4as/segmenter.hpp"
 
 #include <algorithm>
@@ -127,7 +128,8 @@ SegmentResult BasicSegmenter<T>::State::run(const SegmentInput<T>& in, const Seg
     // Pseudo-labels, in the caller's memory.
     result.tau = map_percentile(in.anomaly_map, size, options.percentile, peaks);
     auto* label = reinterpret_cast<std::uint8_t*>(out.pseudo_labels);
-    result.n_anomalous = mark_dilated_peaks(in.anomaly_map, in.height, in.width, result.tau, options.neighbor_radius, label, peaks);
+    result.n_anomalous =
+        mark_dilated_peaks(in.anomaly_map, in.height, in.width, result.tau, options.neighbor_radius, label, peaks);
     const std::int64_t* candidates = in.candidates;
     std::int64_t n_candidates = in.n_candidates, limit = in.limit;
     if (!candidates) {
@@ -156,7 +158,8 @@ SegmentResult BasicSegmenter<T>::State::run(const SegmentInput<T>& in, const Seg
     std::memset(labels.data(), 1, static_cast<std::size_t>(n));
     for (std::int64_t k = 0; k < n_candidates && result.n_nominal < most; ++k) {
         const std::int64_t at = candidates[k];
-        if (at < 0 || at >= size) throw InvalidArgument("candidates: expected pixels of the map, got " + std::to_string(at));
+        if (at < 0 || at >= size)
+            throw InvalidArgument("candidates: expected pixels of the map, got " + std::to_string(at));
         if (out.pseudo_labels[at]) continue;
         out.pseudo_labels[at] = -1;
         pixels[n] = {static_cast<std::int32_t>(at / in.width), static_cast<std::int32_t>(at % in.width)};
@@ -224,7 +227,8 @@ void BasicSegmenter<T>::set_options(const SegmenterOptions& options) {
 template <class T>
 SegmentResult BasicSegmenter<T>::operator()(const SegmentInput<T>& input, const SegmentOutput& output) {
     const auto side = [](std::int64_t n) { return n >= 1 && n <= kMostSide; };
-    check(input.anomaly_map && side(input.height) && side(input.width) && input.height * input.width < (std::int64_t(1) << 31),
+    check(input.anomaly_map && side(input.height) && side(input.width) &&
+              input.height * input.width < (std::int64_t(1) << 31),
           "anomaly_map: expected at least one and fewer than 2^31 pixels");
     check(input.features && input.channels >= 1 && side(input.feature_height) && side(input.feature_width) &&
               input.feature_height * input.feature_width < (std::int64_t(1) << 31),
@@ -237,8 +241,9 @@ SegmentResult BasicSegmenter<T>::operator()(const SegmentInput<T>& input, const 
 template <class T>
 std::size_t BasicSegmenter<T>::memory() const noexcept {
     const State& s = *state_;
-    return s.solver.memory() + s.peaks.values.bytes() + s.peaks.columns.bytes() + s.peaks.runs.bytes() + s.rows.bytes() +
-           s.cols.bytes() + s.pixels.bytes() + s.labels.bytes() + s.magnitudes.bytes() + s.lines.bytes() + s.grid.bytes();
+    return s.solver.memory() + s.peaks.values.bytes() + s.peaks.columns.bytes() + s.peaks.runs.bytes() +
+           s.rows.bytes() + s.cols.bytes() + s.pixels.bytes() + s.labels.bytes() + s.magnitudes.bytes() +
+           s.lines.bytes() + s.grid.bytes();
 }
 
 template class BasicSegmenter<float>;

@@ -11,18 +11,19 @@
 namespace ttt4as {
 namespace {
 
-constexpr double kUnit = 0x1p-24;        // half an ulp of float at 1
-constexpr double kFarthest = 1e9;        // |c| above which codes mean nothing and float sums might overflow
+constexpr double kUnit = 0x1p-24;             // half an ulp of float at 1
+constexpr double kFarthest = 1e9;             // |c| above which codes mean nothing and float sums might overflow
 constexpr std::int64_t kMostWhole = 1 << 15;  // columns; the squared distance of more codes could overflow
 constexpr std::int64_t kSample = 4096;
 constexpr int kIterations = 4;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kSlack = 1.0 + 1e-6;    // covers the double arithmetic on errors themselves
+constexpr double kSlack = 1.0 + 1e-6;  // covers the double arithmetic on errors themselves
 
 std::vector<std::int64_t> sample_of(std::int64_t rows) {
     const std::int64_t count = std::min(rows, kSample);
     std::vector<std::int64_t> sample(count);
-    for (std::int64_t i = 0; i < count; ++i) sample[i] = static_cast<std::int64_t>(double(i) * double(rows) / double(count));
+    for (std::int64_t i = 0; i < count; ++i)
+        sample[i] = static_cast<std::int64_t>(double(i) * double(rows) / double(count));
     return sample;
 }
 
@@ -57,7 +58,8 @@ void orthonormalise(std::vector<double>& v, std::int64_t rows, std::int64_t cols
     }
 }
 
-// An upper bound of the greatest singular value of v (rows, cols), near 1 if its columns are nearly orthonormal or zero.
+// An upper bound of the greatest singular value of v (rows, cols), near 1 if its columns are nearly orthonormal or
+// zero.
 double norm_bound(const std::vector<double>& v, std::int64_t rows, std::int64_t cols) {
     std::vector<double> gram(cols * cols);
     for (std::int64_t i = 0; i < rows; ++i) {
@@ -267,8 +269,8 @@ void Sketch::fit_basis(const std::vector<float>& sample, std::int64_t rows, int 
             float sums[kColumns * kPanel];
             for (std::int64_t p = 0; p < n_panels; ++p) {
                 std::fill(sums, sums + width * kPanel, 0.0f);
-                kernels.project_back(sample.data() + begin, columns_, width, projected.data() + p * kPanel, lifted_, rows,
-                                     sums);
+                kernels.project_back(sample.data() + begin, columns_, width, projected.data() + p * kPanel, lifted_,
+                                     rows, sums);
                 for (std::int64_t i = 0; i < width; ++i) {
                     for (std::int64_t j = 0; j < std::min<std::int64_t>(kPanel, cols - p * kPanel); ++j) {
                         v[(begin + i) * cols + p * kPanel + j] = double(sums[i * kPanel + j]);
@@ -295,7 +297,8 @@ void Sketch::fit_basis(const std::vector<float>& sample, std::int64_t rows, int 
             panels_[to / kPanel][i * kPanel + to % kPanel] = static_cast<float>(kept[i * used + j] * contraction);
         }
     }
-    // A sum of n products in float, in any order: off by (n + 2) u sum |b_i c_i|, so the vector of them by that |B|_F |c|.
+    // A sum of n products in float, in any order: off by (n + 2) u sum |b_i c_i|, so the vector of them by that |B|_F
+    // |c|.
     projection_error_ = double(columns_ + 2) * kUnit * kSlack * std::sqrt(double(used));
 }
 
@@ -303,8 +306,8 @@ void Sketch::lift(Encoded& out) const {
     const SketchKernels& kernels = sketch_kernels();
     if (!raw_) {
         for (std::size_t p = 0; p < panels_.size(); ++p) {
-            kernels.project(out.centred.data(), padded_, columns_, panels_[p].data(), out.coordinates.data() + p * kPanel,
-                            lifted_);
+            kernels.project(out.centred.data(), padded_, columns_, panels_[p].data(),
+                            out.coordinates.data() + p * kPanel, lifted_);
         }
         for (int q = 0; q < kQuad; ++q) {
             float* t = out.coordinates.data() + q * lifted_;
@@ -314,7 +317,8 @@ void Sketch::lift(Encoded& out) const {
             t[kPanel - 1] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - coarse_rest_);
             out.coarse_error[q] = out.error[q] = off + rest_error + 4 * kUnit * (norm + coarse_rest_);
             if (fine_dims_) {
-                for (std::int64_t i = kPanel; i < kPanel + fine_directions_; ++i) squared += double(t[i]) * double(t[i]);
+                for (std::int64_t i = kPanel; i < kPanel + fine_directions_; ++i)
+                    squared += double(t[i]) * double(t[i]);
                 t[lifted_ - 1] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - fine_rest_);
                 out.error[q] = off + rest_error + 4 * kUnit * (norm + fine_rest_);
             }
@@ -399,7 +403,8 @@ void Sketch::fit_steps(const Matrix<const T>& rows, const std::vector<std::int64
         }
         lift(encoded);
         std::copy(encoded.coordinates.begin(), encoded.coordinates.end(), lifted.begin() + task * kQuad * lifted_);
-        if (whole_dims_) std::copy(encoded.centred.begin(), encoded.centred.end(), centred.begin() + task * kQuad * padded_);
+        if (whole_dims_)
+            std::copy(encoded.centred.begin(), encoded.centred.end(), centred.begin() + task * kQuad * padded_);
     });
     std::vector<const float*> points, whole_points;
     for (std::int64_t s = 0; s < count; ++s) {
@@ -469,7 +474,8 @@ std::vector<std::int32_t> order_by_norm(const Sketch& sketch, const Matrix<const
 }
 
 template <class T>
-void Strips::build(const Sketch& sketch, const Matrix<const T>& rows, const std::vector<std::int32_t>& order, int threads) {
+void Strips::build(const Sketch& sketch, const Matrix<const T>& rows, const std::vector<std::int32_t>& order,
+                   int threads) {
     const std::int64_t count = static_cast<std::int64_t>(order.size());
     n_strips_ = (count + kStrip - 1) / kStrip;
     dims_ = sketch.coarse_dims();
@@ -520,11 +526,11 @@ std::int64_t Strips::bytes() const noexcept {
                                      sizeof(double) * 3 * errors_.size() + sizeof(float) * point_errors_.size());
 }
 
-#define TTT4AS_INSTANTIATE(T)                                                                            \
-    template void Sketch::fit_directions(const Matrix<const T>&, int, int);                              \
-    template void Sketch::fit_raw(const Matrix<const T>&, int);                                          \
-    template void Sketch::encode(const T* const*, int, Encoded&) const;                                  \
-    template std::vector<std::int32_t> order_by_norm(const Sketch&, const Matrix<const T>&, int);        \
+#define TTT4AS_INSTANTIATE(T)                                                                     \
+    template void Sketch::fit_directions(const Matrix<const T>&, int, int);                       \
+    template void Sketch::fit_raw(const Matrix<const T>&, int);                                   \
+    template void Sketch::encode(const T* const*, int, Encoded&) const;                           \
+    template std::vector<std::int32_t> order_by_norm(const Sketch&, const Matrix<const T>&, int); \
     template void Strips::build(const Sketch&, const Matrix<const T>&, const std::vector<std::int32_t>&, int);
 TTT4AS_INSTANTIATE(float)
 TTT4AS_INSTANTIATE(double)

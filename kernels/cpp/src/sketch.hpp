@@ -4,8 +4,8 @@
 // principal ones of a sample, mixed so that all spread alike) with the length of what these leave out,
 // r = sqrt(|c|^2 - |t|^2). B is scaled to be a contraction, B B^T <= I whatever the rounding, so that
 //     |c_x - c_y|^2 = |t_x - t_y|^2 + |(I - B B^T)^(1/2) (c_x - c_y)|^2 >= |t_x - t_y|^2 + (r_x - r_y)^2,
-// the second term by the triangle inequality. (t, r) is rounded to integer codes times a step, and `error` bounds how far
-// this rounding and all before it moved it, so that
+// the second term by the triangle inequality. (t, r) is rounded to integer codes times a step, and `error` bounds how
+// far this rounding and all before it moved it, so that
 //     2^k |x - y| >= step * |codes_x - codes_y| - error_x - error_y.
 // How good the directions are decides how many pairs the bound leaves over, never the answer.
 #pragma once
@@ -18,26 +18,27 @@
 
 namespace ttt4as {
 
-// Codes of up to four points. Coarse codes are compared with every point, fine ones with what is left over, and whole ones,
-// of all coordinates of c, with the last few.
+// Codes of up to four points. Coarse codes are compared with every point, fine ones with what is left over, and whole
+// ones, of all coordinates of c, with the last few.
 struct Encoded {
-    Buffer<std::int8_t> coarse;   // (4, coarse_dims)
-    Buffer<std::int16_t> words;   // the same, widened
-    Buffer<std::int8_t> fine;     // (4, fine_dims)
-    Buffer<std::int8_t> whole;    // (4, whole_dims)
-    std::int64_t level[kQuad];    // |coarse|^2 + 256 sum(coarse): |coarse - point|^2 = level - 2 (key + |point|^2 mod 2)
-    double coarse_error[kQuad];   // in units of c; infinite where the point is out of range
-    double error[kQuad];          // of coarse and fine codes together
+    Buffer<std::int8_t> coarse;  // (4, coarse_dims)
+    Buffer<std::int16_t> words;  // the same, widened
+    Buffer<std::int8_t> fine;    // (4, fine_dims)
+    Buffer<std::int8_t> whole;   // (4, whole_dims)
+    std::int64_t level[kQuad];   // |coarse|^2 + 256 sum(coarse): |coarse - point|^2 = level - 2 (key + |point|^2 mod 2)
+    double coarse_error[kQuad];  // in units of c; infinite where the point is out of range
+    double error[kQuad];         // of coarse and fine codes together
     double whole_error[kQuad];
-    double norm[kQuad];           // |c|
+    double norm[kQuad];  // |c|
     // Scratch of Sketch::encode.
     Buffer<float> centred, coordinates;
 };
 
 class Sketch {
   public:
-    // Fits to a sample of the rows. Coarse codes: 63 directions and the rest's length. Fine ones: 64 * fine_panels - 2 more
-    // directions, the last coarse code once more, and the rest's length. fine_panels 0: neither fine nor whole codes.
+    // Fits to a sample of the rows. Coarse codes: 63 directions and the rest's length. Fine ones: 64 * fine_panels - 2
+    // more directions, the last coarse code once more, and the rest's length. fine_panels 0: neither fine nor whole
+    // codes.
     template <class T>
     void fit_directions(const Matrix<const T>& rows, int fine_panels, int threads);
     // Coarse codes of the coordinates of c themselves, and no others.
@@ -47,7 +48,7 @@ class Sketch {
     std::int64_t coarse_dims() const noexcept { return coarse_dims_; }
     std::int64_t fine_dims() const noexcept { return fine_dims_; }
     std::int64_t whole_dims() const noexcept { return whole_dims_; }
-    double scale() const noexcept { return scale_; }               // 2^k
+    double scale() const noexcept { return scale_; }  // 2^k
     double coarse_step() const noexcept { return coarse_step_; }
     double fine_step() const noexcept { return fine_step_; }
     double whole_step() const noexcept { return whole_step_; }
@@ -70,7 +71,8 @@ class Sketch {
     void fit_mixing();
     template <class T>
     double centre(const T* row, float* out) const;
-    // (t, r) of four rows of out.centred -> out.coordinates, and out.centred mixed; their errors before rounding to codes.
+    // (t, r) of four rows of out.centred -> out.coordinates, and out.centred mixed; their errors before rounding to
+    // codes.
     void lift(Encoded& out) const;
 
     bool raw_ = false;

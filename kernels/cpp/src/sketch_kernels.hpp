@@ -5,9 +5,9 @@
 
 namespace ttt4as {
 
-constexpr int kStrip = 64;    // points whose codes lie together
-constexpr int kQuad = 4;      // code bytes of a point that lie together, and queries that a kernel takes at once
-constexpr int kPanel = 64;    // columns of a basis that `project` makes at once
+constexpr int kStrip = 64;  // points whose codes lie together
+constexpr int kQuad = 4;    // code bytes of a point that lie together, and queries that a kernel takes at once
+constexpr int kPanel = 64;  // columns of a basis that `project` makes at once
 
 // Codes of a strip: for every four dimensions, 64 points times 4 bytes, each code + 128.
 struct SketchKernels {
@@ -29,8 +29,8 @@ struct SketchKernels {
     // out[i] = (row[i] - mean[i]) * scale. Returns the sum of their squares.
     double (*centre_float)(const float* row, const double* mean, double scale, std::int64_t n, float* out);
     double (*centre_double)(const double* row, const double* mean, double scale, std::int64_t n, float* out);
-    // x becomes H (signs * x) * factor; H applies the unnormalised Hadamard matrix of order `rows` (a power of two) to rows
-    // of 16 elements, over again for every 16 * rows of the n elements.
+    // x becomes H (signs * x) * factor; H applies the unnormalised Hadamard matrix of order `rows` (a power of two) to
+    // rows of 16 elements, over again for every 16 * rows of the n elements.
     void (*mix)(float* x, const float* signs, std::int64_t n, std::int64_t rows, float factor);
     // out[r * out_stride + j] = sum_i x[r * x_stride + i] * panel[i * kPanel + j] for 4 rows, j < kPanel.
     void (*project)(const float* x, std::int64_t x_stride, std::int64_t n, const float* panel, float* out,
@@ -54,6 +54,6 @@ extern const SketchKernels sketch_table;
 namespace avx512 {
 extern const SketchKernels sketch_table;
 extern const SketchKernels sketch_table_vnni;
-}
+}  // namespace avx512
 
 }  // namespace ttt4as

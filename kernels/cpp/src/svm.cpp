@@ -41,7 +41,8 @@ SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmO
     T magnitude = 0;
     for (std::int64_t i = 0; i < n; ++i) {
         const T row = max_abs(samples.row(i), dims);
-        if (!std::isfinite(row)) throw InvalidArgument("X: expected finite values, got a non-finite one in row " + std::to_string(i));
+        if (!std::isfinite(row))
+            throw InvalidArgument("X: expected finite values, got a non-finite one in row " + std::to_string(i));
         magnitude = row > magnitude ? row : magnitude;
     }
     State& state = *state_;

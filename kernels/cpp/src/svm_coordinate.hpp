@@ -1,5 +1,5 @@
-// The dual route of SvmSolver for the hinge with many support vectors: coordinate descent on one multiplier after another, w
-// kept up to date (Hsieh et al., ICML 2008).
+// The dual route of SvmSolver for the hinge with many support vectors: coordinate descent on one multiplier after
+// another, w kept up to date (Hsieh et al., ICML 2008).
 #pragma once
 
 #include "svm_solver.hpp"

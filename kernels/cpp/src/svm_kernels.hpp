@@ -6,7 +6,8 @@
 namespace ttt4as {
 
 struct SvmKernels {
-    // The lower Cholesky factor in place of the lower triangle of (n, stride), of which the first rows are factored already.
+    // The lower Cholesky factor in place of the lower triangle of (n, stride), of which the first rows are factored
+    // already.
     void (*cholesky)(double* matrix, std::int64_t first, std::int64_t n, std::int64_t stride);
     // The factor without row and column `index`; `rotations` has 2 n doubles.
     void (*cholesky_remove)(double* factor, std::int64_t index, std::int64_t n, std::int64_t stride, double* rotations);

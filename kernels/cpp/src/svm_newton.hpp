@@ -1,15 +1,17 @@
 // The primal route of SvmSolver: Newton steps for the squared hinge.
 //
-// The Hessian on the active samples (those that violate their margin) is I + 2 X' C X, bias included as a last feature. A step
-// solves it by conjugate gradients in the precision of T; margins, gradient and gap are computed in double at every step.
+// The Hessian on the active samples (those that violate their margin) is I + 2 X' C X, bias included as a last feature.
+// A step solves it by conjugate gradients in the precision of T; margins, gradient and gap are computed in double at
+// every step.
 #pragma once
 
 #include "svm_solver.hpp"
 
 namespace ttt4as {
 
-// From f_: the active samples, their multipliers 2 C m scattered onto the points, w of those multipliers (a feasible point of
-// the dual), and the best dual value on the ray through it. Returns the losses' sum of multipliers' products, the penalty.
+// From f_: the active samples, their multipliers 2 C m scattered onto the points, w of those multipliers (a feasible
+// point of the dual), and the best dual value on the ray through it. Returns the losses' sum of multipliers' products,
+// the penalty.
 template <class T, class Samples>
 double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
     std::fill(u_.data(), u_.data() + points.points, 0.0);
@@ -148,7 +150,8 @@ void SvmSolver<T, Samples>::conjugate_gradients(double tolerance, std::int64_t a
     step_b_ = step_[points.dims];
 }
 
-// The minimiser along the step: the objective is piecewise quadratic in t, so Newton on its derivative ends after a few scans.
+// The minimiser along the step: the objective is piecewise quadratic in t, so Newton on its derivative ends after a few
+// scans.
 template <class T, class Samples>
 double SvmSolver<T, Samples>::line_search() {
     const auto& kernels = svm_kernels();
@@ -174,7 +177,8 @@ double SvmSolver<T, Samples>::line_search() {
     return t;
 }
 
-// Every `kStep`-th sample alone, with C to match, solved roughly: the first Newton steps only find out which samples are active.
+// Every `kStep`-th sample alone, with C to match, solved roughly: the first Newton steps only find out which samples
+// are active.
 template <class T, class Samples>
 void SvmSolver<T, Samples>::newton_from_subset() {
     const std::int64_t n = n_, count = (n + kSubset - 1) / kSubset;

@@ -1,17 +1,20 @@
 // The linear SVM solver behind ttt4as/svm.hpp and the fused segmentation. Three routes to the same optimum:
 //
-// working_set  The dual, in the space of inner products. The samples that violate their margin most join a small working set,
-//              eight or more at a time; one pass over the points gives their products with every point; the dual of the set
-//              alone is solved exactly by an active set method. Few samples become support vectors, so few passes are made.
-//              Cost: about n_sv * points * dims multiply-adds at arithmetic speed.
-// newton       The primal, squared hinge only: Newton steps by conjugate gradients, with an exact line search; two passes over
-//              the points for each inner iteration. When that gets expensive and samples are points, the Hessian is formed
-//              and factored once in a while as the preconditioner.
+// working_set  The dual, in the space of inner products. The samples that violate their margin most join a small
+// working set,
+//              eight or more at a time; one pass over the points gives their products with every point; the dual of the
+//              set alone is solved exactly by an active set method. Few samples become support vectors, so few passes
+//              are made. Cost: about n_sv * points * dims multiply-adds at arithmetic speed.
+// newton       The primal, squared hinge only: Newton steps by conjugate gradients, with an exact line search; two
+// passes over
+//              the points for each inner iteration. When that gets expensive and samples are points, the Hessian is
+//              formed and factored once in a while as the preconditioner.
 // coordinate   The dual, hinge with more support vectors than the working set holds: liblinear's coordinate descent.
 //
-// The rule (see `solve`), measured on features of an EfficientNet, raw and standardised: newton for the squared hinge if
-// 2 C |x|^2 < 4 (nearly all samples are support vectors, and the Hessian is near the identity) or if there are more than 4 samples a
-// feature (they are not separable); working_set otherwise, as long as its set fits its memory. The other routes take over from there.
+// The rule (see `solve`), measured on features of an EfficientNet, raw and standardised: newton for the squared hinge
+// if 2 C |x|^2 < 4 (nearly all samples are support vectors, and the Hessian is near the identity) or if there are more
+// than 4 samples a feature (they are not separable); working_set otherwise, as long as its set fits its memory. The
+// other routes take over from there.
 //
 // Whatever the route, the duality gap is computed at the end from w itself with every product in double.
 #pragma once
@@ -34,12 +37,12 @@ class SvmSolver {
     // The problem, set before `solve`. `magnitude` is the largest one among the points.
     PointMatrix<T> points;
     Samples samples;
-    const std::int8_t* labels = nullptr;      // +1 or -1
-    const double* sample_weight = nullptr;    // or null
-    const double* initial = nullptr;          // w and b, or null
+    const std::int8_t* labels = nullptr;    // +1 or -1
+    const double* sample_weight = nullptr;  // or null
+    const double* initial = nullptr;        // w and b, or null
     double magnitude = 0;
-    std::int64_t most_bytes = 0;              // for the working set's products
-    bool refine = false;                      // go on below `tol` to the optimum in single precision where that is cheap
+    std::int64_t most_bytes = 0;  // for the working set's products
+    bool refine = false;          // go on below `tol` to the optimum in single precision where that is cheap
 
     // The solution: w (dims), b, and the points' values x_p . w, all in double.
     Buffer<double> w;
@@ -78,13 +81,40 @@ class SvmSolver {
 
     // Bytes held.
     std::size_t memory() const noexcept {
-        std::size_t bytes = rows_.bytes() + batch_.bytes() + sample_.bytes() + vector_.bytes() + vector_points_.bytes() +
-                            panel_.bytes() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
-                            order_.bytes() + in_set_.bytes() + state_.bytes();
-        for (const Buffer<double>* buffer :
-             {&w, &values, &q_, &a_, &gradient_, &d_, &upper_, &diagonal_, &fixed_, &ridge_, &coefficients_, &factor_, &target_,
-              &offset_, &constant_, &rotations_, &v_, &products_, &u_, &f_, &partial_, &gradient_w_, &step_, &residual_,
-              &direction_, &image_, &dual_w_, &solved_, &f_step_, &hessian_, &alpha_}) {
+        std::size_t bytes = rows_.bytes() + batch_.bytes() + sample_.bytes() + vector_.bytes() +
+                            vector_points_.bytes() + panel_.bytes() + transposed_.bytes() + ids_.bytes() +
+                            free_.bytes() + active_.bytes() + order_.bytes() + in_set_.bytes() + state_.bytes();
+        for (const Buffer<double>* buffer : {&w,
+                                             &values,
+                                             &q_,
+                                             &a_,
+                                             &gradient_,
+                                             &d_,
+                                             &upper_,
+                                             &diagonal_,
+                                             &fixed_,
+                                             &ridge_,
+                                             &coefficients_,
+                                             &factor_,
+                                             &target_,
+                                             &offset_,
+                                             &constant_,
+                                             &rotations_,
+                                             &v_,
+                                             &products_,
+                                             &u_,
+                                             &f_,
+                                             &partial_,
+                                             &gradient_w_,
+                                             &step_,
+                                             &residual_,
+                                             &direction_,
+                                             &image_,
+                                             &dual_w_,
+                                             &solved_,
+                                             &f_step_,
+                                             &hessian_,
+                                             &alpha_}) {
             bytes += buffer->bytes();
         }
         return bytes;
@@ -131,9 +161,10 @@ class SvmSolver {
         b = 0;
     }
 
-    // 2 C |x|^2, of a typical sample. Below kWeak nearly every sample keeps violating its margin: the support vectors are too many
-    // for the working set, and the Hessian is so near the identity that a few steps solve it. Above kStrong the squared hinge
-    // is a hard constraint to within rounding, and the dual of samples that cannot be separated grows without bound.
+    // 2 C |x|^2, of a typical sample. Below kWeak nearly every sample keeps violating its margin: the support vectors
+    // are too many for the working set, and the Hessian is so near the identity that a few steps solve it. Above
+    // kStrong the squared hinge is a hard constraint to within rounding, and the dual of samples that cannot be
+    // separated grows without bound.
     double coupling() {
         double sum = 0;
         const std::int64_t step = std::max<std::int64_t>(1, n_ / 32);
@@ -178,14 +209,17 @@ class SvmSolver {
 
     double norm2(const double* x) const { return svm_kernels().dot(x, x, points.dims); }
 
-    // ---- working set ---------------------------------------------------------------------------------------------------
+    // ---- working set
+    // ---------------------------------------------------------------------------------------------------
 
     // True when solved; false when the set is full or no longer gains, with w and b where it got.
     bool working_set() {
         const std::size_t cap = static_cast<std::size_t>(capacity_);
         rows_.resize(cap * static_cast<std::size_t>(row_stride_));
         q_.resize(cap * cap);
-        for (Buffer<double>* buffer : {&a_, &gradient_, &d_, &upper_, &diagonal_, &target_, &constant_, &fixed_, &ridge_}) buffer->resize(cap);
+        for (Buffer<double>* buffer :
+             {&a_, &gradient_, &d_, &upper_, &diagonal_, &target_, &constant_, &fixed_, &ridge_})
+            buffer->resize(cap);
         padded_vector(coefficients_, capacity_);
         rotations_.resize(2 * cap);
         ids_.resize(cap);
@@ -200,8 +234,8 @@ class SvmSolver {
         state_.resize(cap);
         set_ = n_free_ = 0;
         refined_ = false;
-        // It goes on until nothing violates, which takes a round or two more than the gap: the decision is then that of the optimum
-        // to single precision, whatever the order of the rounds.
+        // It goes on until nothing violates, which takes a round or two more than the gap: the decision is then that of
+        // the optimum to single precision, whatever the order of the rounds.
         double inner_tol = std::min(0.7 * tol_, kOptimal);
         int refinements = 0, idle = 0;
         if (initial) {
@@ -277,7 +311,8 @@ class SvmSolver {
 
     // The samples outside the set that violate most, at most one of each group of near-equals; more as the set grows.
     int choose() {
-        const int most = std::min<int>(kMostChosen, std::max<int>(kBatch, static_cast<int>(set_ / 4 / kBatch * kBatch)));
+        const int most =
+            std::min<int>(kMostChosen, std::max<int>(kBatch, static_cast<int>(set_ / 4 / kBatch * kBatch)));
         int found = 0;
         double score[kMostChosen];
         for (std::int64_t i = 0; i < n_; ++i) {
@@ -381,9 +416,9 @@ class SvmSolver {
 
     enum State : std::uint8_t { kLower = 0, kFree = 1, kUpper = 2 };
 
-    // Solves the dual of the set alone by Lawson and Hanson's active set method: the minimiser over the free coordinates, walking
-    // back to the first bound it would cross. The Cholesky factor of the free ones is kept from call to call; samples come and
-    // go by rows.
+    // Solves the dual of the set alone by Lawson and Hanson's active set method: the minimiser over the free
+    // coordinates, walking back to the first bound it would cross. The Cholesky factor of the free ones is kept from
+    // call to call; samples come and go by rows.
     void improve() {
         // The gradient is affine in a; its constant is -1 but for what the products in T misjudge.
         for (std::int64_t j = 0; j < set_; ++j) constant_[j] = gradient_[j] - linear_part(j);
@@ -405,7 +440,8 @@ class SvmSolver {
     }
     static constexpr double kSettled = 1e-8;
 
-    // Frees the coordinates at a bound that want to leave it, all or the one that wants it most; false if there is none.
+    // Frees the coordinates at a bound that want to leave it, all or the one that wants it most; false if there is
+    // none.
     bool release(bool all) {
         std::int64_t best = -1;
         double most = kRelease;
@@ -431,10 +467,10 @@ class SvmSolver {
         return n_free_ > before || (all && before > 0);
     }
     static constexpr double kRidge = sizeof(T) == 4 ? 1e-6 : 1e-11;  // above the rounding of products in T
-    static constexpr double kRelease = 1e-10;  // margins are of order 1
+    static constexpr double kRelease = 1e-10;                        // margins are of order 1
 
-    // One step towards the minimiser over the free coordinates; true if it was reached. Where their matrix may be singular (the
-    // hinge, or an enormous C) it is the minimiser of the objective plus a small pull to where they are.
+    // One step towards the minimiser over the free coordinates; true if it was reached. Where their matrix may be
+    // singular (the hinge, or an enormous C) it is the minimiser of the objective plus a small pull to where they are.
     bool minimise_free() {
         bool bounded = false;  // fixed at an upper bound: only the hinge has one
         for (std::int64_t j = 0; j < set_; ++j) {
@@ -507,7 +543,8 @@ class SvmSolver {
     double set_gap(double primal, double dual) {
         result_.objective = primal;
         const double gap = (primal - dual) / primal;
-        result_.gap = gap > 0 ? gap : (gap <= 0 ? 0.0 : std::numeric_limits<double>::infinity());  // NaN never counts as solved
+        result_.gap =
+            gap > 0 ? gap : (gap <= 0 ? 0.0 : std::numeric_limits<double>::infinity());  // NaN never counts as solved
         return result_.gap;
     }
 
@@ -531,7 +568,7 @@ class SvmSolver {
             result_.converged = false;
             result_.gap = std::numeric_limits<double>::infinity();
         }
-        result_.intercept = b * sigma_ ;
+        result_.intercept = b * sigma_;
         result_.objective *= sigma_ * sigma_;
         if (sigma_ != 1) {
             for (std::int64_t c = 0; c < points.dims; ++c) w[c] *= sigma_;
@@ -561,7 +598,7 @@ class SvmSolver {
     Buffer<T> vector_, vector_points_, panel_;
     Buffer<std::int32_t> active_;
     double gradient_b_ = 0, step_b_ = 0;
-    int inner_ = 0;          // iterations of the last conjugate_gradients
+    int inner_ = 0;  // iterations of the last conjugate_gradients
     Buffer<std::int8_t> subset_labels_;
     Buffer<double> subset_weight_;
     struct SvmSolverView {

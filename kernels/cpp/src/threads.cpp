@@ -36,7 +36,7 @@ int default_threads() noexcept {
     return count;
 }
 
-std::atomic<int> limit{0};            // 0: default_threads()
+std::atomic<int> limit{0};              // 0: default_threads()
 thread_local bool inside_task = false;  // a nested call must not wait for the pool it runs in
 
 class Pool {

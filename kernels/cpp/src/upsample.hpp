@@ -8,7 +8,8 @@
 namespace ttt4as {
 
 // Values on the features' grid -> float (height, width) and where they are > 0. `lines` holds
-// 2 * width floats: each row of the grid is spread along the width once, and two of them are blended for each output row.
+// 2 * width floats: each row of the grid is spread along the width once, and two of them are blended for each output
+// row.
 inline void upsample_decision(const double* values, const GridTap* rows, const GridTap* cols, std::int64_t height,
                               std::int64_t width, float* lines, float* decision, std::uint8_t* mask) {
     std::int64_t held[2] = {-1, -1};  // the row of the grid that each line holds

@@ -1,7 +1,8 @@
 /* The library for other languages: plain C types, opaque handles, no exception ever crosses.
  *
- * A function that can fail returns a negative ttt4as_error (or NULL); ttt4as_last_error() then has the message, of the last
- * failure on the calling thread, until the next. Handles serve one thread at a time; different handles any number. */
+ * A function that can fail returns a negative ttt4as_error (or NULL); ttt4as_last_error() then has the message, of the
+ * last failure on the calling thread, until the next. Handles serve one thread at a time; different handles any number.
+ */
 #ifndef TTT4AS_C_API_H
 #define TTT4AS_C_API_H
 
@@ -17,16 +18,12 @@
 extern "C" {
 #endif
 
-enum ttt4as_error {
-    TTT4AS_INVALID_ARGUMENT = -1,
-    TTT4AS_OUT_OF_MEMORY = -2,
-    TTT4AS_UNKNOWN_ERROR = -3
-};
+enum ttt4as_error { TTT4AS_INVALID_ARGUMENT = -1, TTT4AS_OUT_OF_MEMORY = -2, TTT4AS_UNKNOWN_ERROR = -3 };
 
 enum ttt4as_status { /* what ttt4as_segment returns when it succeeds */
-    TTT4AS_OK = 0,
-    TTT4AS_DEGENERATE = 2,   /* a constant map, or a class without a pixel: an empty mask */
-    TTT4AS_NOT_CONVERGED = 3 /* the mask comes from the last iterate */
+                     TTT4AS_OK = 0,
+                     TTT4AS_DEGENERATE = 2,   /* a constant map, or a class without a pixel: an empty mask */
+                     TTT4AS_NOT_CONVERGED = 3 /* the mask comes from the last iterate */
 };
 
 enum ttt4as_loss { TTT4AS_SQUARED_HINGE = 0, TTT4AS_HINGE = 1 };
@@ -58,9 +55,10 @@ TTT4AS_C_API void ttt4as_default_options(ttt4as_options* options);
 TTT4AS_C_API ttt4as_segmenter* ttt4as_segmenter_create(const ttt4as_options* options);
 TTT4AS_C_API void ttt4as_segmenter_destroy(ttt4as_segmenter* segmenter);
 
-/* anomaly_map (height, width) and features (channels, feature_height, feature_width), or with channels_last (feature_height,
- * feature_width, channels) -> pred_mask 0 or 1, decision_map, pseudo_labels 1, -1 or 0, each (height, width).
- * Returns a ttt4as_status, or a ttt4as_error. After the first call, one with the same shapes allocates nothing. */
+/* anomaly_map (height, width) and features (channels, feature_height, feature_width), or with channels_last
+ * (feature_height, feature_width, channels) -> pred_mask 0 or 1, decision_map, pseudo_labels 1, -1 or 0, each (height,
+ * width). Returns a ttt4as_status, or a ttt4as_error. After the first call, one with the same shapes allocates nothing.
+ */
 TTT4AS_C_API int ttt4as_segment(ttt4as_segmenter* segmenter, const float* anomaly_map, int64_t height, int64_t width,
                                 const float* features, int64_t channels, int64_t feature_height, int64_t feature_width,
                                 int channels_last, uint8_t* pred_mask, float* decision_map, int8_t* pseudo_labels);

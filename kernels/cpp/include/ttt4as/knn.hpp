@@ -1,11 +1,12 @@
 // Exact nearest neighbours under the Euclidean distance, over a bank of vectors prepared once.
 //
 // Every distance that is returned, and every decision between candidates, comes from sums of squared differences in
-// double. What makes it fast is which pairs are never measured: one byte in each of 63 leading principal directions (and
-// one for the rest's length) bounds all distances of a query from below (src/sketch.hpp), at one instruction for 64
-// multiply-adds where the processor has VNNI; of what that leaves, 64 or 128 more bytes rule out most, and one byte a
-// coordinate almost all; the rest is measured, nearest bound first. A query for which the first bound leaves too much is
-// searched again with the bytes of all coordinates against the whole bank, which is what data without structure needs.
+// double. What makes it fast is which pairs are never measured: one byte in each of 63 leading principal directions
+// (and one for the rest's length) bounds all distances of a query from below (src/sketch.hpp), at one instruction for
+// 64 multiply-adds where the processor has VNNI; of what that leaves, 64 or 128 more bytes rule out most, and one byte
+// a coordinate almost all; the rest is measured, nearest bound first. A query for which the first bound leaves too much
+// is searched again with the bytes of all coordinates against the whole bank, which is what data without structure
+// needs.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +33,12 @@ class TTT4AS_API KnnIndex {
     std::int64_t bytes() const noexcept;  // held beside the bank
 
     // The k nearest rows of each finite query, nearest first, ties by lowest index -> distances and indices, both
-    // C-contiguous (query.rows, k). 1 <= k <= size(). The results do not depend on `threads`, nor a query's on the others.
-    // Safe from many threads. Throws InvalidArgument, std::bad_alloc.
-    void search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices, int threads = 0) const;
-    void search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices, int threads = 0) const;
+    // C-contiguous (query.rows, k). 1 <= k <= size(). The results do not depend on `threads`, nor a query's on the
+    // others. Safe from many threads. Throws InvalidArgument, std::bad_alloc.
+    void search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices,
+                int threads = 0) const;
+    void search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices,
+                int threads = 0) const;
 
     // How the pairs of the searches so far were decided, for tests and tuning: those the fine codes saw, those the
     // codes of all coordinates saw, and those measured.

@@ -29,14 +29,14 @@ struct MapRange {
 template <class T>
 MapRange<T> map_range(const T* map, std::int64_t n) noexcept;
 
-// numpy.percentile(map, percentile) of the values as doubles, linear interpolation, without sorting: values near the wanted
-// rank, bracketed by a sample, are picked out in one pass; where the bracket misses (many equal values), a radix
+// numpy.percentile(map, percentile) of the values as doubles, linear interpolation, without sorting: values near the
+// wanted rank, bracketed by a sample, are picked out in one pass; where the bracket misses (many equal values), a radix
 // selection reads the map a few times more. The values are finite, percentile in [0, 100].
 template <class T>
 double map_percentile(const T* map, std::int64_t n, double percentile, PeakScratch<T>& scratch);
 
-// Pixels of the contiguous (height, width) map that are >= tau and not below any of their up to 8 neighbours become 1 in
-// `peaks`, the others 0.
+// Pixels of the contiguous (height, width) map that are >= tau and not below any of their up to 8 neighbours become 1
+// in `peaks`, the others 0.
 template <class T>
 void mark_peaks(const T* map, std::int64_t height, std::int64_t width, double tau, std::uint8_t* peaks,
                 PeakScratch<T>& scratch);

@@ -17,36 +17,38 @@ enum class SegmentStatus : std::int8_t {
 };
 
 struct SegmenterOptions {
-    double percentile = 99.0;           // of the anomaly map: the least value of a peak
-    std::int64_t neighbor_radius = 5;   // pixels by which peaks grow
-    std::int64_t n_nominal = 100;       // nominal samples aimed at, on a grid
+    double percentile = 99.0;          // of the anomaly map: the least value of a peak
+    std::int64_t neighbor_radius = 5;  // pixels by which peaks grow
+    std::int64_t n_nominal = 100;      // nominal samples aimed at, on a grid
     double C = 1e-3;
     Loss loss = Loss::squared_hinge;
     double tol = 1e-4;
     int max_iter = 1000;
-    int threads = 0;                    // 0: max_threads()
+    int threads = 0;  // 0: max_threads()
 };
 
 // Where a value that is not finite was found.
 enum class BadInput { none = 0, anomaly_map = 1, features = 2 };
 
-// One image. Maps are float or double, features float or double; T of both is the same. Everything is the caller's memory.
+// One image. Maps are float or double, features float or double; T of both is the same. Everything is the caller's
+// memory.
 template <class T>
 struct SegmentInput {
-    const T* anomaly_map = nullptr;         // (height, width), contiguous
+    const T* anomaly_map = nullptr;  // (height, width), contiguous
     std::int64_t height = 0, width = 0;
-    const T* features = nullptr;            // (channels, feature_height, feature_width)
+    const T* features = nullptr;  // (channels, feature_height, feature_width)
     std::int64_t channels = 0, feature_height = 0, feature_width = 0;
-    bool channels_last = false;             // (feature_height, feature_width, channels) in memory
-    const std::int64_t* candidates = nullptr;  // pixels that may be nominal samples, in the order they are taken; null: the grid
+    bool channels_last = false;  // (feature_height, feature_width, channels) in memory
+    const std::int64_t* candidates =
+        nullptr;  // pixels that may be nominal samples, in the order they are taken; null: the grid
     std::int64_t n_candidates = 0;
-    std::int64_t limit = 0;                 // how many of them are taken
+    std::int64_t limit = 0;  // how many of them are taken
 };
 
 struct SegmentOutput {
-    std::uint8_t* pred_mask = nullptr;    // (height, width), 0 or 1
-    float* decision_map = nullptr;        // (height, width)
-    std::int8_t* pseudo_labels = nullptr; // (height, width), 1 anomalous, -1 nominal, 0 not used
+    std::uint8_t* pred_mask = nullptr;     // (height, width), 0 or 1
+    float* decision_map = nullptr;         // (height, width)
+    std::int8_t* pseudo_labels = nullptr;  // (height, width), 1 anomalous, -1 nominal, 0 not used
 };
 
 struct SegmentResult {
@@ -57,10 +59,10 @@ struct SegmentResult {
     SvmResult svm;
 };
 
-// Segments one image after another in memory that it keeps: after the first call, one with the same shapes allocates nothing.
-// That memory is at most twice the features, plus 40 bytes for each labelled pixel, an eighth of the map and 1 MiB. An object serves
-// one thread at a time; make one for each.
-// The result is the same to the bit on any number of threads.
+// Segments one image after another in memory that it keeps: after the first call, one with the same shapes allocates
+// nothing. That memory is at most twice the features, plus 40 bytes for each labelled pixel, an eighth of the map and 1
+// MiB. An object serves one thread at a time; make one for each. The result is the same to the bit on any number of
+// threads.
 template <class T>
 class TTT4AS_API BasicSegmenter {
   public:

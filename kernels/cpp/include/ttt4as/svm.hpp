@@ -35,8 +35,8 @@ struct SvmResult {
     int passes = 0;  // working_set: samples whose products with all points were computed; newton: Hessian products
 };
 
-// Solves one problem after another in memory that it keeps: repeated shapes allocate nothing. Not for two threads at once.
-// T: float, double. Deterministic: the same input gives the same bits on any number of threads.
+// Solves one problem after another in memory that it keeps: repeated shapes allocate nothing. Not for two threads at
+// once. T: float, double. Deterministic: the same input gives the same bits on any number of threads.
 template <class T>
 class TTT4AS_API LinearSvm {
   public:

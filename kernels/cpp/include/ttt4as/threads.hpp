@@ -1,7 +1,7 @@
 // One pool of threads for the whole library, and how many of them a call may use.
 //
-// Why a pool and not OpenMP: a process that loads torch, scikit-learn and this library holds three OpenMP runtimes, each
-// with its own team per calling thread; none survives fork(); and ThreadSanitizer cannot see into them. Here
+// Why a pool and not OpenMP: a process that loads torch, scikit-learn and this library holds three OpenMP runtimes,
+// each with its own team per calling thread; none survives fork(); and ThreadSanitizer cannot see into them. Here
 //   - the pool belongs to the process: two callers at once share it (the second runs its work on its own thread), so
 //     the machine is never given more than `callers + limit - 1` busy threads;
 //   - idle threads sleep, they do not spin;
@@ -32,8 +32,8 @@ using Task = void (*)(void* context, std::int64_t task, int worker);
 TTT4AS_API void run_tasks(std::int64_t n_tasks, int threads, Task task, void* context);
 }  // namespace detail
 
-// Calls body(task, worker) for every task in [0, n_tasks), each once, on at most `threads` threads (the caller is one of
-// them; 0: max_threads()). `worker` < the number of threads is different for tasks that run at the same time: index
+// Calls body(task, worker) for every task in [0, n_tasks), each once, on at most `threads` threads (the caller is one
+// of them; 0: max_threads()). `worker` < the number of threads is different for tasks that run at the same time: index
 // scratch with it. Tasks are handed out in order, one at a time. Returns when all are done. The first exception thrown
 // by a task stops the handing out and is thrown again here. A call from inside a task runs on that task's thread.
 // Allocates nothing once the pool's threads exist.

@@ -1,7 +1,7 @@
 // The loops of linear.hpp, compiled once per instruction set (see ttt4as/simd.hpp).
 //
-// Cost of `product` and `transposed` with R vectors: the matrix is read once, 2 R operations an element. R = 8 reaches the
-// arithmetic limit, R = 1 the bandwidth of the cache that holds the matrix.
+// Cost of `product` and `transposed` with R vectors: the matrix is read once, 2 R operations an element. R = 8 reaches
+// the arithmetic limit, R = 1 the bandwidth of the cache that holds the matrix.
 #include "linear.hpp"
 #include "simd/vec.hpp"
 
@@ -54,7 +54,7 @@ struct Lane<double, double> {
 constexpr std::int64_t kColStretch = 1024;  // columns of `product` summed in V before widening
 constexpr std::int64_t kRowStretch = 128;   // rows of `transposed` summed in V before widening
 #if defined(TTT4AS_BUILD_AVX512)
-constexpr int kRegisters = 16;              // accumulators that fit beside the operands
+constexpr int kRegisters = 16;  // accumulators that fit beside the operands
 #else
 constexpr int kRegisters = 8;
 #endif

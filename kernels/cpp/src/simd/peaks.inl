@@ -147,7 +147,8 @@ std::int64_t peaks(const T* above, const T* row, const T* below, std::int64_t wi
 }  // namespace
 
 extern const PeakTable peak_table;
-const PeakTable peak_table = {{range<float>, collect<float>, peaks<float>}, {range<double>, collect<double>, peaks<double>}};
+const PeakTable peak_table = {{range<float>, collect<float>, peaks<float>},
+                              {range<double>, collect<double>, peaks<double>}};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as

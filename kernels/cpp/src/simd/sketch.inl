@@ -2,8 +2,8 @@
 //
 // `keys` is where a search spends its time: dims multiply-adds a pair, of which one VNNI instruction does 64, AVX2 16
 // (in two instructions) and SSE2 8. All paths compute the same integers.
-#include "sketch_kernels.hpp"
 #include "simd/vec.hpp"
+#include "sketch_kernels.hpp"
 
 namespace ttt4as {
 namespace TTT4AS_ISA {
@@ -395,8 +395,8 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
 #define TTT4AS_TABLE sketch_table
 #endif
 extern const SketchKernels TTT4AS_TABLE;
-const SketchKernels TTT4AS_TABLE = {keys, reach,   between,      code_distances, quantise,       centre<float>, centre<double>,
-                                    mix,  project, project_back, squared<float>, squared<double>};
+const SketchKernels TTT4AS_TABLE = {keys,           reach, between, code_distances, quantise,       centre<float>,
+                                    centre<double>, mix,   project, project_back,   squared<float>, squared<double>};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as

@@ -58,8 +58,9 @@ void axpy_f(double alpha, const float* x, double* y, std::int64_t n) {
     for (; i < n; ++i) y[i] += alpha * static_cast<double>(x[i]);
 }
 
-// By rows: entry (i, j) needs the first j entries of rows i and j, which lie side by side. Four rows at a time share row j.
-// A pivot lost to rounding (equal samples, no diagonal) is replaced by a tiny one: the step it leads to is checked later.
+// By rows: entry (i, j) needs the first j entries of rows i and j, which lie side by side. Four rows at a time share
+// row j. A pivot lost to rounding (equal samples, no diagonal) is replaced by a tiny one: the step it leads to is
+// checked later.
 void cholesky(double* m, std::int64_t first, std::int64_t n, std::int64_t stride) {
     constexpr std::int64_t kBlock = 4;
     for (std::int64_t i0 = first; i0 < n; i0 += kBlock) {
@@ -104,7 +105,8 @@ void cholesky(double* m, std::int64_t first, std::int64_t n, std::int64_t stride
     }
 }
 
-// Rows below `index` move up; each has one entry beyond its new diagonal, which rotations of neighbouring columns take away.
+// Rows below `index` move up; each has one entry beyond its new diagonal, which rotations of neighbouring columns take
+// away.
 void cholesky_remove(double* m, std::int64_t index, std::int64_t n, std::int64_t stride, double* rotations) {
     for (std::int64_t i = index; i + 1 < n; ++i) {
         const double* from = m + (i + 1) * stride;

@@ -1,6 +1,7 @@
-// Vectors as wide as the instruction set this file is compiled for: 64, 32 or 16 bytes. GCC and Clang vector extensions,
-// so that + - * / and comparisons are operators, the 16-byte case is SSE2 and NEON alike, and a*b+c becomes a fused
-// multiply-add where there is one. For use in src/simd/*.inl only; everything has internal linkage (see simd.hpp).
+// Vectors as wide as the instruction set this file is compiled for: 64, 32 or 16 bytes. GCC and Clang vector
+// extensions, so that + - * / and comparisons are operators, the 16-byte case is SSE2 and NEON alike, and a*b+c becomes
+// a fused multiply-add where there is one. For use in src/simd/*.inl only; everything has internal linkage (see
+// simd.hpp).
 #pragma once
 
 #include <cstddef>
@@ -27,11 +28,11 @@ namespace ttt4as {
 namespace TTT4AS_ISA {
 namespace {
 
-typedef float vf __attribute__((vector_size(TTT4AS_VECTOR_BYTES)));        // floats
-typedef double vd __attribute__((vector_size(TTT4AS_VECTOR_BYTES)));       // doubles
-typedef std::int32_t vi __attribute__((vector_size(TTT4AS_VECTOR_BYTES))); // 32-bit integers, and masks of vf
-typedef std::int64_t vl __attribute__((vector_size(TTT4AS_VECTOR_BYTES))); // 64-bit integers, and masks of vd
-typedef float vfh __attribute__((vector_size(TTT4AS_VECTOR_BYTES / 2)));   // half a vf: as many floats as a vd holds
+typedef float vf __attribute__((vector_size(TTT4AS_VECTOR_BYTES)));         // floats
+typedef double vd __attribute__((vector_size(TTT4AS_VECTOR_BYTES)));        // doubles
+typedef std::int32_t vi __attribute__((vector_size(TTT4AS_VECTOR_BYTES)));  // 32-bit integers, and masks of vf
+typedef std::int64_t vl __attribute__((vector_size(TTT4AS_VECTOR_BYTES)));  // 64-bit integers, and masks of vd
+typedef float vfh __attribute__((vector_size(TTT4AS_VECTOR_BYTES / 2)));    // half a vf: as many floats as a vd holds
 typedef std::int32_t vih __attribute__((vector_size(TTT4AS_VECTOR_BYTES / 2)));
 
 constexpr int kF = TTT4AS_VECTOR_BYTES / 4;  // lanes of vf
@@ -55,9 +56,13 @@ TTT4AS_INLINE vf setf(float x) { return vf{} + x; }
 TTT4AS_INLINE vd setd(double x) { return vd{} + x; }
 
 template <class V>
-TTT4AS_INLINE V vmax(V a, V b) { return a > b ? a : b; }
+TTT4AS_INLINE V vmax(V a, V b) {
+    return a > b ? a : b;
+}
 template <class V>
-TTT4AS_INLINE V vmin(V a, V b) { return a < b ? a : b; }
+TTT4AS_INLINE V vmin(V a, V b) {
+    return a < b ? a : b;
+}
 
 // A mask (all bits of a lane set or none) as one bit a lane, lane 0 lowest.
 TTT4AS_INLINE unsigned bits(vi mask) {
