@@ -2,7 +2,8 @@
 
     pip install 'ttt4as_fast[anomalib]'
     python examples/anomalib_patchcore.py                      crops of a photograph, with defects made
-    python examples/anomalib_patchcore.py --data DIR           any data set in the layout of MVTec AD, such as .../screw
+    python examples/anomalib_patchcore.py --data DIR           any data set in the layout of MVTec AD, like screw,
+                                                               from here or from the folder that TTT4AS_DATA names
 
 Both models get the same seed, network (EfficientNet-Lite0, whose weights come with the package: nothing is downloaded)
 and threads. Prints anomalib's metrics and the seconds of each, and draws the masks. anomalib chooses its threshold for
@@ -12,6 +13,7 @@ masks as the best one for the ground truth of these very images, an advantage th
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 import warnings
@@ -163,6 +165,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         root = options.data
+        if root is not None and not root.is_dir():
+            root = Path(os.environ.get("TTT4AS_DATA", ".")) / root
+            if not root.is_dir():
+                parser.error(f"--data: no such folder: {options.data}, nor in TTT4AS_DATA")
         if root is None:
             root = Path(scratch) / "brick"
             make_folder(root)
