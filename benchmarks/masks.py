@@ -256,11 +256,16 @@ def _gated(benches: list[Bench], sides: list[np.ndarray], counts: list[dict[str,
 
 
 def draw_failures(path: Path, benches: list[Bench], counts: list[dict[str, np.ndarray]]) -> None:
-    """Of every set the report image at the first decile of the robust preset's F1, and the one at the median."""
-    from ttt4as_fast import figures
+    """Of every texture the report image at the first decile of the robust preset's F1, and the one at the median.
+
+    Textures only: the figure is committed, and the other sets' licences do not allow their images to be passed on freely.
+    """
+    from ttt4as_fast import demo, figures
 
     rows: list[tuple[Bench, int]] = []
     for bench, table in zip(benches, counts, strict=True):
+        if bench.name not in demo.TEXTURES:
+            continue
         which = np.flatnonzero(bench.report & bench.masks.any((1, 2)))
         overlap, predicted, marked = table["robust"][which].T
         order = which[np.argsort(2 * overlap / np.maximum(predicted + marked, 1), kind="stable")]
