@@ -258,9 +258,9 @@ def _gated(benches: list[Bench], sides: list[np.ndarray], counts: list[dict[str,
 def draw_failures(path: Path, benches: list[Bench], counts: list[dict[str, np.ndarray]]) -> None:
     """Of every texture the report image at the first decile of the robust preset's F1, and the one at the median.
 
-    Textures only: the figure is committed, and the other sets' licences do not allow their images to be passed on freely.
+    Textures only: the figure is committed, and the other sets' images may not be passed on freely.
     """
-    from ttt4as_fast import demo, figures
+    from ttt4as_fast import figures
 
     rows: list[tuple[Bench, int]] = []
     for bench, table in zip(benches, counts, strict=True):
