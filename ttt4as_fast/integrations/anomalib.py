@@ -52,14 +52,15 @@ Model = TypeVar("Model", bound=nn.Module)
 class _FastPatchcoreModel(PatchcoreModel):
     """`PatchcoreModel` with our search and coreset. It holds no further state, so that an instance can become one."""
 
+    memory_bank: torch.Tensor
     _prepared: tuple[torch.Tensor, int, kernels.KnnIndex] | None = None
 
     def nearest_neighbors(self, embedding: torch.Tensor, n_neighbors: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances and rows of the memory bank: (Q,) for one neighbour, (Q, k) for more, as anomalib returns them."""
         if _is_traced(embedding) or self.memory_bank.device.type not in ("cpu", "cuda"):
             return super().nearest_neighbors(embedding, n_neighbors)
-        distances, indices = self._index().search(embedding, n_neighbors)
-        distances = distances.to(embedding.dtype)
+        found: Any = self._index().search(embedding, n_neighbors)  # tensors, as the embedding
+        distances, indices = found[0].to(embedding.dtype), found[1]
         return (distances[:, 0], indices[:, 0]) if n_neighbors == 1 else (distances, indices)
 
     def _index(self) -> kernels.KnnIndex:
