@@ -10,6 +10,8 @@ One folder an operation, and every folder has the same doors::
         cpu.py          the compiled core (C++)
         gpu.py          Triton or CuPy
                         (a further file is a further backend: numba.py, cuml.py)
+    gpu_common/         what several gpu.py share: launching CUDA, capability, memory, the batched SVM solver
+    cpp/                the C++ core that every cpu.py calls; also a library of its own
 
 `segment` is the whole method in one call; the others are its parts and PatchCore's::
 
@@ -21,7 +23,8 @@ How a backend is chosen
 -----------------------
 1. the ``backend`` argument, unless it is ``"auto"``;
 2. the environment variable ``TTT4AS_BACKEND``, if set;
-3. else the first usable one in the operation's order of speed for the device of its first argument.
+3. else the first usable one in the operation's order of speed for the device of its first argument; for a CUDA tensor
+   without a usable GPU backend that is a trip to the host and back.
 
 A backend that was named raises if it cannot serve; the automatic choice falls back and warns once where something
 that could be installed is missing. `backends` says what is usable here and why the rest is not. Usable means tried:

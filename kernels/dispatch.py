@@ -92,7 +92,11 @@ class Operation:
         template = inputs[0]
         module = self.resolve(backend, arrays.device_type(template))
         if module.ARRAYS == "numpy":
+            on_device = arrays.device_type(template) != "cpu"
             inputs = tuple(arrays.to_numpy(x) for x in inputs)
+            for place, x in enumerate(inputs if on_device else (), start=1):
+                if x.dtype.kind == "f":  # what lay on a device nobody has looked at yet
+                    arrays.check_finite(x, f"argument {place} of {self.name}")
         return arrays.like(getattr(module, function)(*inputs, **options), template)
 
 

@@ -12,7 +12,7 @@ from ..dispatch import Operation
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("bilinear", host=("cpu", "reference"), cuda=("gpu", "reference"))
+OPERATION = Operation("bilinear", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"))
 
 
 def bilinear_upsample(features: Array, size: int | tuple[int, int], *, backend: str = "auto") -> Array:

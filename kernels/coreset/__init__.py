@@ -11,7 +11,7 @@ from ..dispatch import Operation
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("coreset", host=("cpu", "reference"), cuda=("gpu", "reference"))
+OPERATION = Operation("coreset", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"))
 
 
 def k_center_greedy(

@@ -15,7 +15,7 @@ from ..dispatch import Operation
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("knn", host=("cpu", "reference"), cuda=("gpu", "reference"))
+OPERATION = Operation("knn", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"))
 
 
 class KnnIndex:

@@ -12,7 +12,7 @@ from ..dispatch import Operation
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("linear_svm", host=("cpu", "reference"), cuda=("gpu", "cuml", "reference"))
+OPERATION = Operation("linear_svm", host=("cpu", "reference"), cuda=("gpu", "cuml", "cpu", "reference"))
 LOSSES = ("squared_hinge", "hinge")
 
 

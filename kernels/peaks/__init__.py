@@ -10,7 +10,7 @@ from ..dispatch import Operation
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("peaks", host=("cpu", "numba", "reference"), cuda=("gpu", "reference"))
+OPERATION = Operation("peaks", host=("cpu", "numba", "reference"), cuda=("gpu", "cpu", "reference"))
 
 
 def local_maxima(anomaly_map: Array, percentile: float = 99.0, *, backend: str = "auto") -> Array:

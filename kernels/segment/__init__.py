@@ -16,7 +16,7 @@ from ..linear_svm import LOSSES
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("segment", host=("cpu", "reference"), cuda=("gpu", "reference"))
+OPERATION = Operation("segment", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"))
 SAMPLINGS = ("grid", "random")
 STATUSES = ("ok", "nominal", "degenerate", "not_converged", "non_finite")
 """What `Segmentation.status_code` indexes. The last exists on a GPU alone, where raising at once would wait for it."""
