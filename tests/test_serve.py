@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,6 +107,16 @@ def test_png_alone_and_other_sizes_and_modes(port):
         assert (status, headers["content-type"]) == (200, "image/png")
         assert Image.open(io.BytesIO(body)).size == size
         assert float(headers["x-score"]) > 0
+
+
+def test_the_example_client(port, tmp_path):
+    (tmp_path / "x.png").write_bytes(png())
+    client = Path(__file__).resolve().parents[1] / "examples" / "serve_client.py"
+    command = [sys.executable, str(client), "x.png", "--url", f"http://127.0.0.1:{port}", "--mask", "m.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "status ok" in done.stdout
+    assert Image.open(tmp_path / "m.png").size == (SIDE, SIDE)
 
 
 def test_concurrent_clients_get_their_own_masks(port, model_file):
