@@ -36,7 +36,13 @@ class Verdict:
 
 
 def check_segment(
-    anomaly_map: np.ndarray, features: np.ndarray, mask: Any, decision: Any, labels: Any, seed: int = 0
+    anomaly_map: np.ndarray,
+    features: np.ndarray,
+    mask: Any,
+    decision: Any,
+    labels: Any,
+    seed: int = 0,
+    n_nominal: int = 100,
 ) -> Verdict:
     """One image's segmentation against the method stated densely in float64, with its SVM solved to 1e-8.
 
@@ -48,7 +54,7 @@ def check_segment(
 
     labels, mask, decision = (np.asarray(x) for x in (labels, mask, decision))
     height, width = anomaly_map.shape
-    candidates, limit = nominal_candidates((height, width), 100)
+    candidates, limit = nominal_candidates((height, width), n_nominal)
     anomalous = kernels.dilate(
         kernels.local_maxima(anomaly_map, 99.0, backend="reference"), 5, backend="reference"
     ).ravel()

@@ -69,6 +69,17 @@ def load(folder: str | Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def all_passed(content: Any) -> bool:
+    """Whether every gate in a result, however deep, has passed."""
+    if isinstance(content, dict):
+        gate = content.get("gate")
+        failed = isinstance(gate, dict) and not gate["passed"]
+        return not failed and all(all_passed(value) for value in content.values())
+    if isinstance(content, (list, tuple)):
+        return all(all_passed(value) for value in content)
+    return True
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON has it: NaN and infinity as null, NumPy's scalars as Python's, tuples as lists."""
     if isinstance(value, dict):

@@ -1,0 +1,198 @@
+"""``ttt4as bench``: the commands of the benchmark suite. What they do lies in ``benchmarks/``, loaded when one runs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from .terminal import out, print_table, progress_bars, user_errors, warn
+
+bench_app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
+
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="For both sides of every comparison.", show_default="all processors")
+]
+Data = Annotated[
+    Path | None, typer.Option(help="Data set to take the images from.", show_default="textures of scikit-image")
+]
+Results = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result files (JSON), made if absent.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of crops, defects and draws.")]
+_RESULTS = Path("bench-results")
+
+
+def _suite(name: str) -> ModuleType:
+    """A module of the benchmark suite, which is installed as ``ttt4as_fast.benchmarks``."""
+    try:
+        return importlib.import_module(f"{__package__}.benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.benchmarks":
+            raise
+        raise ValueError("the benchmark suite is not installed with this copy: reinstall the package") from None
+
+
+def _command(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    epilog = "\n\n".join(["[b]Examples[/b]", *examples])
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        bench_app.command(name, help=text, epilog=epilog)(user_errors()(function))
+        return function
+
+    return register
+
+
+def _threads(threads: int | None) -> int:
+    """The number to pin, set for libraries before they load; printed, with a warning where the machine is busy."""
+    machine = _suite("machine")
+    threads = machine.processors() if threads is None else threads
+    counts = machine.pin(threads)
+    out(f"{threads} thread(s) for both sides: {', '.join(counts)}")
+    busy = machine.load_of_others()
+    if busy is not None and busy > machine.BUSY:
+        warn(f"other programs use {busy:.0%} of this machine's processors: times are not to be trusted, ratios less so")
+    return threads
+
+
+def _finish(content: dict[str, Any], tables: list[Any], output: Path, save: bool = True) -> None:
+    """Tables on the screen, the result file, what is absent; exit code 1 where an output missed its gate."""
+    for table in tables:
+        print_table(table)
+    for name, reason in content.get("absent_peers", {}).items():
+        out(f"not measured: {name} ({reason})")
+    if save:
+        out(f"wrote {_suite('results_file').save(content, output)}")
+    if not _suite("results_file").all_passed(content):
+        warn("an output missed the reference: no speed-up is printed for it")
+        raise typer.Exit(1)
+
+
+def _watched(progress: Callable[[str, int, int], None] | None) -> dict[str, Any]:
+    return {} if progress is None else {"progress": progress}
+
+
+@bench_app.callback(
+    invoke_without_command=True, epilog="[b]Examples[/b]\n\nttt4as bench --quick\n\nttt4as bench --report report/"
+)
+@user_errors()
+def headline(
+    context: typer.Context,
+    quick: Annotated[bool, typer.Option("--quick", help="Two shapes, few rounds: under half a minute.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write report.html and digest.md from the result files; measures nothing.")
+    ] = None,
+    threads: Threads = None,
+    data: Data = None,
+    seed: Seed = 0,
+    output: Results = _RESULTS,
+) -> None:
+    """What test-time training adds to the time of an image, by stage, beside the published recipe."""
+    if context.invoked_subcommand is not None:
+        return
+    if report is not None:
+        write_report(report, output if output != _RESULTS or output.is_dir() else None)
+        return
+    threads = _threads(threads)
+    suite = _suite("headline")
+    names, seconds, bank = (suite.QUICK, 1.0, 4096) if quick else (suite.FULL, 6.0, 16_384)
+    with progress_bars() as progress:
+        content = suite.run(names, threads, seconds, seed, data, bank, **_watched(progress))
+    _finish(content, [suite.table(content), suite.stage_table(content)], output)
+
+
+def write_report(folder: Path, results: Path | None) -> None:
+    """The page and the digest of a folder of result files; those that come with the package by default."""
+    report = _suite("report")
+    source = _suite("results_file").RESULTS if results is None else results
+    for path in report.write(source, folder):
+        out(f"wrote {path}")
+
+
+@_command("cpu", "ttt4as bench cpu", "ttt4as bench cpu --rows knn --threads 1")
+def cpu(
+    rows: Annotated[str, typer.Option(help="Pattern of the groups to measure.", show_default="all")] = "",
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each comparison.")] = 4.0,
+    threads: Threads = None,
+    data: Data = None,
+    output: Results = _RESULTS,
+) -> None:
+    """Each operation on the CPU against its peers: scikit-learn, FAISS, SciPy, scikit-image, torch, anomalib."""
+    threads = _threads(threads)
+    suite = _suite("cpu")
+    with progress_bars() as progress:
+        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, rows, **_watched(progress))
+    _finish(content, [suite.table(content)], output)
+
+
+@_command("growth", "ttt4as bench growth")
+def growth(
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each point.")] = 1.5,
+    threads: Threads = None,
+    data: Data = None,
+    output: Results = _RESULTS,
+) -> None:
+    """How time and memory grow with map, channels, grid, samples, batch and bank."""
+    threads = _threads(threads)
+    suite = _suite("growth")
+    with progress_bars() as progress:
+        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, **_watched(progress))
+    _finish(content, [suite.table(content)], output)
+
+
+@_command("latency", "ttt4as bench latency --rate 30", "ttt4as bench latency --workload dinov2_vits14 --calls 10000")
+def latency(
+    workload: Annotated[str, typer.Option(help="Shape of the features; a wrong name lists them all.")] = "wrn50",
+    calls: Annotated[int, typer.Option(min=10, help="Images in each run.")] = 3000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Images a second that the camera takes.")] = 50.0,
+    threads: Threads = None,
+    data: Data = None,
+    output: Results = _RESULTS,
+) -> None:
+    """Latency under a steady camera, alone and beside a busy thread; throughput; cold start."""
+    known = _suite("workloads").WORKLOADS
+    if workload not in known:
+        raise ValueError(f"workload: expected one of {', '.join(known)}, got {workload!r}")
+    threads = _threads(threads)
+    suite = _suite("latency")
+    with progress_bars() as progress:
+        content = suite.run(workload, threads, calls, rate, data=data, **_watched(progress))
+    _finish(content, suite.tables(content), output)
+
+
+@_command(
+    "masks", "ttt4as bench masks mvtec_ad/screw", "ttt4as bench masks mvtec_ad/screw --image-size 320 --crop-size 320"
+)
+def masks(
+    dataset: Annotated[Path, typer.Argument(help="Root of one category.", show_default=False)],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model from [b]ttt4as fit[/b].", show_default="one is fitted")
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="Of the model that is fitted.")] = 256,
+    crop_size: Annotated[int, typer.Option(min=8, help="Of the model that is fitted.")] = 224,
+    threads: Threads = None,
+    output: Results = _RESULTS,
+) -> None:
+    """Every way to make a mask on identical maps, beside the figures printed in the paper where it has the category."""
+    threads = _threads(threads)
+    suite = _suite("binarisers")
+    with progress_bars() as progress:
+        content = suite.run(dataset, model, image_size, crop_size, threads, **_watched(progress))
+    _finish(content, suite.tables(content), output)
+
+
+@_command("report", "ttt4as bench report report/ --output bench-results")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder for report.html and digest.md.", show_default=False)],
+    results: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the result files.", show_default="the package's own"),
+    ] = None,
+) -> None:
+    """One self-contained page, and a digest in Markdown, from result files."""
+    write_report(folder, results)
