@@ -91,7 +91,7 @@ def test_the_emulator_notices_threads_that_part(tmp_path, monkeypatch):
     if emulator.compiler() is None:
         pytest.skip("no C++ compiler")
     (tmp_path / "split.cu").write_text(
-        'extern "C" __global__ void split(int* x) {\n    if (threadIdx.x < 32) __syncthreads();\n    x[0] = 1;\n}\n'
+        'extern "C" __global__ void split(int* x) {\n    if (threadIdx.x < 16) __syncthreads();\n    x[0] = 1;\n}\n'
     )
     monkeypatch.setattr(cuda, "_PACKAGE", tmp_path)
     cuda.source.cache_clear()
