@@ -86,7 +86,7 @@ class Clock:
         self.synchronize()
         return summary([before.elapsed_time(after) for before, after in events])
 
-    def time_captured(self, call: Callable[..., Any], inputs: Sequence[tuple]) -> Times:
+    def captured_time(self, call: Callable[..., Any], inputs: Sequence[tuple]) -> Times:
         """As `time`, the calls captured in one CUDA graph, so that no launch gap is between them: for short kernels."""
         if self.device.type != "cuda":
             return self.time(call, inputs)

@@ -78,7 +78,7 @@ class Bench:
     def size(self, full: int, small: int) -> int:
         return small if self.small else full
 
-    def time_peers(self, row: Row, peers: Peers, inputs: list[tuple]) -> None:
+    def peers_time(self, row: Row, peers: Peers, inputs: list[tuple]) -> None:
         """Time each peer; one that fails, for lack of memory or of a library, says why."""
         for name, call in peers.items():
             try:
@@ -186,10 +186,10 @@ def segment(bench: Bench, batch: int) -> Row:
     row.floor = floor_ms(bench.limits, moved)
     if bench.device.type == "cuda":
         row.notes["graph_replay_alone"] = as_json(_replay_alone(bench, inputs[0]))
-        row.notes["in_a_graph_of_the_callers"] = as_json(bench.clock.time_captured(ours, inputs))
+        row.notes["in_a_graph_of_the_callers"] = as_json(bench.clock.captured_time(ours, inputs))
     few = [(maps[:1], features[:1]) for maps, features in inputs]
-    bench.time_peers(row, {"torch + scikit-learn (the paper's recipe)": paper_recipe}, few)
-    bench.time_peers(row, {"torch + cuML": lambda *x: paper_recipe(*x, cuml=True)}, few)
+    bench.peers_time(row, {"torch + scikit-learn (the paper's recipe)": paper_recipe}, few)
+    bench.peers_time(row, {"torch + cuML": lambda *x: paper_recipe(*x, cuml=True)}, few)
     if batch > 1:
         for name, times in row.peers.items():
             row.peers[name] = times.scaled(batch) if isinstance(times, Times) else times
@@ -248,7 +248,7 @@ def nearest(bench: Bench, n_query: int, k: int, dim: int) -> Row:
         "anomalib's brute force in torch": lambda q: torch_brute_force(q, bank, k),
         "torch.cdist + topk": lambda q: torch.cdist(q, bank).topk(k, largest=False, dim=1),
     }
-    bench.time_peers(row, peers, inputs)
+    bench.peers_time(row, peers, inputs)
     try:
         import faiss
 
@@ -257,7 +257,7 @@ def nearest(bench: Bench, n_query: int, k: int, dim: int) -> Row:
         flat.add(bank.cpu().numpy())
         import faiss.contrib.torch_utils  # search takes tensors
 
-        bench.time_peers(row, {"FAISS GpuIndexFlatL2": lambda q: flat.search(q, k)}, inputs)
+        bench.peers_time(row, {"FAISS GpuIndexFlatL2": lambda q: flat.search(q, k)}, inputs)
     except (ImportError, AttributeError) as error:
         row.peers["FAISS GpuIndexFlatL2"] = f"not measured: {error}"
     row.peers["bare bf16 product (torch)"] = product
@@ -349,12 +349,12 @@ def bilinear(bench: Bench) -> Row:
     got = kernels.bilinear_upsample(inputs[0][0], size, backend=bench.backend)
     want = kernels.bilinear_upsample(inputs[0][0].double(), size, backend="reference")
     row.correct = bool((got.double() - want).abs().max() <= 1e-5 * want.abs().max())
-    row.ours = bench.clock.time_captured(lambda x: kernels.bilinear_upsample(x, size, backend=bench.backend), inputs)
+    row.ours = bench.clock.captured_time(lambda x: kernels.bilinear_upsample(x, size, backend=bench.backend), inputs)
 
     def interpolate(x: torch.Tensor) -> torch.Tensor:
         return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
 
-    row.peers["F.interpolate"] = bench.clock.time_captured(interpolate, inputs)
+    row.peers["F.interpolate"] = bench.clock.captured_time(interpolate, inputs)
     row.floor = floor_ms(bench.limits, moved)
     row.notes["share_of_copy_bandwidth"] = row.floor / row.ours.p50
     row.met = row.notes["share_of_copy_bandwidth"] >= 0.9 and row.ratios["F.interpolate"] >= 1
@@ -391,8 +391,8 @@ def peaks(bench: Bench) -> Row:
 
     want = kernels.dilate(kernels.local_maxima(inputs[0][0], 99.0, backend="reference"), radius, backend="reference")
     row.correct = torch.equal(ours(*inputs[0]), want)
-    row.ours = bench.clock.time_captured(ours, inputs)
-    bench.time_peers(row, {"torch.quantile + max_pool2d": torch_peer, "cupyx.scipy.ndimage": cupy_peer}, inputs)
+    row.ours = bench.clock.captured_time(ours, inputs)
+    bench.peers_time(row, {"torch.quantile + max_pool2d": torch_peer, "cupyx.scipy.ndimage": cupy_peer}, inputs)
     row.floor = floor_ms(bench.limits, moved + 2 * batch * size * size)
     row.met = bool(row.ratios) and min(row.ratios.values()) >= 3
     return row
