@@ -12,8 +12,9 @@
 // coordinate   The dual, hinge with more support vectors than the working set holds: liblinear's coordinate descent.
 //
 // The rule (see `solve`), measured on features of an EfficientNet, raw and standardised: newton for the squared hinge
-// if 2 C |x|^2 < 4 (nearly all samples are support vectors, and the Hessian is near the identity) or if there are more
-// than 4 samples a feature (they are not separable); working_set otherwise, as long as its set fits its memory. The
+// if 2 C |x|^2 < 8 (nearly all samples are support vectors, and the Hessian is near the identity; < 100 for more than
+// 1000 samples given as points), if there are more than 4 such samples a feature (they are not separable), or if
+// 2 C |x|^2 > 1e9 (a hard margin to within rounding); working_set otherwise, as long as its set fits its memory. The
 // other routes take over from there.
 //
 // Whatever the route, the duality gap is computed at the end from w itself with every product in double.
@@ -55,7 +56,8 @@ class SvmSolver {
         if (route == SvmRoute::automatic) {
             const bool many = Samples::kIsPoint && n_ > 4 * points.dims;
             const bool small = capacity_ >= n_ && n_ <= 64;
-            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && (many || coupling() < kWeak)));
+            const double weak = Samples::kIsPoint && n_ > kLarge ? kWeakLarge : kWeak;
+            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && (many || coupling() < weak)));
             const bool strong = squared_ && coupling() > kStrong;
             route = newton || strong ? fallback() : SvmRoute::working_set;
         }
@@ -180,7 +182,8 @@ class SvmSolver {
         const double norm = sum / static_cast<double>(count) + sigma_ * sigma_;
         return 2 * cost_ * norm;
     }
-    static constexpr double kWeak = 4, kStrong = 1e9;
+    static constexpr double kWeak = 8, kWeakLarge = 100, kStrong = 1e9;
+    static constexpr std::int64_t kLarge = 1000;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
     static constexpr int kMostInner = 2000;             // conjugate gradient iterations in one Newton step
@@ -234,9 +237,9 @@ class SvmSolver {
         state_.resize(cap);
         set_ = n_free_ = 0;
         refined_ = false;
-        // It goes on until nothing violates, which takes a round or two more than the gap: the decision is then that of
-        // the optimum to single precision, whatever the order of the rounds.
-        double inner_tol = std::min(0.7 * tol_, kOptimal);
+        // To refine is to go on until nothing violates, which takes a round or two more than the gap: the decision is
+        // then that of the optimum to single precision, whatever the order of the rounds.
+        double inner_tol = refine ? std::min(0.7 * tol_, kOptimal) : 0.7 * tol_;
         int refinements = 0, idle = 0;
         if (initial) {
             points.to_points(w.data(), v_.data());
