@@ -1,6 +1,7 @@
 # make demo    the main job on real photographs, into demo-output/
 # make test    the whole test suite, with the branch coverage of both packages
 # make lint    format, lint, types
+# make bench-compare BASE=main  HEAD against another commit, built and measured by turns; fails where it is slower
 # make install the package alone, into .venv
 # make clean   everything that the above made
 #
@@ -10,16 +11,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+BASE ?= HEAD~1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
-	$(shell find ttt4as_fast kernels -type f ! -name '*.py[co]' ! -name '*.so')
+	$(shell find ttt4as_fast kernels benchmarks -type f ! -name '*.py[co]' ! -name '*.so')
 # The same names as in .pre-commit-config.yaml.
 CPP_FILES = $(shell find kernels tests $(wildcard benchmarks examples) -type f | \
 	grep -E '\.(c|h|cpp|hpp|inl|cu|cuh)$$')
 
-.PHONY: demo test lint typecheck install clean
+.PHONY: demo test lint typecheck bench-compare install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ttt4as demo --output demo-output
@@ -39,6 +41,9 @@ typecheck: $(VENV)/.installed-dev
 	cp -Rp ttt4as_fast build/typing/ && cp -Rp kernels build/typing/ttt4as_fast/kernels
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/.mypy_cache ttt4as_fast
+
+bench-compare: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.compare $(BASE)
 
 install: $(VENV)/.installed
 
@@ -60,6 +65,11 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 $(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
 	rm -rf build/lib build/lib.* build/bdist.*
 	$(PIP) install ".[test]"
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: $(SOURCES) | $(BIN)/python
+	rm -rf build/lib build/lib.* build/bdist.*
+	$(PIP) install ".[bench]"
 	touch $(VENV)/.installed $@
 
 # The linters read the sources, not the installation: that it is stale does no harm, that its list of extras is would.

@@ -26,12 +26,13 @@ CORE = "ttt4as_fast.kernels._core"
 
 
 def packages() -> list[str]:
-    """Every folder with an ``__init__.py``; the top-level ``kernels`` becomes ``ttt4as_fast.kernels``."""
+    """Every folder with an ``__init__.py``; ``kernels`` and ``benchmarks`` become parts of ``ttt4as_fast``."""
     return [
         "ttt4as_fast",
         *(f"ttt4as_fast.{name}" for name in find_packages(str(ROOT / "ttt4as_fast"))),
         "ttt4as_fast.kernels",
         *(f"ttt4as_fast.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))),
+        "ttt4as_fast.benchmarks",
     ]
 
 
@@ -105,10 +106,14 @@ def core_extensions() -> list[Extension]:
 
 setup(
     packages=packages(),
-    package_dir={"ttt4as_fast.kernels": "kernels"},
+    package_dir={"ttt4as_fast.kernels": "kernels", "ttt4as_fast.benchmarks": "benchmarks"},
     include_package_data=False,  # the sources of the core belong into the sdist, not into every installation
     # CUDA sources are compiled at run time; tables are read then.
-    package_data={"": ["py.typed", "*.cu", "*.cuh", "*.json"], "ttt4as_fast.kernels": ["cpp/include/ttt4as/*.h*"]},
+    package_data={
+        "": ["py.typed", "*.cu", "*.cuh", "*.json"],
+        "ttt4as_fast.kernels": ["cpp/include/ttt4as/*.h*"],
+        "ttt4as_fast.benchmarks": ["results/*.json", "page.css", "page.js"],
+    },
     ext_modules=core_extensions(),
     cmdclass={"build_ext": BuildCore},
 )

@@ -134,7 +134,9 @@ def _extra_rows(model: PatchCore, dataset: Dataset, progress: Progress) -> list[
     methods: dict[str, Callable[..., Any]] = {"ttt4as_robust": gated, "ttt4as_robust_ungated": ungated}
     counts: dict[str, list[Counts]] = {name: [] for name in methods}
     spent = dict.fromkeys(methods, 0.0)
-    maps, truths, labels = [], [], []
+    maps: list[np.ndarray] = []
+    truths: list[np.ndarray] = []
+    labels: list[bool] = []
     for i, sample in enumerate(dataset.test):
         try:
             (found,) = model.predict_iter([sample.image])

@@ -262,8 +262,7 @@ def _cpu(content: Content) -> str:
                 _gate(row["gate"]),
             )
         )
-    heads = ("operation", "shape", "peer", "peer ms", "ours ms", "speed-up", "goal", "", "gate")
-    heads = tuple(head or "reached" for head in heads)
+    heads = ("operation", "shape", "peer", "peer ms", "ours ms", "speed-up", "goal", "reached", "gate")
     text = table("Each operation against its peers", heads, rows)
     for row in content["rows"]:
         if "tail" in row:
@@ -342,11 +341,11 @@ def _latency(content: Content) -> str:
     text += "Response: from a frame's arrival to its mask, waiting included.</p>"
     text += table("Milliseconds over many calls", ("camera", "time", "p50", "p95", "p99", "maximum", "calls"), tail)
     if through:
-        heads = ("batch", "images a second", "milliseconds a batch", "memory of a call, MiB")
-        text += "<h3>Throughput</h3>" + table("Throughput", heads, through)
+        units = ("batch", "images a second", "milliseconds a batch", "memory of a call, MiB")
+        text += "<h3>Throughput</h3>" + table("Throughput", units, through)
     if cold:
-        heads = ("interpreter just started", "import ms", "first call ms", "second call ms", "later calls ms")
-        text += "<h3>Cold start</h3>" + table("Cold start", heads, cold)
+        steps = ("interpreter just started", "import ms", "first call ms", "second call ms", "later calls ms")
+        text += "<h3>Cold start</h3>" + table("Cold start", steps, cold)
     return text
 
 
@@ -398,9 +397,9 @@ def _masks(content: Content) -> str:
             )
             for row in content["paper"]
         ]
-        heads = ("printed in", "what", "detector", "I-AUROC", "P-AUROC", "precision", "recall", "F1")
+        columns = ("printed in", "what", "detector", "I-AUROC", "P-AUROC", "precision", "recall", "F1")
         text += "<h3>As printed in the paper, not measured here</h3>" + table(
-            "The paper's figures for this category", heads, printed
+            "The paper's figures for this category", columns, printed
         )
         text += (
             "<p>What differs:</p><ul>" + "".join(f"<li>{escape(line)}</li>" for line in content["differs"]) + "</ul>"
@@ -415,7 +414,7 @@ def _gpu(content: Content) -> str:
         ours = row.get("ours")
         peers = {name: time for name, time in (row.get("peers") or {}).items() if isinstance(time, dict)}
         ratios = row.get("ratios") or {}
-        for name in peers or {"-": None}:
+        for name in peers or ("-",):
             theirs = peers.get(name)
             rows.append(
                 (

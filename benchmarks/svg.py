@@ -81,9 +81,9 @@ def stacked_bars(
     scale = (width - left - right) / longest
     parts = []
     for i, name in enumerate(used):
-        x, y = left + (i % 4) * 165, 8 + 22 * (i // 4)
-        parts.append(f'<rect class="part c{colours[name]}" x="{x}" y="{y}" width="13" height="13"/>')
-        parts.append(f'<text x="{x + 19}" y="{y + 11}">{escape(name)}</text>')
+        x, y = left + (i % 4) * 165.0, 8 + 22 * (i // 4)
+        parts.append(f'<rect class="part c{colours[name]}" x="{x:.0f}" y="{y}" width="13" height="13"/>')
+        parts.append(f'<text x="{x + 19:.0f}" y="{y + 11}">{escape(name)}</text>')
     for value in _round_steps(longest):
         x = left + value * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 26}"/>')

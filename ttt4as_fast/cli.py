@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_bench import bench_app
 from .cli_options import (
     METHOD,
     Backend,
@@ -51,6 +52,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(bench_app, name="bench")
 
 
 # ---------------------------------------------------------------- root
