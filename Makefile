@@ -1,6 +1,7 @@
 # make demo    the main job on real photographs, into demo-output/
 # make test    the whole test suite, with the branch coverage of both packages
 # make lint    format, lint, types
+# make sanitize the C++ tests under ASan and UBSan (SANITIZE=thread: TSan)
 # make bench-compare BASE=main  HEAD against another commit, built and measured by turns; fails where it is slower
 # make install the package alone, into .venv
 # make clean   everything that the above made
@@ -10,6 +11,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+SANITIZE ?= address,undefined
 PYTEST_ARGS ?=
 BASE ?= HEAD~1
 
@@ -21,7 +23,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
 CPP_FILES = $(shell find kernels tests $(wildcard benchmarks examples) -type f | \
 	grep -E '\.(c|h|cpp|hpp|inl|cu|cuh)$$')
 
-.PHONY: demo test lint typecheck bench-compare install clean
+.PHONY: demo test lint typecheck sanitize bench-compare install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ttt4as demo --output demo-output
@@ -34,6 +36,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(MAKE) typecheck
 	$(if $(CPP_FILES),$(BIN)/clang-format --dry-run --Werror $(CPP_FILES))
+
+sanitize: $(VENV)/.installed-test
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
 # mypy sees the layout that is installed: kernels/ as ttt4as_fast/kernels/.
 typecheck: $(VENV)/.installed-dev
