@@ -31,6 +31,9 @@ class Verdict:
     passed: bool
     detail: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passed", bool(self.passed))  # comparisons of arrays give NumPy's
+
     def __bool__(self) -> bool:
         return self.passed
 

@@ -29,6 +29,7 @@ from .results_file import Progress, result, silent
 TITLE = "Latency, throughput and cold start"
 QUANTILES = (50, 95, 99)
 _WARM_UP = 50
+_COLD_RUNS = 5
 
 
 def quantiles(milliseconds: np.ndarray) -> dict[str, float]:
@@ -202,14 +203,14 @@ print(json.dumps([1e3 * x for x in (imported - begin, first - start, *calls)]))
 
 
 def _cold(threads: int, scene: workloads.Scene) -> Iterator[dict[str, Any]]:
-    """A fresh interpreter: import, first call (which loads what it needs), the calls after. Medians of five."""
+    """A fresh interpreter: import, first call (which loads what it needs), the calls after. Medians."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TTT4AS_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "image.npz"
         np.savez(arrays, anomaly_map=scene.anomaly_map[0], features=scene.features[0])
         for backend in dict.fromkeys((backend_of("segment"), "reference")):
             runs = []
-            for _ in range(5 if backend != "reference" else 1):
+            for _ in range(_COLD_RUNS if backend != "reference" else 1):
                 command = [sys.executable, "-c", _COLD, backend, str(arrays)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
                 runs.append(json.loads(done.stdout.splitlines()[-1]))

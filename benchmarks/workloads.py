@@ -126,19 +126,26 @@ def scene(workload: Workload, n_images: int = 4, seed: int = 0, data: str | Path
     from scipy import ndimage
 
     from ttt4as_fast import kernels
+    from ttt4as_fast.demo import TEXTURES
     from ttt4as_fast.patches import MapMaker
 
     n_images = check_int(n_images, "n_images", 1)
     side = _STRIDE * workload.grid
     defective, gt, source = _defective_images(n_images, side, seed, data)
-    bank = nominal_patches(workload.channels, _BANK_PATCHES, seed, data, workload.grid, _NOMINAL_IMAGES)
-    index = kernels.KnnIndex(bank)
+    # A detector knows one kind of object: with a texture in its bank it would not see blobs of it as defects.
+    textures = list(TEXTURES[:n_images]) if data is None else [None]
+    indices = []
+    for texture in textures:
+        bank = nominal_patches(
+            workload.channels, _BANK_PATCHES, seed, data, workload.grid, _NOMINAL_IMAGES, texture=texture
+        )
+        indices.append(kernels.KnnIndex(bank))
     to_map = MapMaker(workload.map_size, 4.0)
     maps = np.zeros((n_images, workload.map_size, workload.map_size), np.float32)
     features = np.zeros((n_images, workload.channels, workload.grid, workload.grid), np.float32)
     for i, (deep, pooled) in enumerate(_activations(defective, workload.channels)):
         features[i] = deep
-        distances, _ = index.search(pooled.reshape(workload.channels, -1).T)
+        distances, _ = indices[i % len(indices)].search(pooled.reshape(workload.channels, -1).T)
         maps[i] = to_map(distances[:, 0].reshape(workload.grid, workload.grid))
     if gt is not None:
         zoom = workload.map_size / side
@@ -150,7 +157,13 @@ def scene(workload: Workload, n_images: int = 4, seed: int = 0, data: str | Path
 
 
 def nominal_patches(
-    channels: int, n_patches: int, seed: int = 0, data: str | Path | None = None, grid: int = 28, n_images: int = 0
+    channels: int,
+    n_patches: int,
+    seed: int = 0,
+    data: str | Path | None = None,
+    grid: int = 28,
+    n_images: int = 0,
+    texture: str | None = None,
 ) -> np.ndarray:
     """Patch features of nominal images, averaged over 3 x 3 neighbours as PatchCore's are: banks and coreset inputs.
 
@@ -166,6 +179,8 @@ def nominal_patches(
     grid : int
         Patches a side of an image. Default 28.
     n_images : int
+    texture : str, optional
+        Of one texture only. Default: of all three.
 
     Returns
     -------
@@ -173,7 +188,7 @@ def nominal_patches(
     """
     n_patches = check_int(n_patches, "n_patches", 1)
     n_images = max(n_images, -(-n_patches // grid**2))
-    images, _ = _nominal_images(n_images, _STRIDE * grid, seed, data)
+    images, _ = _nominal_images(n_images, _STRIDE * grid, seed, data, texture)
     keep = np.zeros(n_images * grid**2, bool)
     keep[np.random.default_rng([seed, 7]).permutation(keep.size)[:n_patches]] = True
     patches = np.zeros((n_patches, channels), np.float32)
@@ -228,15 +243,17 @@ def images(kind: str, n: int, side: int, seed: int = 0, data: str | Path | None 
     return found, source
 
 
-def _nominal_images(n: int, side: int, seed: int, data: str | Path | None) -> tuple[Any, str]:
+def _nominal_images(
+    n: int, side: int, seed: int, data: str | Path | None, texture: str | None = None
+) -> tuple[Any, str]:
     from ttt4as_fast.demo import TEXTURES, texture_crops
 
     if data is not None:
         files = _files(data)[0]
         return [_read(files[i % len(files)], side) for i in range(n)], f"{Path(data).name}, training images"
-    share = -(-n // len(TEXTURES))
-    crops = [texture_crops(name, "train", share, _CROP, seed) for name in TEXTURES]
-    return [_resize(crops[i % 3][i // 3], side) for i in range(n)], "scikit-image's textures"
+    names = TEXTURES if texture is None else (texture,)
+    crops = [texture_crops(name, "train", -(-n // len(names)), _CROP, seed) for name in names]
+    return [_resize(crops[i % len(names)][i // len(names)], side) for i in range(n)], "scikit-image's textures"
 
 
 def _defective_images(n: int, side: int, seed: int, data: str | Path | None) -> tuple[list[Any], Any, str]:
