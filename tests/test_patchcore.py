@@ -660,10 +660,11 @@ def rewrite(saved: Path, target: Path, change, seal: bool) -> Path:
 
     with safe_open(saved, framework="numpy") as file:
         metadata = file.metadata()
-    content, tensors = json.loads(metadata["ttt4as_fast"]), load_file(saved)
+    written, _, text = metadata["ttt4as_fast"].partition("\n")
+    content, tensors = json.loads(text), load_file(saved)
     change(content, tensors)
     text = json.dumps(content)
-    save_file(tensors, target, {"ttt4as_fast": text, "sha256": digest(text, tensors) if seal else metadata["sha256"]})
+    save_file(tensors, target, {"ttt4as_fast": f"{digest(text, tensors) if seal else written}\n{text}"})
     return target
 
 

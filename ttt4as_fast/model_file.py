@@ -5,9 +5,11 @@
     memory_bank            (M, C) float32
     scale.mean, scale.std  (C,) float32, if standardised
     nominal.*              what `NominalStatistics.arrays` gives, if calibrated
-    metadata["ttt4as_fast"]  JSON: {"format", "format_version", "package_version", "options", "layers",
+    metadata["ttt4as_fast"]  SHA-256 of what follows and of the tensors, so that no damaged byte passes; a new line;
+                             JSON: {"format", "format_version", "package_version", "options", "layers",
                               "image_threshold", "backbone_sha256"}
-    metadata["sha256"]       of that JSON and the tensors, so that no damaged byte passes
+
+One entry of metadata, not two: safetensors writes several in an order that changes from one run to the next.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def save(model: PatchCore, path: Path) -> None:
     }
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: text, "sha256": digest(text, tensors)})
+        save_file(tensors, temporary, metadata={_KEY: f"{digest(text, tensors)}\n{text}"})
 
 
 def load(
@@ -155,7 +157,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            content = json.loads(metadata[_KEY]) if _KEY in metadata else None
+            seal, _, text = metadata.get(_KEY, "").partition("\n")
+            content = json.loads(text) if _KEY in metadata else None
             if not isinstance(content, dict) or content.get("format") != FORMAT:
                 raise ModelFileError(f"path: {str(path)!r} is a safetensors file, but no model of {FORMAT}")
             version = content.get("format_version")
@@ -173,7 +176,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         ) from error
     except json.JSONDecodeError as error:
         raise _damaged(path, f"metadata that is no JSON ({error})") from error
-    if digest(metadata[_KEY], tensors) != metadata.get("sha256"):
+    if digest(text, tensors) != seal:
         raise ModelFileError(f"path: {str(path)!r} is corrupt: its content is not what was written")
     return content, tensors
 
