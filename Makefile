@@ -6,13 +6,15 @@
 # make install the package alone, into .venv
 # make clean   everything that the above made
 #
-# PYTHON chooses the interpreter (3.10 or newer), VENV the environment, PYTEST_ARGS adds to pytest's command line.
+# PYTHON chooses the interpreter (3.10 or newer), VENV the environment, PYTEST_ARGS adds to pytest's command line,
+# WORKERS says how many processes run the tests.
 # A rerun installs again only what changed.
 
 PYTHON ?= python3
 VENV ?= .venv
 SANITIZE ?= address,undefined
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BASE ?= HEAD~1
 
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ttt4as demo --output demo-output
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest --cov $(PYTEST_ARGS)
+	$(BIN)/pytest --cov -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
