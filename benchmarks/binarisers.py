@@ -94,7 +94,7 @@ def run(
         f"Masks: {category}",
         machine.describe(pinned, busy),
         rows,
-        absent_peers={name: why for name, why in peers.absent().items() if "MEBin" in name},
+        absent_peers=peers.absent("binarise"),
         detector={name: _plain(first[name]) for name in ("i_auroc", "p_auroc", "aupro")},
         counts=report.counts,
         paper=paper_rows(category),

@@ -64,7 +64,9 @@ def run(plan: Plan | None = None, threads: int = 1, progress: Progress = silent)
         rows.append(_axis(name, points(plan), plan.seconds))
     progress("growth", len(AXES), len(AXES))
     about = machine.describe(pinned, busy)
-    return result("growth", TITLE, about, rows, absent_peers=peers.absent(), settings={"base": BASE.shape})
+    return result(
+        "growth", TITLE, about, rows, absent_peers=peers.absent("segment", "knn"), settings={"base": BASE.shape}
+    )
 
 
 def _axis(name: str, points: Iterator[Point], seconds: float) -> dict[str, Any]:

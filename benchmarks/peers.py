@@ -82,9 +82,9 @@ def peers(operation: str) -> list[Peer]:
     return found
 
 
-def absent() -> dict[str, str]:
-    """Peers that cannot be measured here, and why."""
-    reasons = {peer.name: peer.why_not() for peer in PEERS}
+def absent(*operations: str) -> dict[str, str]:
+    """Peers of the given operations (default: all) that cannot be measured here, and why; loads their libraries."""
+    reasons = {peer.name: peer.why_not() for peer in PEERS if not operations or peer.operation in operations}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

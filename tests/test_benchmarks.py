@@ -259,6 +259,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.setitem(workloads.WORKLOADS, "tiny", TINY)
     patch.setitem(headline._BACKBONES, "tiny", "efficientnet_lite0")
     patch.setattr(growth, "BASE", TINY)
+    patch.setattr(growth, "AXES", {name: growth.AXES[name] for name in ("map", "batch", "bank")})
     patch.setattr(latency, "_WARM_UP", 2)
     patch.setattr(latency, "_COLD_RUNS", 1)
     steps: list[tuple[str, int, int]] = []
