@@ -408,7 +408,7 @@ def test_the_page_is_whole_and_self_contained(results: Path, masks: dict[str, An
     assert len(page.ids) == len(set(page.ids)) and page.tables >= 9
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
-    assert "&lt;script&gt;" in text and text.count("<script>") == 1 and text.count("<svg") >= 10
+    assert "&lt;script&gt;" in text and text.count("<script>") == 1 and text.count("<svg") >= 7
     assert "nan" not in re.sub(r"<[^>]*>", " ", text).lower().split()
     assert "@media print" in text and "prefers-color-scheme: dark" in text
 
