@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..dispatch import native_core
+from .. import native
 from ..host_rows import native_rows
 
 ARRAYS = "numpy"
@@ -16,8 +16,7 @@ _DISTANCES_A_REPORT = 50_000_000
 
 def unavailable(device: str) -> str | None:
     """Usable where the core is built; tensors on a device make the trip to the host and back."""
-    core = native_core()
-    return core if isinstance(core, str) else None
+    return native.why_not()
 
 
 def greedy(
@@ -29,10 +28,7 @@ def greedy(
     points are not copied (float16 and rows whose columns are not adjacent are, once). Beside them it keeps 90 bytes a
     point. A pick reads N * 64 of these bytes and the points that might come nearer to it, a few hundred.
     """
-    core = native_core()
-    if isinstance(core, str):
-        raise RuntimeError(core)
-    selection = core.GreedyCoreset(native_rows(points), start)
+    selection = native.core().GreedyCoreset(native_rows(points), start)
     if progress is None:
         return selection.pick(n_samples)
     step = min(_MOST, max(_FEWEST, _DISTANCES_A_REPORT // len(points)))

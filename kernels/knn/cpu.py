@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dispatch import native_core
+from .. import native
 from ..host_rows import native_rows
 
 ARRAYS = "numpy"
@@ -14,8 +14,7 @@ ARRAYS = "numpy"
 
 def unavailable(device: str) -> str | None:
     """Usable where the core is built; tensors on a device make the trip to the host and back."""
-    core = native_core()
-    return core if isinstance(core, str) else None
+    return native.why_not()
 
 
 class Index:
@@ -28,11 +27,8 @@ class Index:
     """
 
     def __init__(self, bank: np.ndarray) -> None:
-        core = native_core()
-        if isinstance(core, str):
-            raise RuntimeError(core)
         self.bank = bank
-        self._index: Any = core.KnnIndex(native_rows(bank))
+        self._index: Any = native.core().KnnIndex(native_rows(bank))
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index."""

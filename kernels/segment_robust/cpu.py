@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import bilinear, linear_svm
-from ..dispatch import native_core
+from .. import bilinear, linear_svm, native
 from ..segment import STATUSES
 from . import CONSTANT, RobustOptions
 from .labels import label
@@ -19,8 +18,7 @@ ARRAYS = "numpy"
 
 def unavailable(device: str) -> str | None:
     """Usable where the core is built, which serves its parts; tensors on a device go to the host and back."""
-    core = native_core()
-    return core if isinstance(core, str) else None
+    return native.why_not()
 
 
 def segment(
