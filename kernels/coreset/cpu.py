@@ -28,7 +28,7 @@ def greedy(
     points are not copied (float16 and rows whose columns are not adjacent are, once). Beside them it keeps 90 bytes a
     point. A pick reads N * 64 of these bytes and the points that might come nearer to it, a few hundred.
     """
-    selection = native.core().GreedyCoreset(native_rows(points), start)
+    selection = native.core().GreedyCoreset(native_rows(points), start, threads=native.threads())
     if progress is None:
         return selection.pick(n_samples)
     step = min(_MOST, max(_FEWEST, _DISTANCES_A_REPORT // len(points)))

@@ -28,11 +28,11 @@ class Index:
 
     def __init__(self, bank: np.ndarray) -> None:
         self.bank = bank
-        self._index: Any = native.core().KnnIndex(native_rows(bank))
+        self._index: Any = native.core().KnnIndex(native_rows(bank), threads=native.threads())
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index."""
-        return self._index.search(native_rows(query), k)
+        return self._index.search(native_rows(query), k, threads=native.threads())
 
     @property
     def nbytes(self) -> int:
