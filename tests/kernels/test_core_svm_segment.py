@@ -151,7 +151,7 @@ def test_a_warm_start_ends_where_a_cold_one_does(rng):
 def test_equal_on_any_number_of_threads_and_instruction_sets_agree(rng, tmp_path):
     """Bits do not depend on threads; instruction sets differ by rounding only."""
     np.save(tmp_path / "map.npy", smooth_map(rng, 90, 80))
-    np.save(tmp_path / "features.npy", structured_features(rng, 300, 20, 20))
+    np.save(tmp_path / "features.npy", structured_features(rng, 300, 28, 28))  # the samples touch a part of the grid
     script = (
         "import numpy as np, sys; from ttt4as_fast import kernels\n"
         "out = kernels.segment(np.load('map.npy'), np.load('features.npy'), backend='cpu')\n"

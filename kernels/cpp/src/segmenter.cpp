@@ -1,6 +1,7 @@
-// The fused method: one pass for the map's percentile, one for its peaks, the SVM on the features' own grid (a linear
-// classifier commutes with bilinear interpolation, so neither samples nor decision are ever upsampled in all channels),
-// one channel upsampled.
+// The fused method: one pass for the map's percentile, one for its peaks, the SVM on the few vectors that its samples
+// are made of (a linear classifier commutes with bilinear interpolation, so neither samples nor decision are ever
+// upsampled in all channels), one channel upsampled. The features are read three times: are they finite, the vectors,
+// the decision.
 #include "ttt4as/segmenter.hpp"
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <limits>
 #include <string>
 
+#include "grid_basis.hpp"
 #include "svm_samples.hpp"
 #include "svm_solver.hpp"
 #include "ttt4as/peaks.hpp"
@@ -32,7 +34,9 @@ struct BasicSegmenter<T>::State {
     SegmenterOptions options;
     PeakScratch<T> peaks;
     SvmSolver<T, GridSamples<T>> solver;
+    GridBasis<T> basis;
     Buffer<GridTap> rows, cols;
+    Buffer<double> cells;
     Buffer<Pixel> pixels;
     Buffer<std::int8_t> labels;
     Buffer<T> magnitudes;
@@ -45,6 +49,8 @@ struct BasicSegmenter<T>::State {
     void nominal_grid(std::int64_t height, std::int64_t width);
     void taps(const SegmentInput<T>& in);
     void zero(const SegmentInput<T>& in, const SegmentOutput& out);
+    SvmResult train(const PointMatrix<T>& grid_points, const GridSamples<T>& grid_samples, std::int64_t n_anomalous,
+                    double magnitude);
 };
 
 template <class T>
@@ -172,34 +178,61 @@ SegmentResult BasicSegmenter<T>::State::run(const SegmentInput<T>& in, const Seg
         return result;
     }
 
-    // The SVM, on the grid of the features.
     taps(in);
-    solver.points.data = in.features;
-    solver.points.channels_first = !in.channels_last;
-    solver.points.stride = in.channels_last ? in.channels : n_points;
-    solver.points.points = n_points;
-    solver.points.dims = in.channels;
-    solver.samples.pixels = pixels.data();
-    solver.samples.n = n;
-    solver.samples.rows = rows.data();
-    solver.samples.cols = cols.data();
+    PointMatrix<T> grid_points;
+    grid_points.data = in.features;
+    grid_points.channels_first = !in.channels_last;
+    grid_points.stride = in.channels_last ? in.channels : n_points;
+    grid_points.points = n_points;
+    grid_points.dims = in.channels;
+    grid_points.threads = solver.points.threads;
+    GridSamples<T> grid_samples;
+    grid_samples.pixels = pixels.data();
+    grid_samples.n = n;
+    grid_samples.rows = rows.data();
+    grid_samples.cols = cols.data();
+    result.svm = train(grid_points, grid_samples, result.n_anomalous, magnitude);
+    if (!result.svm.converged) result.status = SegmentStatus::not_converged;
+
+    for (std::int64_t p = 0; p < n_points; ++p) cells[p] += result.svm.intercept;
+    lines.resize(static_cast<std::size_t>(2 * in.width));
+    upsample_decision(cells.data(), rows.data(), cols.data(), in.height, in.width, lines.data(), out.decision_map,
+                      out.pred_mask);
+    return result;
+}
+
+// The SVM on the samples' own vectors, or on the grid where those are not fewer; leaves x_p . w of the grid in `cells`.
+template <class T>
+SvmResult BasicSegmenter<T>::State::train(const PointMatrix<T>& grid_points, const GridSamples<T>& grid_samples,
+                                          std::int64_t n_anomalous, double magnitude) {
+    solver.points = grid_points;
+    solver.samples = grid_samples;
+    // Mixtures of enormous vectors may overflow before the solver scales them: those it makes itself.
+    const bool compact = magnitude <= SvmSolver<T, GridSamples<T>>::kEnormous &&
+                         basis.choose(grid_samples, n_anomalous, grid_points.points);
+    if (compact) {
+        basis.gather(grid_points, grid_samples, n_anomalous);
+        solver.points = basis.points(grid_points);
+        solver.samples = basis.samples(grid_samples, n_anomalous);
+    }
     solver.labels = labels.data();
     solver.magnitude = magnitude;
     solver.refine = true;
-    solver.most_bytes = in.channels * n_points * static_cast<std::int64_t>(sizeof(T));
+    solver.most_bytes = (grid_points.points - (compact ? solver.points.points : 0)) * grid_points.dims *
+                        static_cast<std::int64_t>(sizeof(T));
     SvmOptions svm;
     svm.C = options.C;
     svm.loss = options.loss;
     svm.tol = options.tol;
     svm.max_iter = options.max_iter;
-    result.svm = solver.solve(svm);
-    if (!result.svm.converged) result.status = SegmentStatus::not_converged;
-
-    lines.resize(static_cast<std::size_t>(2 * in.width));
-    for (std::int64_t p = 0; p < n_points; ++p) solver.values[p] += result.svm.intercept;
-    upsample_decision(solver.values.data(), rows.data(), cols.data(), in.height, in.width, lines.data(),
-                      out.decision_map, out.pred_mask);
-    return result;
+    const SvmResult found = solver.solve(svm);
+    cells.resize(static_cast<std::size_t>(grid_points.points));
+    if (compact) {
+        grid_points.to_points(solver.w.data(), cells.data());
+    } else {
+        std::copy(solver.values.begin(), solver.values.end(), cells.begin());
+    }
+    return found;
 }
 
 template <class T>
@@ -241,9 +274,9 @@ SegmentResult BasicSegmenter<T>::operator()(const SegmentInput<T>& input, const 
 template <class T>
 std::size_t BasicSegmenter<T>::memory() const noexcept {
     const State& s = *state_;
-    return s.solver.memory() + s.peaks.values.bytes() + s.peaks.columns.bytes() + s.peaks.runs.bytes() +
-           s.rows.bytes() + s.cols.bytes() + s.pixels.bytes() + s.labels.bytes() + s.magnitudes.bytes() +
-           s.lines.bytes() + s.grid.bytes();
+    return s.solver.memory() + s.basis.memory() + s.cells.bytes() + s.peaks.values.bytes() + s.peaks.columns.bytes() +
+           s.peaks.runs.bytes() + s.rows.bytes() + s.cols.bytes() + s.pixels.bytes() + s.labels.bytes() +
+           s.magnitudes.bytes() + s.lines.bytes() + s.grid.bytes();
 }
 
 template class BasicSegmenter<float>;

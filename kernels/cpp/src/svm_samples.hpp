@@ -32,7 +32,9 @@ struct GridTap {
     double weight;
 };
 
-// Sample i is pixel `pixels[i]` of the upsampled grid.
+// Sample i is pixel `pixels[i]` of the upsampled grid. The points are the grid's, or, with `place`, the vectors of a
+// GridBasis: then the first `n_mixtures` pixels are mixtures of points `place[grid point]`, and pixel i after them is
+// point `own + i`.
 template <class T>
 struct GridSamples {
     struct Pixel {
@@ -42,41 +44,53 @@ struct GridSamples {
     std::int64_t n = 0;
     const GridTap* rows = nullptr;  // positions are multiples of the grid's width
     const GridTap* cols = nullptr;
+    const std::int32_t* place = nullptr;
+    std::int64_t n_mixtures = 0, own = 0;
 
     std::int64_t size() const { return n; }
     double value(std::int64_t i, const double* v) const {
-        const GridTap& y = rows[pixels[i].row];
-        const GridTap& x = cols[pixels[i].col];
-        const double top = v[y.lower + x.lower] + x.weight * (v[y.lower + x.upper] - v[y.lower + x.lower]);
-        const double bottom = v[y.upper + x.lower] + x.weight * (v[y.upper + x.upper] - v[y.upper + x.lower]);
-        return top + y.weight * (bottom - top);
+        if (is_point(i)) return v[own + i];
+        const Corners at = corners(i);
+        const double x = cols[pixels[i].col].weight, y = rows[pixels[i].row].weight;
+        const double top = v[at.a] + x * (v[at.b] - v[at.a]);
+        const double bottom = v[at.c] + x * (v[at.d] - v[at.c]);
+        return top + y * (bottom - top);
     }
-    void scatter(std::int64_t i, double a, double* u) const {
-        const GridTap& y = rows[pixels[i].row];
-        const GridTap& x = cols[pixels[i].col];
-        const double bottom = a * y.weight, top = a - bottom;
-        u[y.lower + x.lower] += top * (1 - x.weight);
-        u[y.lower + x.upper] += top * x.weight;
-        u[y.upper + x.lower] += bottom * (1 - x.weight);
-        u[y.upper + x.upper] += bottom * x.weight;
+    void scatter(std::int64_t i, double amount, double* u) const {
+        if (is_point(i)) {
+            u[own + i] += amount;
+            return;
+        }
+        const Corners at = corners(i);
+        const double x = cols[pixels[i].col].weight;
+        const double bottom = amount * rows[pixels[i].row].weight, top = amount - bottom;
+        u[at.a] += top * (1 - x);
+        u[at.b] += top * x;
+        u[at.c] += bottom * (1 - x);
+        u[at.d] += bottom * x;
     }
     void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* q, int r, int n_batch) const {
-        const GridTap& y = rows[pixels[i].row];
-        const GridTap& x = cols[pixels[i].col];
-        const std::int64_t step = m.channels_first ? 1 : m.stride;
-        const T* a = m.data + (y.lower + x.lower) * step;
-        const T* b = m.data + (y.lower + x.upper) * step;
-        const T* c = m.data + (y.upper + x.lower) * step;
-        const T* d = m.data + (y.upper + x.upper) * step;
-        const T wa = static_cast<T>(scale * (1 - y.weight) * (1 - x.weight));
-        const T wb = static_cast<T>(scale * (1 - y.weight) * x.weight);
-        const T wc = static_cast<T>(scale * y.weight * (1 - x.weight));
-        const T wd = static_cast<T>(scale * y.weight * x.weight);
-        const std::int64_t move = m.channels_first ? m.stride : 1;
-        const std::int64_t place = m.batch_at(r, n_batch, 0), next = m.batch_at(r, n_batch, 1) - place;
-        for (std::int64_t k = 0; k < m.dims; ++k) {
-            const std::int64_t at = k * move;
-            q[place + k * next] = wa * a[at] + wb * b[at] + wc * c[at] + wd * d[at];
+        const std::int64_t first = m.batch_at(r, n_batch, 0), next = m.batch_at(r, n_batch, 1) - first;
+        mix(i, m, scale, 0, m.dims, [&](std::int64_t c, T value) { q[first + c * next] = value; });
+    }
+    // put(c, value) for the features c of sample i in [begin, end).
+    template <class Put>
+    void mix(std::int64_t i, const PointMatrix<T>& m, double scale, std::int64_t begin, std::int64_t end,
+             Put&& put) const {
+        const std::int64_t step = m.channels_first ? 1 : m.stride, move = m.channels_first ? m.stride : 1;
+        if (is_point(i)) {
+            const T* from = m.data + (own + i) * step;
+            for (std::int64_t c = begin; c < end; ++c) put(c, static_cast<T>(from[c * move] * scale));
+            return;
+        }
+        const Corners at = corners(i);
+        const T *a = m.data + at.a * step, *b = m.data + at.b * step, *c = m.data + at.c * step,
+                *d = m.data + at.d * step;
+        const double x = cols[pixels[i].col].weight, y = rows[pixels[i].row].weight;
+        const T wa = static_cast<T>(scale * (1 - y) * (1 - x)), wb = static_cast<T>(scale * (1 - y) * x);
+        const T wc = static_cast<T>(scale * y * (1 - x)), wd = static_cast<T>(scale * y * x);
+        for (std::int64_t k = begin; k < end; ++k) {
+            put(k, wa * a[k * move] + wb * b[k * move] + wc * c[k * move] + wd * d[k * move]);
         }
     }
     // Whether two samples are nearly the same vector: in the same cell of the grid and few pixels apart.
@@ -87,6 +101,19 @@ struct GridSamples {
     }
     static constexpr std::int32_t kNear = 4;
     static constexpr bool kIsPoint = false;
+
+  private:
+    struct Corners {
+        std::int64_t a, b, c, d;
+    };
+    bool is_point(std::int64_t i) const { return place && i >= n_mixtures; }
+    Corners corners(std::int64_t i) const {
+        const GridTap& y = rows[pixels[i].row];
+        const GridTap& x = cols[pixels[i].col];
+        const Corners at = {y.lower + x.lower, y.lower + x.upper, y.upper + x.lower, y.upper + x.upper};
+        if (!place) return at;
+        return {place[at.a], place[at.b], place[at.c], place[at.d]};
+    }
 };
 
 }  // namespace ttt4as

@@ -42,8 +42,9 @@ class SvmSolver {
     const double* sample_weight = nullptr;  // or null
     const double* initial = nullptr;        // w and b, or null
     double magnitude = 0;
-    std::int64_t most_bytes = 0;  // for the working set's products
-    bool refine = false;          // go on below `tol` to the optimum in single precision where that is cheap
+    std::int64_t most_bytes = 0;                 // for the working set's products
+    static constexpr double kEnormous = 0x1p40;  // magnitudes above it are scaled
+    bool refine = false;  // go on below `tol` to the optimum in single precision where that is cheap
 
     // The solution: w (dims), b, and the points' values x_p . w, all in double.
     Buffer<double> w;
@@ -139,8 +140,8 @@ class SvmSolver {
         result_ = SvmResult{};
         // Enormous features would overflow products in T. Scaling the points and the constant feature by a power of two
         // scales the objective: w' = w / sigma, C' = C / sigma^2, the same decisions.
-        sigma_ = magnitude > 0x1p40 ? normaliser(magnitude) : 1.0;
-        headroom_ = magnitude > 0x1p40 ? 0x1p-30 : 1.0;
+        sigma_ = magnitude > kEnormous ? normaliser(magnitude) : 1.0;
+        headroom_ = magnitude > kEnormous ? 0x1p-30 : 1.0;
         cost_ = options.C / (sigma_ * sigma_);
         f_.resize(static_cast<std::size_t>(n_));
         padded_vector(w, points.dims);
