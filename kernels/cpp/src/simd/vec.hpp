@@ -38,15 +38,19 @@ typedef std::int32_t vih __attribute__((vector_size(TTT4AS_VECTOR_BYTES / 2)));
 constexpr int kF = TTT4AS_VECTOR_BYTES / 4;  // lanes of vf
 constexpr int kD = TTT4AS_VECTOR_BYTES / 8;  // lanes of vd
 
+// V wherever it lies. Not through memcpy: GCC keeps what a copy of 64 bytes has touched in memory, accumulators among
+// it.
+template <class V>
+struct Unaligned {
+    typedef V type __attribute__((aligned(1), may_alias));
+};
 template <class V, class T>
 TTT4AS_INLINE V load(const T* p) {
-    V v;
-    __builtin_memcpy(&v, p, sizeof(V));
-    return v;
+    return *reinterpret_cast<const typename Unaligned<V>::type*>(p);
 }
 template <class V, class T>
 TTT4AS_INLINE void store(T* p, V v) {
-    __builtin_memcpy(p, &v, sizeof(V));
+    *reinterpret_cast<typename Unaligned<V>::type*>(p) = v;
 }
 TTT4AS_INLINE vf loadf(const float* p) { return load<vf>(p); }
 TTT4AS_INLINE vd loadd(const double* p) { return load<vd>(p); }
