@@ -88,6 +88,43 @@ class PointMatrix {
             }
         });
     }
+    // v[k] = x_k . p, then w = sum_k turn(k, v[k]) x_k, over some of the points (all without `subset`) in the precision
+    // of T, for points in rows. One pass: the points of a block are in the first or second cache when they are needed
+    // again. Vectors are padded, and `scratch` keeps what this needs.
+    struct RoundTrip {
+        Buffer<double> sums;
+        Buffer<T> turned;
+    };
+    template <class Turn>
+    void round_trip(const T* p, const std::int32_t* subset, std::int64_t count, Turn&& turn, double* v, double* w,
+                    RoundTrip& scratch) const {
+        const std::int64_t tasks = (count + kTaskPoints - 1) / kTaskPoints;
+        scratch.sums.resize(static_cast<std::size_t>(2 * tasks * dims));
+        scratch.turned.resize(static_cast<std::size_t>(tasks * kBlockPoints));
+        const auto there = linear_kernels<T, T>().product[0], back = linear_kernels<T, T>().transposed[0];
+        parallel_for(tasks, 2 * count * dims < kSerial ? 1 : threads, [&](std::int64_t task, int) {
+            T* turned = scratch.turned.data() + task * kBlockPoints;
+            double *sums = scratch.sums.data() + 2 * task * dims, *part = sums + dims;
+            std::fill(sums, sums + dims, 0.0);
+            const std::int64_t end = std::min(count, (task + 1) * kTaskPoints);
+            for (std::int64_t begin = task * kTaskPoints; begin < end; begin += kBlockPoints) {
+                const std::int64_t n = std::min(kBlockPoints, end - begin);
+                const T* rows = subset ? data : data + begin * stride;
+                const std::int32_t* some = subset ? subset + begin : nullptr;
+                there(rows, stride, dims, some, 0, n, p, padded(dims), v + begin, 0);
+                double most = 0;
+                for (std::int64_t k = 0; k < n; ++k) most = std::max(most, std::abs(turn(begin + k, v[begin + k])));
+                const double down = normaliser(most), up = 1 / down;  // T may have a small range
+                for (std::int64_t k = 0; k < n; ++k) turned[k] = static_cast<T>(turn(begin + k, v[begin + k]) * down);
+                back(rows, stride, n, some, 0, dims, turned, part, 0);
+                for (std::int64_t c = 0; c < dims; ++c) sums[c] += up * part[c];
+            }
+        });
+        std::fill(w, w + dims, 0.0);
+        for (std::int64_t task = 0; task < tasks; ++task) {
+            for (std::int64_t c = 0; c < dims; ++c) w[c] += scratch.sums[2 * task * dims + c];
+        }
+    }
     // The number of vectors the kernel for the last `left` of them takes.
     static int batch_width(int left) { return left <= 1 ? 1 : left <= 2 ? 2 : left <= 4 ? 4 : 8; }
     // Where feature c of vector r of a batch of n lies.
@@ -99,6 +136,7 @@ class PointMatrix {
   private:
     static constexpr std::int64_t kSerial =
         1 << 18;  // multiply-adds below which a second thread costs more than it brings
+    static constexpr std::int64_t kTaskPoints = 128, kBlockPoints = 32;  // of a round trip
     static int table_index(int n) { return n == 1 ? 0 : n == 2 ? 1 : n == 4 ? 2 : 3; }
 
     // Tasks are the same whatever the number of threads, and no sum crosses one.

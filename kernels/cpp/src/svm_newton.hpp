@@ -1,8 +1,9 @@
 // The primal route of SvmSolver: Newton steps for the squared hinge.
 //
 // The Hessian on the active samples (those that violate their margin) is I + 2 X' C X, bias included as a last feature.
-// A step solves it by conjugate gradients in the precision of T; margins, gradient and gap are computed in double at
-// every step.
+// A step solves it by conjugate gradients in the precision of T, one pass over the points an iteration where samples
+// are points. Margins follow the steps instead of being computed anew. Gradient and gap are in double near the end, and
+// what decides that it is the end always is.
 #pragma once
 
 #include "svm_solver.hpp"
@@ -20,7 +21,8 @@ double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
     for (std::int64_t i = 0; i < n_; ++i) {
         const double m = 1 - labels[i] * f_[i];
         const double c = weight(i);
-        if (!(m > 0) || !(c > 0)) continue;
+        curvature_[i] = m > 0 ? 2 * c : 0.0;
+        if (!(curvature_[i] > 0)) continue;
         active_[active++] = static_cast<std::int32_t>(i);
         const double a = 2 * c * m;
         samples.scatter(i, a * labels[i], u_.data());
@@ -28,7 +30,13 @@ double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
         pull += a * labels[i];
         penalty += a * m;  // a^2 / (2 C)
     }
-    points.from_points(u_.data(), dual_w_.data());
+    if (exact_) {
+        points.from_points(u_.data(), dual_w_.data());
+    } else {
+        const double down = narrow(u_.data(), points.points, vector_points_);
+        points.from_points_fast(vector_points_.data(), dual_w_.data(), nullptr, points.points);
+        for (std::int64_t c = 0; c < points.dims; ++c) dual_w_[c] *= 1 / down;
+    }
     if (sigma_ != 1) {
         for (std::int64_t c = 0; c < points.dims; ++c) dual_w_[c] *= sigma_;
     }
@@ -40,41 +48,49 @@ double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
     return static_cast<double>(active);
 }
 
-// out = (I + 2 X' C X) p on the active samples, scaled points; p and out have dims + 1 values, the bias last.
+// `from` in the precision of T, scaled to its range; returns the scale.
+template <class T, class Samples>
+double SvmSolver<T, Samples>::narrow(const double* from, std::int64_t n, Buffer<T>& to) const {
+    double most = 0;
+    for (std::int64_t k = 0; k < n; ++k) most = std::max(most, std::abs(from[k]));
+    const double scale = normaliser(most) * headroom_;
+    for (std::int64_t k = 0; k < n; ++k) to[k] = static_cast<T>(from[k] * scale);
+    std::fill(to.data() + n, to.data() + padded(n), T(0));
+    return scale;
+}
+
+// out = (I + 2 X' C X) p on the active samples, scaled points; p and out have dims + 1 values, the bias last. Leaves
+// x . p of the active samples, or of all where most are active, in v_.
 template <class T, class Samples>
 void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, double* out) {
     const std::int64_t dims = points.dims;
-    double most = 0;
-    for (std::int64_t c = 0; c < dims; ++c) most = std::max(most, std::abs(p[c]));
-    const double up = normaliser(most) * headroom_;
-    for (std::int64_t c = 0; c < dims; ++c) vector_[c] = static_cast<T>(p[c] * up);
-    const std::int32_t* subset = Samples::kIsPoint && active < n_ ? active_.data() : nullptr;
-    points.to_points_fast(vector_.data(), v_.data(), subset, active);
-    const double scale = sigma_ / up, bias = p[dims] * sigma_;
+    const double up = narrow(p, dims, vector_), scale = sigma_ / up, bias = p[dims] * sigma_;
     double pull = 0;
-    most = 0;
     if constexpr (Samples::kIsPoint) {
-        for (std::int64_t k = 0; k < active; ++k) {
-            u_[k] = 2 * weight(active_[k]) * (v_[k] * scale + bias);
-            pull += u_[k];
-            most = std::max(most, std::abs(u_[k]));
+        const bool all = most_active(active);
+        const auto turn = [&](std::int64_t k, double value) {
+            return curvature_[all ? k : active_[k]] * (value * scale + bias) * headroom_;
+        };
+        const std::int64_t count = all ? n_ : active;
+        points.round_trip(vector_.data(), all ? nullptr : active_.data(), count, turn, v_.data(), out, round_trip_);
+        for (std::int64_t k = 0; k < count; ++k) {
+            pull += turn(k, v_[k]) / headroom_;
+            v_[k] *= 1 / up;
         }
+        for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * (sigma_ / headroom_);
     } else {
+        points.to_points_fast(vector_.data(), v_.data(), nullptr, points.points);
         std::fill(u_.data(), u_.data() + points.points, 0.0);
         for (std::int64_t k = 0; k < active; ++k) {
             const std::int64_t i = active_[k];
-            const double z = 2 * weight(i) * (samples.value(i, v_.data()) * scale + bias);
+            const double z = curvature_[i] * (samples.value(i, v_.data()) * scale + bias);
             samples.scatter(i, z, u_.data());
             pull += z;
         }
-        for (std::int64_t k = 0; k < points.points; ++k) most = std::max(most, std::abs(u_[k]));
+        const double down = narrow(u_.data(), points.points, vector_points_);
+        points.from_points_fast(vector_points_.data(), out, nullptr, points.points);
+        for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * (sigma_ / down);
     }
-    const std::int64_t count = Samples::kIsPoint ? active : points.points;
-    const double down = normaliser(most) * headroom_;
-    for (std::int64_t k = 0; k < count; ++k) vector_points_[k] = static_cast<T>(u_[k] * down);
-    std::fill(vector_points_.data() + count, vector_points_.data() + padded(count), T(0));
-    points.from_points_fast(vector_points_.data(), out, subset, active);
-    for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * (sigma_ / down);
     out[dims] = p[dims] + pull * sigma_;
 }
 
@@ -132,6 +148,8 @@ void SvmSolver<T, Samples>::conjugate_gradients(double tolerance, std::int64_t a
     std::copy(solved_.data(), solved_.data() + side, direction_.data());
     double rho = kernels.dot(residual_.data(), solved_.data(), side);
     const double goal = tolerance * tolerance * kernels.dot(residual_.data(), residual_.data(), side);
+    const bool gathers = step_is_gathered(active);
+    if (gathers) std::fill(gathered_.begin(), gathered_.end(), 0.0);
     for (inner_ = 0; inner_ < kMostInner;) {
         apply_hessian(direction_.data(), active, image_.data());
         ++inner_;
@@ -139,6 +157,7 @@ void SvmSolver<T, Samples>::conjugate_gradients(double tolerance, std::int64_t a
         if (!(curvature > 0) || !(rho > 0)) break;
         const double alpha = rho / curvature;
         kernels.axpy(alpha, direction_.data(), step_.data(), side);
+        if (gathers) kernels.axpy(alpha, v_.data(), gathered_.data(), n_);
         kernels.axpy(-alpha, image_.data(), residual_.data(), side);
         if (kernels.dot(residual_.data(), residual_.data(), side) <= goal) break;
         precondition();
@@ -228,21 +247,28 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
     padded_vector(vector_, dims);
     padded_vector(vector_points_, points.points);
     v_.resize(static_cast<std::size_t>(points.points));
-    f_step_.resize(static_cast<std::size_t>(n_));
+    for (Buffer<double>* buffer : {&f_step_, &curvature_}) buffer->resize(static_cast<std::size_t>(n_));
+    if constexpr (Samples::kIsPoint) gathered_.resize(static_cast<std::size_t>(n_));
     active_.resize(static_cast<std::size_t>(n_));
     factored_ = false;
+    exact_ = sizeof(T) == 8;
     double last_gap = std::numeric_limits<double>::infinity();
     bool first = true;
     int stalls = 0;
     double last_objective = std::numeric_limits<double>::infinity();
+    evaluate();
     for (;;) {
-        evaluate();
         const double losses = scan(values.data(), b * sigma_);
         const double square = norm2(w.data()) + b * b;
         padded_vector(u_, points.points);
         double dual;
         const auto active = static_cast<std::int64_t>(dual_of_margins(&dual));
         const double gap = set_gap(0.5 * square + losses, dual);
+        if (!exact_ && (gap <= std::max(aim, kExactBelow) || result_.n_iter >= max_iter_)) {
+            exact_ = true;  // what decides is computed in double
+            evaluate();
+            continue;
+        }
         // Below the aim, or where rounding lets the objective fall no further.
         stalls = result_.objective > last_objective * (1 - 1e-9) ? stalls + 1 : 0;
         last_objective = result_.objective;
@@ -266,10 +292,15 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         conjugate_gradients(settled ? std::clamp(std::sqrt(0.2 * aim / gap), 1e-4, rough) : rough, active);
         result_.passes += inner_;
         last_gap = gap;
-        points.to_points(step_.data(), v_.data());
-        for (std::int64_t i = 0; i < n_; ++i) f_step_[i] = samples.value(i, v_.data()) * sigma_ + step_b_ * sigma_;
+        const double* moved = gathered_.data();  // x_p . step
+        if (!step_is_gathered(active)) {
+            points.to_points(step_.data(), v_.data());
+            moved = v_.data();
+        }
+        for (std::int64_t i = 0; i < n_; ++i) f_step_[i] = samples.value(i, moved) * sigma_ + step_b_ * sigma_;
         const double t = line_search();
         svm_kernels().axpy(t, step_.data(), w.data(), dims);
+        svm_kernels().axpy(t * sigma_, moved, values.data(), points.points);
         b += t * step_b_;
     }
 }

@@ -12,8 +12,8 @@
 // coordinate   The dual, hinge with more support vectors than the working set holds: liblinear's coordinate descent.
 //
 // The rule (see `solve`), measured on features of an EfficientNet, raw and standardised: newton for the squared hinge
-// if 2 C |x|^2 < 8 (nearly all samples are support vectors, and the Hessian is near the identity; < 100 for more than
-// 1000 samples given as points), if there are more than 4 such samples a feature (they are not separable), or if
+// if 2 C |x|^2 < 8 (nearly all samples are support vectors, and the Hessian is near the identity; < n / 10 for n > 1000
+// samples given as points), if there are more than 4 such samples a feature (they are not separable), or if
 // 2 C |x|^2 > 1e9 (a hard margin to within rounding); working_set otherwise, as long as its set fits its memory. The
 // other routes take over from there.
 //
@@ -57,7 +57,7 @@ class SvmSolver {
         if (route == SvmRoute::automatic) {
             const bool many = Samples::kIsPoint && n_ > 4 * points.dims;
             const bool small = capacity_ >= n_ && n_ <= 64;
-            const double weak = Samples::kIsPoint && n_ > kLarge ? kWeakLarge : kWeak;
+            const double weak = Samples::kIsPoint && n_ > kLarge ? kWeakPerSample * static_cast<double>(n_) : kWeak;
             const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && (many || coupling() < weak)));
             const bool strong = squared_ && coupling() > kStrong;
             route = newton || strong ? fallback() : SvmRoute::working_set;
@@ -117,6 +117,9 @@ class SvmSolver {
                                              &solved_,
                                              &f_step_,
                                              &hessian_,
+                                             &curvature_,
+                                             &gathered_,
+                                             &round_trip_.sums,
                                              &alpha_}) {
             bytes += buffer->bytes();
         }
@@ -183,7 +186,7 @@ class SvmSolver {
         const double norm = sum / static_cast<double>(count) + sigma_ * sigma_;
         return 2 * cost_ * norm;
     }
-    static constexpr double kWeak = 8, kWeakLarge = 100, kStrong = 1e9;
+    static constexpr double kWeak = 8, kWeakPerSample = 0.1, kStrong = 1e9;
     static constexpr std::int64_t kLarge = 1000;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
@@ -557,6 +560,10 @@ class SvmSolver {
     void newton_from_subset();
     double dual_of_margins(double* dual);
     void conjugate_gradients(double tolerance, std::int64_t active);
+    double narrow(const double* from, std::int64_t n, Buffer<T>& to) const;
+    // Where most samples are active, products are made with all: the margins' step is then a sum of them.
+    bool most_active(std::int64_t active) const { return 2 * active > n_; }
+    bool step_is_gathered(std::int64_t active) const { return Samples::kIsPoint && !exact_ && most_active(active); }
     void apply_hessian(const double* p, std::int64_t active, double* out);
     double line_search();
     void factor_hessian(std::int64_t active);
@@ -601,6 +608,10 @@ class SvmSolver {
     Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_, hessian_;
     Buffer<T> vector_, vector_points_, panel_;
     Buffer<std::int32_t> active_;
+    Buffer<double> curvature_, gathered_;
+    typename PointMatrix<T>::RoundTrip round_trip_;
+    static constexpr double kExactBelow = 1e-5;  // a gap that products in single precision can tell
+    bool exact_ = true;                          // gradient and margins' steps in double
     double gradient_b_ = 0, step_b_ = 0;
     int inner_ = 0;  // iterations of the last conjugate_gradients
     Buffer<std::int8_t> subset_labels_;
