@@ -205,6 +205,24 @@ class TestMemory:
             del got
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_host_backends_serve_device_tensors(rng, backend):
+    """Where no GPU backend can serve, or the host's is named: the same result on the device, the gate included."""
+    maps, features = case(rng, (30, 30), (8, 7, 7), 3)
+    score = torch.tensor([0.9, 0.1, 0.9])
+    options = OPTIONS | {"backend": backend, "image_threshold": 0.5}
+    want = kernels.segment(maps.cpu(), features.cpu(), pred_score=score, **options)
+    for given in (score.cuda(), score.tolist()):
+        got = kernels.segment(maps, features, pred_score=given, **options)
+        assert got.pred_mask.device == maps.device and same(got, want) and got.status[1] == "nominal"
+    assert torch.equal(
+        kernels.local_maxima(maps, 90.0, backend=backend).cpu(), kernels.local_maxima(maps.cpu(), 90.0, backend=backend)
+    )
+    got = kernels.nearest_neighbors(maps[0], maps[1], 2, backend=backend)
+    want = kernels.nearest_neighbors(maps[0].cpu(), maps[1].cpu(), 2, backend=backend)
+    assert all(torch.equal(a.cpu(), b) and a.is_cuda for a, b in zip(got, want, strict=True))
+
+
 def test_robust_makes_the_trip_to_the_host_and_says_so_once(rng):
     from ttt4as_fast.kernels import dispatch
 

@@ -67,6 +67,14 @@ def test_a_named_backend_serves_or_raises(operation, monkeypatch):
         operation.resolve("auto", "cpu")
 
 
+def test_a_host_backend_gets_host_arrays_in_its_options_too(operation, monkeypatch):
+    seen = []
+    module = operation.module("cpu")
+    monkeypatch.setattr(module, "double", lambda x, skip: seen.append((x, skip)) or x, raising=False)
+    operation.run("double", (torch.ones(3),), "cpu", skip=torch.ones(3, dtype=torch.bool))
+    assert all(isinstance(x, np.ndarray) for x in seen[0])
+
+
 def test_results_come_back_as_they_went(operation):
     assert isinstance(operation.run("double", (np.ones(3),), "cpu"), np.ndarray)
     doubled = operation.run("double", (torch.ones(3, dtype=torch.bfloat16),), "cpu")
