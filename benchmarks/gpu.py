@@ -70,8 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not options.no_build:
         done("build", build(output / "build.log"))
+        if result["build"]["status"] != "ok":
+            print(tail(output / "build.log"))
+            return 1  # whatever is installed, it is not this checkout
     if not options.no_tests:
         done("tests", run_tests(output / "tests.log"))
+        if result["tests"]["status"] != "ok":
+            print(tail(output / "tests.log"))
     reserved = 0.0 if options.no_sanitizer or find("compute-sanitizer") is None else SANITIZER_S
     reserved += NCU_S if options.ncu else 0.0
     measure(result, options.rows, output / "gpu.json", end - reserved, commit=options.commit)
@@ -130,6 +135,11 @@ def run_tests(log: Path) -> dict[str, Any]:
     return done | {"summary": re.sub(r"=+", "", lines[-1]).strip()}
 
 
+def tail(log: Path, lines: int = 40) -> str:
+    """The end of a log, where what failed is said."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
 def measure(
     result: dict[str, Any], pattern: str, path: Path, deadline: float, bench: Any = None, commit: str | None = None
 ) -> None:
@@ -157,7 +167,7 @@ def measure(
         result["rows"].append(row)
         result["machine_after"] = machine(commit)["device"]
         write(path, result)
-        print(f"{row['name']}: {row['status']}, {row['seconds']:.0f} s", flush=True)
+        print(f"{name}: {row['status']}, {row['seconds']:.0f} s", row["notes"].get("error", ""), flush=True)
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -97,8 +97,9 @@ class Clock:
                 call(*one)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = [call(*one) for one in inputs]
+        with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails does not give back
+            with torch.cuda.graph(graph):
+                kept = [call(*one) for one in inputs]
         times = self.time(graph.replay, [()])
         del kept
         return times.scaled(1 / len(inputs))

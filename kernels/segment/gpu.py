@@ -222,14 +222,14 @@ class _Graph:
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):  # around the capture too: one that is invalidated leaves its stream current
             for buffer, x in zip(self.inputs, inputs, strict=True):
                 if buffer is not None:
                     buffer.copy_(x)
             plan.run(*self.inputs)  # compiles and loads whatever these very buffers need
-        stream.synchronize()
-        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.outputs = plan.run(*self.inputs, can_retry=False)
+            stream.synchronize()
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                self.outputs = plan.run(*self.inputs, can_retry=False)
         torch.cuda.current_stream().wait_stream(stream)
         self.used.record()
 

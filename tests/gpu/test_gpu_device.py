@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -96,6 +98,33 @@ class TestGraphs:
             with torch.cuda.graph(graph, stream=stream):
                 kernels.bilinear_upsample(x, 8, backend="gpu")
         assert kernels.bilinear_upsample(x, 8, backend="gpu").shape == (1, 3, 8, 8)
+
+    def test_a_capture_that_is_refused_leaves_the_eager_path_on_the_callers_stream(self, tmp_path):
+        """In a process of its own: torch's allocator takes a broken capture for one that still runs."""
+        pytest.importorskip("cupy")
+        script = tmp_path / "refused.py"
+        script.write_text(
+            "import warnings, torch\n"
+            "from ttt4as_fast import kernels\n"
+            "from ttt4as_fast.kernels.segment import gpu\n"
+            "part = gpu._Plan.part\n"
+            "def refused(self, *inputs):\n"
+            "    if torch.cuda.is_current_stream_capturing():\n"
+            "        torch.cuda.current_stream().synchronize()\n"
+            "    return part(self, *inputs)\n"
+            "gpu._Plan.part = refused\n"
+            "maps, features = torch.rand((1, 20, 20)).cuda(), torch.rand((1, 6, 5, 5)).cuda()\n"
+            "stream = torch.cuda.current_stream()\n"
+            "with warnings.catch_warnings(record=True) as seen:\n"
+            "    warnings.simplefilter('always')\n"
+            "    found = [kernels.segment(maps, features, backend='gpu', n_nominal=9) for _ in range(4)]\n"
+            "assert torch.cuda.current_stream() == stream\n"
+            "assert sum('no CUDA graph' in str(one.message) for one in seen) == 1\n"
+            "assert all(torch.equal(found[0].decision_map, one.decision_map) for one in found)\n"
+            "print('done')\n"
+        )
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-3000:]
 
     @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
     def test_compiled(self, rng, mode):
