@@ -249,8 +249,9 @@ class _Graph:
 
 
 def _buffer_like(x: torch.Tensor) -> torch.Tensor:
-    """An empty tensor like `x`, channels-last where `x` is and else contiguous."""
-    return torch.empty_like(x, memory_format=torch.preserve_format)
+    """An empty tensor like `x`, channels-last where `x` is and else contiguous; calls in any mode may write to it."""
+    with torch.inference_mode(False):
+        return torch.empty_like(x, memory_format=torch.preserve_format)
 
 
 class _Cache:

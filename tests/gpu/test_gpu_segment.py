@@ -242,6 +242,16 @@ class Graph:
 class TestGraphs:
     """Which calls capture and which replay; that a graph computes the same is a test for a GPU, below."""
 
+    def test_buffers_made_in_inference_mode_can_be_written_outside(self):
+        pytest.importorskip("triton")
+        from ttt4as_fast.kernels.segment import gpu
+
+        with torch.inference_mode():
+            x = torch.ones((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
+            buffer = gpu._buffer_like(x)
+        assert not buffer.is_inference() and buffer.stride() == x.stride()
+        buffer.copy_(x)
+
     @pytest.fixture
     def cache(self):
         pytest.importorskip("triton")
@@ -334,6 +344,17 @@ class TestOnDevice:
         monkeypatch.setattr(gpu._Plan, "run", None)  # nothing is launched one by one any more
         self.same(call(maps[0], features[0]), want)
         gpu.clear()
+
+    def test_inference_mode_and_none(self, rng):
+        from ttt4as_fast.kernels.segment import gpu
+
+        gpu.clear()
+        maps, features = self.case(rng)
+        with torch.inference_mode():
+            inside = [kernels.segment(maps.clone(), features.clone(), **self.OPTIONS) for _ in range(3)]
+        outside = [kernels.segment(maps, features.requires_grad_(), **self.OPTIONS) for _ in range(2)]
+        for one in (*inside[1:], *outside):
+            self.same(one, inside[0])
 
     def test_no_synchronisation(self, rng):
         case = self.case(rng)
