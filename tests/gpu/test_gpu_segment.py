@@ -23,6 +23,7 @@ SHAPES = [  # map, features
     ((17, 13), (5, 30, 29)),  # features finer than the map
     ((24, 24), (70, 24, 24)),
     ((37, 29), (6, 11, 3)),
+    ((1, 90), (3, 1, 9)),  # no row for the nominal grid: no candidate at all
 ]
 
 
