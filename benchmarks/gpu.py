@@ -1,31 +1,48 @@
 """``python -m benchmarks.gpu --output DIR``: everything that only a GPU can tell, in one command on a bare machine.
 
-Builds and installs the package without a network, runs the tests marked ``gpu``, measures every row of `gpu_rows`, and
-writes ``DIR/gpu.json`` (whole, after each row, so that a run cut short keeps what it had). Needs torch with a usable
-CUDA device, Triton and CuPy; peers that are not installed are named as absent. Under eight minutes on one H200-class
-device.
+Builds and installs the package without a network, runs the tests marked ``gpu``, measures every row of `gpu_rows` in
+the order of their weight, runs compute-sanitizer over a short set of tests, and writes ``DIR/gpu.json`` (whole, after
+each step, so that a run cut short keeps what it had). Needs torch with a usable CUDA device, Triton and CuPy; peers and
+tools that are not installed are named as absent. Planned for less than eight minutes on one H200-class device; what
+does not fit is left out and said. A second, shorter run: ``--no-build --no-tests --no-sanitizer --rows PATTERN``.
+
+``DIR/gemm_from.json`` is the table of `kernels.knn` with this device's crossover in it, to be committed in its place.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from .gpu_tools import ROOT, find, profile, run, sanitize
+
 NO_DEVICE = 2
 """Exit status without a CUDA device."""
+SANITIZER_S = 80.0
+"""Seconds that the rows leave for compute-sanitizer."""
+NCU_S = 60.0
+"""Seconds that they leave for Nsight Compute, where it is asked for."""
+GEMM_FROM = ROOT / "kernels" / "knn" / "gemm_from.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 (a test failed or an answer was wrong) or 2 (no CUDA device)."""
+    """Run the command.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 (the build or a test failed, an answer was wrong, or the sanitizer found something) or 2
+        (no CUDA device).
+    """
     options = parser().parse_args(arguments)
     output = Path(options.output)
     try:
@@ -43,30 +60,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_DEVICE
     output.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    result: dict[str, Any] = {"schema": 1, "build": None, "tests": None, "rows": []}
+    end = start + options.budget_s
+    result: dict[str, Any] = {"schema": 1, "build": None, "tests": None, "sanitizer": None, "ncu": None, "rows": []}
+
+    def done(part: str, found: dict[str, Any]) -> None:
+        result[part] = found
+        write(output / "gpu.json", result)
+        print(f"{part}: {found.get('summary', found['status'])}, {time.monotonic() - start:.0f} s", flush=True)
+
     if not options.no_build:
-        result["build"] = build(output / "build.log")
-        print(f"build: {result['build']['status']}, {time.monotonic() - start:.0f} s", flush=True)
+        done("build", build(output / "build.log"))
+        if result["build"]["status"] != "ok":
+            print(tail(output / "build.log"))
+            return 1  # whatever is installed, it is not this checkout
     if not options.no_tests:
-        result["tests"] = run_tests(output / "tests.log")
-        print(f"tests: {result['tests']['summary']}, {time.monotonic() - start:.0f} s", flush=True)
-    measure(result, options.rows, output / "gpu.json", start + options.budget_s)
+        done("tests", run_tests(output / "tests.log"))
+        if result["tests"]["status"] != "ok":
+            print(tail(output / "tests.log"))
+    reserved = 0.0 if options.no_sanitizer or find("compute-sanitizer") is None else SANITIZER_S
+    reserved += NCU_S if options.ncu else 0.0
+    measure(result, options.rows, output / "gpu.json", end - reserved, commit=options.commit)
+    if not options.no_sanitizer:
+        done("sanitizer", sanitize(output, end - (NCU_S if options.ncu else 0.0)))
+    if options.ncu:
+        done("ncu", profile(output, max(end, time.monotonic() + NCU_S)))
     result["seconds"] = time.monotonic() - start
     write(output / "gpu.json", result)
     print(table(result["rows"]))
-    wrong = any(row["status"] == "wrong answer" for row in result["rows"])
+    table_of_crossovers = gemm_from(result)
+    if table_of_crossovers:
+        write(output / "gemm_from.json", table_of_crossovers)
+        print(f"knn: {table_of_crossovers['pairs']} -> {output / 'gemm_from.json'}, for {GEMM_FROM.relative_to(ROOT)}")
+    return 0 if succeeded(result) else 1
+
+
+def succeeded(result: dict[str, Any]) -> bool:
+    """Whether nothing that ran failed; a tool that is absent or out of time is no failure."""
+    wrong = any(row["status"] in ("wrong answer", "failed") for row in result["rows"])
     failed = any(part is not None and part["status"] != "ok" for part in (result["build"], result["tests"]))
-    return 1 if wrong or failed else 0
+    checks = [check for check in (result["sanitizer"] or {}).values() if isinstance(check, dict)]
+    return not (wrong or failed or any(check.get("errors") for check in checks))
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    found = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
     found.add_argument("--output", required=True, metavar="DIR", help="where gpu.json and the logs go")
     found.add_argument("--rows", metavar="PATTERN", default="", help="only rows whose name holds this expression")
     found.add_argument("--no-build", action="store_true", help="use the package that is installed")
     found.add_argument("--no-tests", action="store_true", help="measure without running the tests first")
-    found.add_argument("--budget-s", type=float, default=450, metavar="S", help="start no row after this many seconds")
+    found.add_argument("--no-sanitizer", action="store_true", help="leave compute-sanitizer out")
+    found.add_argument("--ncu", action="store_true", help="profile each operation once with Nsight Compute")
+    found.add_argument("--commit", metavar="SHA", help="the commit that is measured, where this is no git checkout")
+    found.add_argument("--budget-s", type=float, default=460, metavar="S", help="all of it, in seconds")
     found.add_argument("--not-measured", action="store_true", help="write the rows without numbers; needs no GPU")
     return found
 
@@ -74,56 +120,69 @@ def parser() -> argparse.ArgumentParser:
 def build(log: Path) -> dict[str, Any]:
     """Install the package from this checkout, without a network."""
     command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", str(ROOT)]
-    return _run(command, log, timeout=240)
+    done = run(command, log, timeout=240)
+    importlib.invalidate_caches()  # this process looked into site-packages before
+    return done
 
 
 def run_tests(log: Path) -> dict[str, Any]:
-    """The tests marked ``gpu``."""
+    """The tests marked ``gpu``, several processes at a time where pytest-xdist is here: most of it is compiling."""
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    done = _run(command, log, timeout=300)
-    lines = log.read_text(encoding="utf-8").strip().splitlines() or ["no output"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
+    done = run(command, log, timeout=240)
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
     return done | {"summary": re.sub(r"=+", "", lines[-1]).strip()}
 
 
-def _run(command: list[str], log: Path, timeout: float) -> dict[str, Any]:
-    start = time.monotonic()
-    with open(log, "w", encoding="utf-8") as file:
-        try:
-            code: int | None = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, timeout=timeout
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-    status = "ok" if code == 0 else ("timed out" if code is None else f"exit status {code}")
-    return {"status": status, "seconds": time.monotonic() - start, "command": " ".join(command[1:])}
+def tail(log: Path, lines: int = 40) -> str:
+    """The end of a log, where what failed is said."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
-def measure(result: dict[str, Any], pattern: str, path: Path, deadline: float) -> None:
-    """Measure the rows into `result`, and save it after each."""
+def measure(
+    result: dict[str, Any], pattern: str, path: Path, deadline: float, bench: Any = None, commit: str | None = None
+) -> None:
+    """Measure the rows into `result`, and save it after each; `bench` is one for this device unless given."""
     import torch
 
     from .gpu_measure import machine
     from .gpu_rows import ROWS, prepare
 
-    bench = prepare(torch.device("cuda", torch.cuda.current_device()))
-    result |= {"machine": machine(), "ceilings": bench.limits}
-    for name, function in ROWS.items():
+    if bench is None:
+        bench = prepare(torch.device("cuda", torch.cuda.current_device()))
+    result |= {"machine": machine(commit), "ceilings": bench.limits}
+    for name, case in ROWS.items():
         if not re.search(pattern, name):
             continue
-        if time.monotonic() > deadline:
+        if time.monotonic() + case.seconds > deadline:
             result["rows"].append({"name": name, "status": "not measured", "notes": {"reason": "out of time"}})
             continue
         start = time.monotonic()
         try:
-            row = function(bench).as_json()
+            row = case.measure(bench).as_json()
         except Exception as error:  # one row must not cost the others
             row = {"name": name, "status": "failed", "notes": {"error": f"{type(error).__name__}: {error}"[:2000]}}
-        row["seconds"] = time.monotonic() - start
+        row |= {"row": name, "seconds": time.monotonic() - start}
         result["rows"].append(row)
-        result["machine_after"] = machine()["device"]
+        result["machine_after"] = machine(commit)["device"]
         write(path, result)
-        print(f"{row['name']}: {row['status']}, {row['seconds']:.0f} s", flush=True)
-        torch.cuda.empty_cache()
+        print(f"{name}: {row['status']}, {row['seconds']:.0f} s", row["notes"].get("error", ""), flush=True)
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def gemm_from(result: dict[str, Any]) -> dict[str, Any] | None:
+    """The committed table with the crossover that was just measured; None if none was."""
+    found = [row for row in result["rows"] if row.get("row") == "knn-crossover" and row["status"] == "ok"]
+    device = (result.get("machine") or {}).get("device")
+    if not found or not device:
+        return None
+    content = json.loads(GEMM_FROM.read_text(encoding="utf-8"))
+    content["pairs"].pop(device["capability"], None)
+    if found[0]["notes"]["gemm_from"] is not None:
+        content["pairs"][device["capability"]] = found[0]["notes"]["gemm_from"]
+    return content
 
 
 def not_measured() -> dict[str, Any]:
@@ -131,7 +190,8 @@ def not_measured() -> dict[str, Any]:
     from .gpu_rows import ROWS
 
     rows = [{"name": name, "status": "not measured"} for name in ROWS]
-    return {"schema": 1, "build": None, "tests": None, "machine": None, "ceilings": None, "rows": rows}
+    parts = dict.fromkeys(("build", "tests", "sanitizer", "ncu", "machine", "ceilings"))
+    return {"schema": 1, **parts, "rows": rows}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -143,7 +203,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"{row['name']:52} {row['status']}")
             continue
         ratios = ", ".join(f"{ratio:.1f}x {name}" for name, ratio in row["ratios"].items())
-        met = "goal met" if row["goal_met"] else "goal missed"
+        met = {True: "goal met", False: "goal missed", None: "no goal"}[row["goal_met"]]
         lines.append(
             f"{row['name']:52} {ours['p50_ms']:9.4f} ms  p95 {ours['p95_ms']:9.4f}  {row['over_floor']:6.1f} floors  "
             f"{met}  ({ratios})"

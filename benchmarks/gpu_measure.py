@@ -52,12 +52,12 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def rotation(self, make: Callable[[int], Any], size_bytes: int, least: int = 2, most: int = 12) -> list[Any]:
+    def rotation(self, make: Callable[[int], Any], size_bytes: int, least: int = 2) -> list[Any]:
         """``make(0)``, ``make(1)``, ...: as many inputs of `size_bytes` as outgrow the L2 three times."""
         cache = 0
         if self.device.type == "cuda":
             cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        count = max(least, min(most, math.ceil(3 * cache / max(1, size_bytes)) + 1))
+        count = max(least, math.ceil(3 * cache / max(1, size_bytes)) + 1)
         return [make(i) for i in range(count)]
 
     def time(self, call: Callable[..., Any], inputs: Sequence[tuple]) -> Times:
@@ -97,8 +97,9 @@ class Clock:
                 call(*one)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = [call(*one) for one in inputs]
+        with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails does not give back
+            with torch.cuda.graph(graph):
+                kept = [call(*one) for one in inputs]
         times = self.time(graph.replay, [()])
         del kept
         return times.scaled(1 / len(inputs))
@@ -128,17 +129,18 @@ def floor_ms(limits: dict[str, float], moved_bytes: float, operations: float = 0
     return 1e3 * seconds
 
 
-def machine() -> dict[str, Any]:
-    """Device, clocks, driver and versions; what is absent is None."""
+def machine(commit: str | None = None) -> dict[str, Any]:
+    """Device, clocks, driver, versions and commit (`commit` where git does not know it); what is absent is None."""
     import platform
 
+    changes = _output("git", "status", "--porcelain")
     found: dict[str, Any] = {
         "device": None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": _output("git", "rev-parse", "HEAD"),
-        "dirty": bool(_output("git", "status", "--porcelain")),
+        "commit": _output("git", "rev-parse", "HEAD") or commit,
+        "dirty": None if changes is None else bool(changes),
     }
     for name in ("triton", "cupy", "cuml", "faiss", "sklearn", "numpy", "anomalib"):
         try:
@@ -146,7 +148,7 @@ def machine() -> dict[str, Any]:
         except Exception:  # a GPU library without its driver raises what it likes
             found[name] = None
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         found["device"] = {
             "name": properties.name,
             "capability": f"{properties.major}.{properties.minor}",

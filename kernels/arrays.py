@@ -5,6 +5,7 @@ torch is never imported here: an object can only be a tensor if its owner import
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import sys
@@ -29,6 +30,15 @@ def is_tensor(x: Any) -> bool:
 def device_type(x: Array) -> str:
     """``"cpu"`` for NumPy arrays and host tensors, else the tensor's device type (``"cuda"``, ...)."""
     return x.device.type if is_tensor(x) else "cpu"  # type: ignore[union-attr]
+
+
+def device_of(x: Array) -> contextlib.AbstractContextManager:
+    """The device of `x` as the current one, on which Triton launches; nothing for what lies on the host."""
+    if device_type(x) == "cpu":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.cuda.device_of(x)
 
 
 def dtype_name(x: Array) -> str:

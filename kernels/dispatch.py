@@ -80,24 +80,32 @@ class Operation:
             if reason:
                 raise RuntimeError(f"{source}={backend!r} cannot serve {self.name} on {device}: {reason}")
             return self.module(backend)
-        for name in self.preference(device):
+        for place, name in enumerate(self.preference(device)):
             reason = self.why_not(name, device)
             if reason is None:
-                return self.module(name)
+                module = self.module(name)
+                if device != "cpu" and place == 0 and module.ARRAYS == "numpy":
+                    _warn_once(f"{self.name}: has no backend for {device}; tensors go to the host and back")
+                return module
             _warn_once(f"{self.name}: backend {name!r} is not usable ({reason}); using a slower one")
         raise RuntimeError(f"backend: no backend of {self.name} can serve arrays on {device!r}")
 
     def run(self, function: str, inputs: tuple[Array, ...], backend: str, **options: Any) -> Any:
-        """Call `function` of the chosen backend on `inputs` and return its result as the kind of the first of them."""
+        """Call `function` of the chosen backend on `inputs` and return its result as the kind of the first of them.
+
+        A backend of host arrays gets `inputs` and `options` as such.
+        """
         template = inputs[0]
         module = self.resolve(backend, arrays.device_type(template))
         if module.ARRAYS == "numpy":
             on_device = arrays.device_type(template) != "cpu"
             inputs = tuple(arrays.to_numpy(x) for x in inputs)
+            options = {name: arrays.to_numpy(x) if arrays.is_tensor(x) else x for name, x in options.items()}
             for place, x in enumerate(inputs if on_device else (), start=1):
                 if x.dtype.kind == "f":  # what lay on a device nobody has looked at yet
                     arrays.check_finite(x, f"argument {place} of {self.name}")
-        return arrays.like(getattr(module, function)(*inputs, **options), template)
+        with arrays.device_of(template):
+            return arrays.like(getattr(module, function)(*inputs, **options), template)
 
 
 @functools.cache

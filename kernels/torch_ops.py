@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 _LIBRARY = torch.library.Library("ttt4as", "DEF")
 
 
+# Unsafe for the CUDA graphs of ``torch.compile(mode="reduce-overhead")``: tables made on the first call outlive it, a
+# search prepares its bank with a look at the host, a fallback goes there, and `segment` replays a graph of its own.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+
+
 def _define(schema: str, implementation: Callable, fake: Callable) -> None:
     name = schema.split("(")[0]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(schema, tags=_TAGS)
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, implementation, key)
     torch.library.register_fake(f"ttt4as::{name}", fake, lib=_LIBRARY)

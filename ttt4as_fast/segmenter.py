@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .kernels.segment import OPTION_NAMES, Segmentation, SegmentOptions, run
+from .kernels.segment import OPTION_NAMES, Segmentation, SegmentOptions, run, warmup
 from .kernels.segment_robust import OPTION_NAMES as ROBUST_NAMES
 from .kernels.segment_robust import RobustOptions, nominal_level
 from .kernels.segment_robust import run as run_robust
@@ -164,6 +164,31 @@ class TTT4AS:
         if self.backend != "auto":
             shown.append(f"backend={self.backend!r}")
         return f"TTT4AS({', '.join(shown)})"
+
+    def warmup(self, anomaly_map: Array, features: Array, pred_score: Any = None) -> bool:
+        """Pay for the first call now: load and compile what calls with inputs like these need.
+
+        On a GPU their CUDA graph is captured, which the calls of the same shapes, dtypes, layouts and options replay.
+
+        Parameters
+        ----------
+        anomaly_map, features, pred_score
+            As in a call; the values do not matter on a GPU, and must be finite on a host.
+
+        Returns
+        -------
+        bool
+            Whether a CUDA graph waits for the calls.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As a call.
+        """
+        if isinstance(self.options, RobustOptions):
+            run_robust(anomaly_map, features, pred_score, self.options, self.backend)
+            return False
+        return warmup(anomaly_map, features, pred_score, self.options, self.backend)
 
     def __call__(self, anomaly_map: Array, features: Array, pred_score: Any = None) -> Segmentation:
         """Mark the anomalous pixels of one image, or of each image of a batch.

@@ -41,8 +41,8 @@ def upsample_kernel(
     dx = tl.load(col_weight_ptr + col, mask=col_mask, other=0)[None, :]
     below = tl.minimum(row + 1, h - 1)
     plane = x_ptr + batch * x_b + channel.to(tl.int64)[:, None] * x_c
-    upper = plane + row * x_h
-    lower = plane + below * x_h
+    upper = plane + row.to(tl.int64) * x_h
+    lower = plane + below.to(tl.int64) * x_h
     a = tl.load(upper + left[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
     b = tl.load(upper + right[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
     c = tl.load(lower + left[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
@@ -82,10 +82,11 @@ def sample_kernel(
     right = tl.minimum(left + 1, w - 1)
     mask = inside[:, None] & (channel < channels)[None, :]
     plane = x_ptr + channel.to(tl.int64)[None, :] * x_c
-    a = tl.load(plane + (top * x_h + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
-    b = tl.load(plane + (top * x_h + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
-    c = tl.load(plane + (bottom * x_h + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
-    d = tl.load(plane + (bottom * x_h + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    top_row, bottom_row = top.to(tl.int64) * x_h, bottom.to(tl.int64) * x_h
+    a = tl.load(plane + (top_row + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    b = tl.load(plane + (top_row + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    c = tl.load(plane + (bottom_row + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    d = tl.load(plane + (bottom_row + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
     value = (a * (1 - dx) + b * dx) * (1 - dy) + (c * (1 - dx) + d * dx) * dy
     out = y_ptr + sample.to(tl.int64)[:, None] * channels + channel[None, :]
     tl.store(out, value, mask=exists[:, None] & (channel < channels)[None, :])

@@ -47,9 +47,9 @@ def pick_kernel(
         total = tl.zeros((BLOCK_N, BLOCK_D), nearest_ptr.dtype.element_ty)
         for start in range(0, dim, BLOCK_D):
             d = start + channel
-            centre = tl.load(x_ptr + pick * x_n + d * x_d, mask=d < dim, other=0).to(total.dtype)
+            centre = tl.load(x_ptr + pick * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(total.dtype)
             x = tl.load(
-                x_ptr + row.to(tl.int64)[:, None] * x_n + (d * x_d)[None, :],
+                x_ptr + row.to(tl.int64)[:, None] * x_n + (d.to(tl.int64) * x_d)[None, :],
                 mask=exists[:, None] & (d < dim)[None, :], other=0,
             ).to(total.dtype)  # fmt: skip
             difference = tl.where((d < dim)[None, :], x - centre[None, :], 0.0)
@@ -87,8 +87,9 @@ def greedy(
     programs = min(triton.cdiv(n, _BLOCK_N), _programs(device))
     nearest = torch.full((n,), float("inf"), dtype=dtype, device=device)
     picks = torch.full((n_samples,), start, dtype=torch.int64, device=device)
-    far = torch.empty((2, programs), dtype=dtype, device=device)
-    far_row = torch.empty((2, programs), dtype=torch.int32, device=device)
+    # In turn, and cut once: a slice a launch would cost the host what the launch does.
+    far = torch.empty((2, programs), dtype=dtype, device=device).unbind()
+    far_row = torch.empty((2, programs), dtype=torch.int32, device=device).unbind()
     for step in range(n_samples):
         now, before = step % 2, (step + 1) % 2
         pick_kernel[(programs,)](

@@ -42,10 +42,25 @@ def no_cuda() -> str | None:
     return None if major >= 8 else f"it needs compute capability 8.0 or later, this device has {major}.{minor}"
 
 
+def not_while_capturing() -> None:
+    """Raise where a CUDA graph is being captured: a probe waits for the device, and its failure would be remembered.
+
+    Raises
+    ------
+    RuntimeError
+        The first call of an operation on this device came inside a capture.
+    """
+    import torch
+
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("call the operation once before capturing it in a CUDA graph: its backend is tried then")
+
+
 @functools.cache
 def _probe_triton() -> str | None:
     try:
         from . import probe
     except ImportError as error:
         return f"triton is not usable ({error})"
+    not_while_capturing()
     return probe.run()

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .capability import not_while_capturing
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 OPTIONS = ("--std=c++17",)
 THREADS = 1024
@@ -98,8 +100,8 @@ def shared_memory_limit(device: torch.device) -> int:
 def _cupy_launch(file: str, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
     with torch.cuda.device(device):
-        function = _cupy_kernel(file, kernel, device.index, shared_bytes)
-        with _cupy_stream(torch.cuda.current_stream(device).cuda_stream):
+        function = _cupy_kernel(file, kernel, device)
+        with _cupy_stream(device.index, torch.cuda.current_stream(device).cuda_stream):
             function((blocks,), (threads,), addresses(arguments), shared_mem=shared_bytes)
 
 
@@ -111,10 +113,11 @@ def _cupy_module(file: str) -> Any:
 
 
 @functools.cache
-def _cupy_kernel(file: str, kernel: str, device_index: int, shared_bytes: int) -> Any:
+def _cupy_kernel(file: str, kernel: str, device: torch.device) -> Any:
     function = _cupy_module(file).get_function(kernel)
-    if shared_bytes > 48 * 1024:
-        function.max_dynamic_shared_size_bytes = shared_bytes
+    # The bound belongs to the loaded function, which all launches share, whatever each asks for; and without it a
+    # block has 48 KB less the static part. So once, to all that there is.
+    function.max_dynamic_shared_size_bytes = shared_memory_limit(device) - function.shared_size_bytes
     return function
 
 
@@ -129,7 +132,8 @@ class _Stream:
 
 
 @functools.lru_cache(maxsize=64)
-def _cupy_stream(address: int) -> Any:
+def _cupy_stream(device_index: int, address: int) -> Any:
+    """CuPy's view of a stream of the current device; every device has a default stream at address 0."""
     import cupy
 
     if hasattr(cupy.cuda.Stream, "from_external"):
@@ -143,6 +147,7 @@ def _probe() -> str | None:
         import cupy  # noqa: F401
     except ImportError as error:
         return f"CuPy is not installed ({error}); pip install 'ttt4as_fast[gpu]'"
+    not_while_capturing()
     try:
         mask = torch.zeros((1, 3, 3), dtype=torch.bool, device="cuda")
         mask[0, 1, 1] = True

@@ -86,6 +86,16 @@ __device__ inline int block_scan(int value, int& total) {
     return before + sum - value;
 }
 
+// x as a double. CuPy compiles with -ftz=true, under which comparisons and conversions of float32 take subnormal
+// numbers for 0: numbers of a map are compared as doubles, to which the setting does not apply.
+__device__ inline double exact(float x) {
+    const u32 bits = __float_as_uint(x);
+    if (bits & 0x7f800000u) return double(x);
+    const double size = double(bits & 0x7fffffu) * 0x1p-149;
+    return bits >> 31 ? -size : size;
+}
+__device__ inline double exact(double x) { return x; }
+
 // Unsigned keys in the order of the numbers: a < b exactly where key(a) < key(b) (but -0 comes before +0).
 template <typename T>
 struct Ordered;

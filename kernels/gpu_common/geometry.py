@@ -6,13 +6,13 @@ pixel into the wrong cell.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..bilinear.reference import taps
+from .tables import table
 
 
 class Axis(NamedTuple):
@@ -26,13 +26,16 @@ class Axis(NamedTuple):
     """(cells + 1,) int32: pixels with ``lower == i`` are ``start[i]`` to ``start[i + 1] - 1``."""
 
 
-@functools.lru_cache(maxsize=256)
 def axis(size: int, cells: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Axis:
     """The tables of an axis of `size` output pixels and `cells` input cells, on `device`."""
-    lower, _, weight = taps(size, cells)
-    start = np.searchsorted(lower, np.arange(cells + 1))
-    return Axis(
-        torch.from_numpy(lower.astype(np.int32)).to(device),
-        torch.from_numpy(weight).to(device=device, dtype=dtype),
-        torch.from_numpy(start.astype(np.int32)).to(device),
-    )
+
+    def make() -> Axis:
+        lower, _, weight = taps(size, cells)
+        start = np.searchsorted(lower, np.arange(cells + 1))
+        return Axis(
+            torch.from_numpy(lower.astype(np.int32)).to(device),
+            torch.from_numpy(weight).to(device=device, dtype=dtype),
+            torch.from_numpy(start.astype(np.int32)).to(device),
+        )
+
+    return table(("axis", size, cells, dtype), device, make)

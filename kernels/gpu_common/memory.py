@@ -44,19 +44,20 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
         stop = min(total, start + size)
         try:
             work(start, stop)
+            start = stop
+            continue
         except torch.OutOfMemoryError:
             if stop - start == 1:
                 raise
-            size = (stop - start + 1) // 2
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-            if not warned:
-                warnings.warn(
-                    f"out of GPU memory: going on with {size} {what} or fewer at a time, slower",
-                    BackendWarning,
-                    stacklevel=3,
-                )
-            warned = True
-            continue
-        start = stop
+        # Out of the handler, whose exception holds the frames and with them the tensors of the attempt.
+        size = (stop - start + 1) // 2
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        if not warned:
+            warnings.warn(
+                f"out of GPU memory: going on with {size} {what} or fewer at a time, slower",
+                BackendWarning,
+                stacklevel=3,
+            )
+        warned = True
     return size

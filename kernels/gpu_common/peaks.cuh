@@ -93,26 +93,26 @@ __device__ double percentile_of(const T* values, int n, double percentile, Range
     if (not_above <= rank + 1 && rank + 1 < n) {
         typename Ordered<T>::Key next = Ordered<T>::key(range.highest);
         for (int i = threadIdx.x; i < n; i += blockDim.x)
-            if (values[i] > lower) {
+            if (exact(values[i]) > exact(lower)) {
                 const typename Ordered<T>::Key key = Ordered<T>::key(values[i]);
                 next = key < next ? key : next;
             }
         upper = Ordered<T>::value(block_reduce(next, Min()));
     }
-    const double a = double(lower), b = double(upper), difference = __dadd_rn(b, -a);
+    const double a = exact(lower), b = exact(upper), difference = __dadd_rn(b, -a);
     if (part >= 0.5) return __dadd_rn(b, -__dmul_rn(difference, __dadd_rn(1.0, -part)));
     return __dadd_rn(a, __dmul_rn(difference, part));
 }
 
 template <typename T>
 __device__ bool is_peak(const T* map, int height, int width, int row, int col, double tau) {
-    const T value = map[row * width + col];
-    if (!(double(value) >= tau)) return false;
+    const double value = exact(map[row * width + col]);
+    if (!(value >= tau)) return false;
     const int top = row > 0 ? row - 1 : 0, bottom = row + 1 < height ? row + 1 : row;
     const int left = col > 0 ? col - 1 : 0, right = col + 1 < width ? col + 1 : col;
     for (int y = top; y <= bottom; ++y)
         for (int x = left; x <= right; ++x)
-            if (map[y * width + x] > value) return false;
+            if (exact(map[y * width + x]) > value) return false;
     return true;
 }
 

@@ -218,7 +218,8 @@ def train(
         for axis in (samples.rows, samples.cols):
             pixels += (axis.lower, axis.weight, axis.start)
         size = (*samples.size, *samples.grid, int(samples.own_points))
-    integers = (*size, int(loss == "hinge"), max_iter, int(capacity.vectors_shared), capacity.shared_bytes)
+    limit = min(max_iter, np.iinfo(np.int32).max)
+    integers = (*size, int(loss == "hinge"), limit, int(capacity.vectors_shared), capacity.shared_bytes)
     cuda.launch(
         device, _FILE, "svm_solve", batch, _THREADS,
         gram, basis, counts, signs, scales, *pixels, status, beta, report, scratch, np.int64(capacity.scratch),

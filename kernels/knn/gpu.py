@@ -13,6 +13,9 @@ float16 carries three more bits than bfloat16 at the same rate, which leaves few
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 import triton
 import triton.language as tl
@@ -33,10 +36,18 @@ TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8,
 """Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages."""
 REFINE_OPTIONS = {"num_warps": 4, "maxnreg": 128}
 """Without a bound of its own ptxas spills a few bytes of `refine_kernel` to fit one more block on a multiprocessor."""
-GEMM_FROM: dict[tuple[int, int], int] = {}
+
+
+def read_gemm_from(path: Path) -> dict[tuple[int, int], int]:
+    """The table of a ``gemm_from.json``: compute capability -> queries * bank vectors; the file says what it is."""
+    pairs = json.loads(path.read_text("utf-8"))["pairs"]
+    return {(int(name.split(".")[0]), int(name.split(".")[1])): int(least) for name, least in pairs.items()}
+
+
+GEMM_FROM = read_gemm_from(Path(__file__).with_name("gemm_from.json"))
 """Compute capability -> queries * bank vectors from which cuBLAS and a minimum over its product beat the fused kernel.
 
-Measured by ``python -m benchmarks.gpu``; an architecture that is not listed always takes the fused kernel.
+An architecture that is not listed always takes the fused kernel.
 """
 
 _LAST = tl.constexpr(0x7FFFFFFF)
@@ -56,7 +67,7 @@ def prepare_kernel(
     largest = tl.zeros((BLOCK_D,), tl.float64)
     for first in range(0, dim, BLOCK_D):
         d = first + channel
-        x = tl.load(x_ptr + row * x_n + d * x_d, mask=d < dim, other=0).to(tl.float64)
+        x = tl.load(x_ptr + row * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
         c = tl.load(centre_ptr + d, mask=d < dim, other=0)
         largest = tl.maximum(largest, tl.abs(x - c))
     # The power of two above the largest magnitude, from the exponent of its float32.
@@ -69,7 +80,7 @@ def prepare_kernel(
     lost = tl.zeros((BLOCK_D,), tl.float64)
     for first in range(0, padded, BLOCK_D):
         d = first + channel
-        x = tl.load(x_ptr + row * x_n + d * x_d, mask=d < dim, other=0).to(tl.float64)
+        x = tl.load(x_ptr + row * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
         x -= tl.load(centre_ptr + d, mask=d < dim, other=0)
         low = (x / scale).to(tl.float32).to(tl.float16)
         tl.store(low_ptr + row * padded + d, low, mask=d < padded)
@@ -148,8 +159,11 @@ def reduce_product_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The same two least of each group from a product that cuBLAS left in memory: reads 4 bytes a pair."""
-    row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # One axis for all tiles: the others end at 65,535 blocks, and neither queries nor bank need be fewer.
+    tiles_n = tl.cdiv(n_bank, BLOCK_N)
+    tile_n = tl.program_id(0) % tiles_n
+    row = tl.program_id(0) // tiles_n * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    col = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (row < n_query)[:, None] & (col < n_bank)[None, :]
     product = tl.load(product_ptr + row.to(tl.int64)[:, None] * n_bank + col[None, :], mask=mask, other=0)
     q_scale = tl.load(q_scale_ptr + row, mask=row < n_query, other=0)
@@ -158,7 +172,7 @@ def reduce_product_kernel(
     distance = b_norm[None, :] - 2 * (product * (q_scale[:, None] * b_scale[None, :]))
     packed = tl.where((col < n_bank)[None, :], _pack(distance, col[None, :]), 0x7FFFFFFF)
     least, second = _two_least(packed, BLOCK_Q, BLOCK_N)
-    group = tl.program_id(1) * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
+    group = tile_n * (BLOCK_N // 32) + tl.arange(0, BLOCK_N // 32)
     out = row.to(tl.int64)[:, None] * n_groups + group[None, :]
     mask = (row < n_query)[:, None] & (group < n_groups)[None, :]
     tl.store(least_ptr + out, least, mask=mask)
@@ -172,9 +186,9 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
     total = tl.zeros((COUNT,), tl.float64)
     for first in range(0, dim, BLOCK_D):
         d = first + channel
-        q = tl.load(q_ptr + d * q_d, mask=d < dim, other=0).to(tl.float64)
+        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0).to(tl.float64)
         b = tl.load(
-            b_ptr + rows.to(tl.int64)[:, None] * b_n + (d * b_d)[None, :],
+            b_ptr + rows.to(tl.int64)[:, None] * b_n + (d.to(tl.int64) * b_d)[None, :],
             mask=valid[:, None] & (d < dim)[None, :], other=0,
         ).to(tl.float64)  # fmt: skip
         difference = tl.where((d < dim)[None, :], q[None, :] - b, 0.0)
@@ -302,7 +316,7 @@ class Index:
             self.centre += bank[start:stop].double().sum(0)
         self.centre /= self.size
         self.low, facts = self._prepare(bank)
-        if not bool(torch.isfinite(facts).all()) or not bool(torch.isfinite(bank).all()):
+        if not bool(torch.isfinite(facts).all()):  # a value that is not finite leaves its vector's square neither
             raise ValueError("bank: expected finite values (squares within float64's range)")
         self.norm, self.scale = facts[:, 0].float(), facts[:, 3].float()
         self.largest = facts.amax(0)
@@ -379,7 +393,7 @@ class Index:
         else:
             product = low.float() @ self.low.float().T
         block_q, block_n = 16, 256
-        reduce_product_kernel[(triton.cdiv(len(low), block_q), triton.cdiv(self.size, block_n))](
+        reduce_product_kernel[(triton.cdiv(len(low), block_q) * triton.cdiv(self.size, block_n),)](
             product, scale, self.scale, self.norm, least, second, len(low), self.size, self.n_groups,
             BLOCK_Q=block_q, BLOCK_N=block_n,
         )  # fmt: skip

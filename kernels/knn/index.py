@@ -130,7 +130,8 @@ class KnnIndex:
             raise ValueError("query: the index is empty; add vectors before searching")
         k = arrays.check_int(k, "k", 1, self.ntotal)
         template, query = query, self._native(query, "query")
-        found = [part.search(query, min(k, _rows(part.bank))) for part in self._parts]
+        with arrays.device_of(query):
+            found = [part.search(query, min(k, _rows(part.bank))) for part in self._parts]
         distances, indices = found[0] if len(found) == 1 else _merge(found, self._starts, k)
         return arrays.like((distances * distances if squared else distances, indices), template)
 
@@ -194,7 +195,8 @@ class KnnIndex:
         while kept and _rows(self._parts[kept - 1].bank) < 2 * len(points):
             kept -= 1
             points = _concatenate([self._parts[kept].bank, points])
-        part = self._module.Index(points)
+        with arrays.device_of(points):
+            part = self._module.Index(points)
         self._parts = [*self._parts[:kept], part]
         self._starts = [*self._starts[: kept + 1], self._starts[kept] + len(points)]
 

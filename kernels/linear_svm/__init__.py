@@ -90,7 +90,8 @@ def fit_linear_svm(
         samples = arrays.to_numpy(X)
         arrays.check_finite(samples, "X")
         return arrays.like(module.fit(samples, signs, **options), X)
-    return module.fit(X, signs, **options)
+    with arrays.device_of(X):
+        return module.fit(X, signs, **options)
 
 
 def _signs(y: Any, n: int) -> np.ndarray:

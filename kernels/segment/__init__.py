@@ -205,23 +205,41 @@ def run_batch(
             arrays.check_finite(arrays.to_numpy(features), "features")
         if score is not None:
             arrays.check_finite(arrays.to_numpy(score), "pred_score")
+    return OPERATION.run("segment", (anomaly_map, features), backend, **_backend_options(anomaly_map, score, options))
+
+
+def warmup(anomaly_map: Array, features: Array, pred_score: Any, options: SegmentOptions, backend: str) -> bool:
+    """Prepare for calls with inputs of these shapes, dtypes and layouts; `TTT4AS.warmup` is the public door.
+
+    Returns
+    -------
+    bool
+        Whether a CUDA graph now waits for them.
+    """
+    anomaly_map, features, score, _ = check_inputs(anomaly_map, features, pred_score)
+    module = OPERATION.resolve(backend, arrays.device_type(anomaly_map))
+    if arrays.device_type(anomaly_map) != "cuda" or not hasattr(module, "warmup"):
+        run_batch(anomaly_map, features, score, options, backend)
+        return False
+    return module.warmup(anomaly_map, features, **_backend_options(anomaly_map, score, options))
+
+
+def _backend_options(anomaly_map: Array, score: Array | None, options: SegmentOptions) -> dict[str, Any]:
+    """What a backend's ``segment`` takes beside the batch."""
     candidates, limit = nominal_candidates(
         anomaly_map.shape[1:], options.n_nominal, options.nominal_sampling, options.random_state
     )
-    return OPERATION.run(
-        "segment",
-        (anomaly_map, features),
-        backend,
-        skip=gate(anomaly_map, score, options.image_threshold),
-        candidates=candidates,
-        limit=limit,
-        percentile=options.percentile,
-        neighbor_radius=options.neighbor_radius,
-        C=options.C,
-        loss=options.loss,
-        tol=options.tol,
-        max_iter=options.max_iter,
-    )
+    return {
+        "skip": gate(anomaly_map, score, options.image_threshold),
+        "candidates": candidates,
+        "limit": limit,
+        "percentile": options.percentile,
+        "neighbor_radius": options.neighbor_radius,
+        "C": options.C,
+        "loss": options.loss,
+        "tol": options.tol,
+        "max_iter": options.max_iter,
+    }
 
 
 def gate(anomaly_map: Array, score: Array | None, image_threshold: float | None) -> Array | None:

@@ -6,8 +6,9 @@ Five kernels an image batch: pseudo-labels (CUDA C++), basis vectors and their G
 
 The second call with the same shapes, dtypes, strides and options captures a CUDA graph, which later calls replay; the
 `GRAPHS` most recent are kept, each with its input buffers. `warmup` captures ahead of time. Inside a stream that is
-being captured already (`torch.cuda.graph`, ``torch.compile(mode="reduce-overhead")``) the kernels are launched one by
-one and join that graph; so they are where capture fails.
+being captured already (`torch.cuda.graph`) the kernels are launched one by one and join that graph, if one call went
+before, which compiles them; so they are where capture fails. ``torch.compile(mode="reduce-overhead")`` leaves the
+operator out of its own graphs: it replays this one.
 
 A non-finite value on the device gives the image the code 4, an empty mask and a decision of NaN: raising would wait for
 the device. `Segmentation.status` raises for it.
@@ -31,6 +32,7 @@ from ..gpu_common.capability import cuda_source_unavailable as unavailable
 from ..gpu_common.geometry import axis
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.svm import Capacity, Samples, train
+from ..gpu_common.tables import table
 from . import gpu_stages as stages
 
 __all__ = ["ARRAYS", "GRAPHS", "SCRATCH_BYTES", "clear", "segment", "unavailable", "warmup"]
@@ -150,6 +152,8 @@ class _Plan:
         cells under the anomalous ones, instead of the four cells that every point looks at.
         """
         size, (channels, *grid) = anomaly_map.shape[1:], features.shape[1:]
+        if size[0] * size[1] >= 2**31:
+            raise ValueError(f"anomaly_map: expected fewer than 2**31 pixels, got {size[0]} x {size[1]}")
         cells = grid[0] * grid[1]
         own_points = 2 * self.limit <= cells
         rows = cells + self.limit if own_points else cells
@@ -193,17 +197,13 @@ class _Plan:
         return mask, decision, status.to(torch.int8)
 
 
-_ON_DEVICE: OrderedDict[tuple[int, torch.device], tuple[np.ndarray, torch.Tensor]] = OrderedDict()
-
-
 def _on_device(candidates: np.ndarray, device: torch.device) -> torch.Tensor:
     """`candidates` as int32 on `device`, kept for the next call; the array is kept too, so that its id stays taken."""
-    key = (id(candidates), device)
-    if key not in _ON_DEVICE:
-        _ON_DEVICE[key] = (candidates, torch.from_numpy(candidates.astype(np.int32)).to(device))
-        while len(_ON_DEVICE) > 64:
-            _ON_DEVICE.popitem(last=False)
-    return _ON_DEVICE[key][1]
+
+    def make() -> tuple[np.ndarray, torch.Tensor]:
+        return candidates, torch.from_numpy(candidates.astype(np.int32)).to(device)
+
+    return table(("candidates", id(candidates)), device, make)[1]
 
 
 def _key(plan: _Plan, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]) -> Hashable:
@@ -222,23 +222,25 @@ class _Graph:
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):  # around the capture too: one that is invalidated leaves its stream current
             for buffer, x in zip(self.inputs, inputs, strict=True):
                 if buffer is not None:
                     buffer.copy_(x)
             plan.run(*self.inputs)  # compiles and loads whatever these very buffers need
-        stream.synchronize()
-        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.outputs = plan.run(*self.inputs, can_retry=False)
+            stream.synchronize()
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                self.outputs = plan.run(*self.inputs, can_retry=False)
         torch.cuda.current_stream().wait_stream(stream)
         self.used.record()
 
     def replay(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]) -> _Outputs:
         """Copy the inputs in, replay, copy the outputs out: on the current stream, in turn with other streams."""
         with self.lock:
-            torch.cuda.current_stream().wait_event(self.used)
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.used)
             for buffer, x in zip(self.inputs, inputs, strict=True):
                 if buffer is not None:
+                    buffer.record_stream(stream)  # the graph may be dropped while this stream still reads it
                     buffer.copy_(x, non_blocking=True)
             self.graph.replay()
             mask, decision, labels, codes = (x.clone() for x in self.outputs)
@@ -247,8 +249,9 @@ class _Graph:
 
 
 def _buffer_like(x: torch.Tensor) -> torch.Tensor:
-    """An empty tensor like `x`, channels-last where `x` is and else contiguous."""
-    return torch.empty_like(x, memory_format=torch.preserve_format)
+    """An empty tensor like `x`, channels-last where `x` is and else contiguous; calls in any mode may write to it."""
+    with torch.inference_mode(False):
+        return torch.empty_like(x, memory_format=torch.preserve_format)
 
 
 class _Cache:

@@ -118,7 +118,8 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
         counts[0] = own_points ? n_points : 0;
         counts[1] = n_pixels;
         counts[2] = used;
-        status[image] = range.lowest == range.highest || n_anomalous == 0 || n_points == 0 ? DEGENERATE : OK;
+        const bool constant = exact(range.lowest) == exact(range.highest);
+        status[image] = constant || n_anomalous == 0 || n_points == 0 ? DEGENERATE : OK;
     }
 }
 

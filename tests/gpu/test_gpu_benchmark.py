@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,24 +41,145 @@ def test_rows_before_any_run(tmp_path):
     gpu = module("gpu")
     assert gpu.main(["--output", str(tmp_path), "--not-measured"]) == 0
     saved = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(saved["rows"]) == 13 and {row["status"] for row in saved["rows"]} == {"not measured"}
+    assert len(saved["rows"]) == 14 and {row["status"] for row in saved["rows"]} == {"not measured"}
     assert all("ours" not in row for row in saved["rows"])
-    assert gpu.table(saved["rows"]).count("not measured") == 13
+    assert gpu.table(saved["rows"]).count("not measured") == 14
+    assert gpu.succeeded(saved) and gpu.gemm_from(saved) is None
 
 
 @pytest.mark.usefixtures("cuda_source")
-@pytest.mark.parametrize("name", ["segment-1", "segment-64", "knn-784-1-1024", "coreset", "bilinear", "peaks"])
-def test_rows_on_tiny_inputs(device, name):
-    """Every row's own code on the device at hand: the answer is right, each peer is timed or says why not."""
-    rows = module("gpu_rows")
+@pytest.mark.parametrize(
+    "name",
+    ["segment-1", "segment-64", "knn-784-1-1024", "knn-784-9-1024", "coreset", "bilinear", "peaks", "knn-crossover"],
+)
+def test_rows_on_tiny_inputs(device, name, tmp_path):
+    """Every row's own code on the device at hand, as the command runs it: the answer is right, each peer is timed or
+    says why not, and the file holds the row."""
+    gpu, rows = module("gpu"), module("gpu_rows")
     bench = rows.prepare(device, small=True)
-    row = rows.ROWS[name](bench)
-    saved = json.loads(json.dumps(row.as_json()))
-    assert saved["status"] == "ok", saved
-    assert saved["ours"]["p50_ms"] > 0 and saved["over_floor"] > 0 and saved["goal_met"] in (True, False)
+    result = {"build": None, "tests": None, "sanitizer": None, "rows": []}
+    gpu.measure(result, f"^{name}$", tmp_path / "gpu.json", time.monotonic() + 1000, bench, commit="abc")
+    (saved,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert saved["status"] == "ok" and saved["row"] == name, saved
+    assert saved["ours"]["p50_ms"] > 0 and saved["over_floor"] > 0
+    assert saved["goal_met"] in ((None,) if name == "knn-crossover" else (True, False))
     assert saved["ratios"]
     assert all(isinstance(peer, dict) or peer.startswith("not measured") for peer in saved["peers"].values())
-    assert "floors" in module("gpu").table([saved])
+    assert "floors" in gpu.table([saved]) and gpu.succeeded(result)
+
+
+def test_rows_are_those_that_the_tiny_inputs_cover():
+    """The k-NN rows differ in sizes alone; every other row is run above."""
+    names = [name for name in module("gpu_rows").ROWS if not re.fullmatch(r"knn-\d+-[19]-\d+", name)]
+    assert sorted(names) == ["bilinear", "coreset", "knn-crossover", "peaks", "segment-1", "segment-64"]
+
+
+def test_a_row_that_does_not_fit_is_left_out_and_a_failure_is_told(tmp_path, monkeypatch):
+    gpu, rows = module("gpu"), module("gpu_rows")
+
+    def broken(bench):
+        raise RuntimeError("a typo")
+
+    monkeypatch.setattr(rows, "ROWS", {"long": rows.Case(broken, 60), "short": rows.Case(broken, 0)})
+    result = {"build": None, "tests": None, "sanitizer": None, "rows": []}
+    bench = rows.prepare(torch.device("cpu"), small=True)
+    gpu.measure(result, "", tmp_path / "gpu.json", time.monotonic() + 30, bench)
+    assert [row["status"] for row in result["rows"]] == ["not measured", "failed"]
+    assert result["rows"][1]["notes"]["error"] == "RuntimeError: a typo"
+    assert not gpu.succeeded(result)
+
+
+def test_the_crossover_becomes_the_table_that_the_package_reads(tmp_path):
+    gpu = module("gpu")
+    row = {"row": "knn-crossover", "status": "ok", "notes": {"gemm_from": 12845056}}
+    content = gpu.gemm_from({"rows": [row], "machine": {"device": {"capability": "9.0"}}})
+    gpu.write(tmp_path / "gemm_from.json", content)
+    pytest.importorskip("triton")
+    from ttt4as_fast.kernels.knn.gpu import GEMM_FROM, read_gemm_from
+
+    assert read_gemm_from(tmp_path / "gemm_from.json") == GEMM_FROM | {(9, 0): 12845056}
+    row["notes"]["gemm_from"] = None  # GEMM never wins: the architecture is not listed
+    content = gpu.gemm_from({"rows": [row], "machine": {"device": {"capability": "9.0"}}})
+    assert "9.0" not in content["pairs"]
+
+
+@pytest.mark.usefixtures("cuda_source")
+def test_profiled_calls(device):
+    """What a profiler is pointed at runs."""
+    bench = module("gpu_rows").prepare(device, small=True)
+    found = module("gpu_profile").calls(bench)
+    assert len(found) == 7
+    for name in ("segment-64", "knn-25088-9", "coreset", "bilinear", "peaks"):
+        assert found[name]() is not None
+
+
+class TestTools:
+    """compute-sanitizer and ncu: a program of that name on PATH stands in for the tool, the rest is the command's."""
+
+    def stand_in(self, folder: Path, name: str, script: str, monkeypatch) -> None:
+        tool = folder / name
+        tool.write_text(f"#!/bin/sh\n{script}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def test_clean(self, tmp_path, monkeypatch):
+        tools = module("gpu_tools")
+        script = 'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@"; echo "========= ERROR SUMMARY: 0 errors"'
+        self.stand_in(tmp_path, "compute-sanitizer", script, monkeypatch)
+        found = tools.sanitize(tmp_path, time.monotonic() + 100)
+        assert found["status"] == "ok" and found["memcheck"]["errors"] == found["racecheck"]["errors"] == 0
+        log = (tmp_path / "racecheck.log").read_text()
+        assert log.startswith("1 --tool racecheck --error-exitcode 99") and tools.SANITIZED in log
+        assert (ROOT / tools.SANITIZED).is_file()
+
+    def test_errors_and_refusals(self, tmp_path, monkeypatch):
+        tools, gpu = module("gpu_tools"), module("gpu")
+        script = (
+            'if [ $2 = memcheck ]; then echo "========= ERROR SUMMARY: 3 errors"; exit 99; fi; '
+            'echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"; exit 99'
+        )
+        self.stand_in(tmp_path, "compute-sanitizer", script, monkeypatch)
+        found = tools.sanitize(tmp_path, time.monotonic() + 100)
+        assert found["status"] != "ok" and (found["memcheck"]["errors"], found["racecheck"]["errors"]) == (3, 2)
+        assert not gpu.succeeded({"build": None, "tests": None, "rows": [], "sanitizer": found})
+        self.stand_in(tmp_path, "compute-sanitizer", 'echo "Device not supported"; exit 1', monkeypatch)
+        found = tools.sanitize(tmp_path, time.monotonic() + 100)
+        assert found["memcheck"]["errors"] is None and found["memcheck"]["summary"] == "Device not supported"
+        assert tools.sanitize(tmp_path, time.monotonic())["memcheck"]["status"] == "not run: out of time"
+
+    def test_absent(self, tmp_path, monkeypatch):
+        tools = module("gpu_tools")
+        monkeypatch.setattr(tools, "find", lambda tool: None)
+        assert tools.sanitize(tmp_path, 0)["status"].startswith("not run: compute-sanitizer")
+        assert tools.profile(tmp_path, 0)["status"].startswith("not run: ncu")
+
+    def test_a_run_past_its_time_ends_with_its_children(self, tmp_path):
+        tools = module("gpu_tools")
+        done = tools.run(["/bin/sh", "-c", "sleep 60 & echo $!; wait"], tmp_path / "log", 1)
+        assert done["status"] == "timed out"
+        child = int((tmp_path / "log").read_text())
+        # Nobody may have collected it yet: ended is gone, or a zombie.
+        status = Path(f"/proc/{child}/stat")
+        assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def test_profile(self, tmp_path, monkeypatch):
+        tools = module("gpu_tools")
+        report = (
+            '==PROF== Connected\n"ID","Kernel Name","gpu__time_duration.sum","launch__registers_per_thread"\n'
+            '"","","us","register/thread"\n"0","svm_solve(float const *, int)","31.5","128"\n'
+        )
+        (tmp_path / "report").write_text(report)
+        script = f'while [ "$1" != --log-file ]; do shift; done; cp {tmp_path}/report "$2"'
+        self.stand_in(tmp_path, "ncu", script, monkeypatch)
+        found = tools.profile(tmp_path, time.monotonic() + 100)
+        assert found["status"] == "ok" and found["launches"] == [
+            {
+                "kernel": "svm_solve(float const *, int)",
+                "time": "31.5 us",
+                "registers a thread": "128 register/thread",
+            }
+        ]
+        assert tools.read_profile("==ERROR== no counters") == []
 
 
 def test_a_wrong_answer_prints_no_ratio():

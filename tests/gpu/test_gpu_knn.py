@@ -138,4 +138,13 @@ def test_the_bound_holds_and_excludes_nearly_all(device, rng):
     true = (centred**2).sum(1) - 2 * (query.double() - index.centre) @ centred.T
     error = (approximate - true).abs()
     assert (error <= bound[:, None]).all() and error.max() > 0
+    # What the kernel proposes: the sums of the tensor cores, and the bits that give way to the place.
+    least = torch.empty((7, index.n_groups), dtype=torch.int32, device=device)
+    second = torch.empty_like(least)
+    index._propose(low, facts[:, 3].float(), least, second)
+    for packed in (least, second):
+        row = torch.arange(index.n_groups, device=device) * gpu.GROUP + (packed & 31)
+        bits = packed & ~31
+        proposed = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32).double()
+        assert ((proposed - true.gather(1, row)).abs() <= bound[:, None]).all()
     assert (bound < 0.02 * torch.cdist(query.double(), bank.double()).amin(1) ** 2).all()

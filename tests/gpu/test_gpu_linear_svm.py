@@ -74,8 +74,9 @@ def test_limits(device, rng):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize(("n", "dim", "C", "loss"), CASES)
-def test_cuml(rng, n, dim, C, loss):
+def test_cuml(rng, n, dim, C, loss, weighted):
     """What cuML converges to, by its objective; the C it needs for the squared hinge is `cuml.fit`'s business."""
     from ttt4as_fast.kernels.linear_svm import OPERATION
 
@@ -83,8 +84,10 @@ def test_cuml(rng, n, dim, C, loss):
     if reason:
         pytest.skip(reason)
     X, y = problem(rng, n, dim)
-    fitted = kernels.fit_linear_svm(torch.from_numpy(X).cuda(), y, C=C, loss=loss, backend="cuml")
-    assert excess(X, y, fitted, C, loss, None) < 1e-2
+    weight = rng.uniform(0.1, 2, n) if weighted else None
+    samples = torch.from_numpy(X).cuda()
+    fitted = kernels.fit_linear_svm(samples, y, C=C, loss=loss, sample_weight=weight, backend="cuml")
+    assert excess(X, y, fitted, C, loss, weight) < 1e-2
 
 
 def test_cuml_objective(rng):

@@ -37,6 +37,17 @@ def test_percentile_over_every_magnitude(device, rng, dtype):
         assert torch.equal(got.cpu(), kernels.local_maxima(x, percentile, backend="reference"))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_subnormal_numbers_are_numbers(device, rng, dtype):
+    """Tails of a blur: below the least normal number, which a compiler may be told to take for 0."""
+    least = np.finfo(dtype).smallest_subnormal
+    x = torch.from_numpy((least * rng.integers(-500, 500, (1, 23, 30))).astype(dtype))
+    assert x.unique().numel() > 200
+    for percentile in (1.0, 50.0, 99.0):
+        got = kernels.local_maxima(x.to(device), percentile, backend="gpu")
+        assert torch.equal(got.cpu(), kernels.local_maxima(x, percentile, backend="reference"))
+
+
 def test_a_map_that_is_not_finite_has_no_peaks_and_spares_the_others(device, rng):
     from ttt4as_fast.kernels.peaks import gpu
 

@@ -23,6 +23,7 @@ SHAPES = [  # map, features
     ((17, 13), (5, 30, 29)),  # features finer than the map
     ((24, 24), (70, 24, 24)),
     ((37, 29), (6, 11, 3)),
+    ((1, 90), (3, 1, 9)),  # no row for the nominal grid: no candidate at all
 ]
 
 
@@ -67,7 +68,7 @@ class TestParity:
             {"n_nominal": 400},  # nominal samples share the cells' basis
             {"n_nominal": 5, "nominal_sampling": "random", "random_state": 3},
             {"neighbor_radius": 10**12},  # all anomalous: degenerate
-            {"percentile": 100.0, "n_nominal": 1},
+            {"percentile": 100.0, "n_nominal": 1, "max_iter": 10**12},
         ],
         ids=str,
     )
@@ -242,6 +243,16 @@ class Graph:
 class TestGraphs:
     """Which calls capture and which replay; that a graph computes the same is a test for a GPU, below."""
 
+    def test_buffers_made_in_inference_mode_can_be_written_outside(self):
+        pytest.importorskip("triton")
+        from ttt4as_fast.kernels.segment import gpu
+
+        with torch.inference_mode():
+            x = torch.ones((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
+            buffer = gpu._buffer_like(x)
+        assert not buffer.is_inference() and buffer.stride() == x.stride()
+        buffer.copy_(x)
+
     @pytest.fixture
     def cache(self):
         pytest.importorskip("triton")
@@ -281,6 +292,19 @@ class TestGraphs:
         assert cache.run("a", plan, x) == "eager" and plan.runs == 3
 
 
+@pytest.mark.parametrize("preset", ["paper", "robust"])
+def test_warmup_on_a_host_calls_once_and_has_no_graph(rng, preset):
+    import ttt4as_fast as ttt
+
+    maps, features = (x.numpy() for x in inputs(rng, (20, 20), (6, 5, 5)))
+    assert ttt.TTT4AS(preset=preset).warmup(maps[0], features[0]) is False
+    with pytest.raises(ValueError, match="features: expected a batch of 1"):
+        ttt.TTT4AS(preset=preset).warmup(maps, np.concatenate([features, features]))
+    maps[0, 3, 3] = np.nan
+    with pytest.raises(ValueError, match="anomaly_map: expected finite"):
+        ttt.TTT4AS(preset=preset).warmup(maps, features)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 class TestOnDevice:
@@ -307,6 +331,31 @@ class TestOnDevice:
         for case, replay in zip(cases, replays, strict=False):
             self.same(kernels.segment(*case, **self.OPTIONS), replay)
             gpu.clear()
+
+    def test_warmup_captures_what_the_first_call_replays(self, rng, monkeypatch):
+        import ttt4as_fast as ttt
+        from ttt4as_fast.kernels.segment import gpu
+
+        gpu.clear()
+        maps, features = self.case(rng, 1)
+        call = ttt.TTT4AS(n_nominal=30, neighbor_radius=3, image_threshold=-1.0, backend="gpu")
+        want = call(maps[0], features[0])
+        gpu.clear()
+        assert call.warmup(torch.zeros_like(maps[0]), torch.zeros_like(features[0])) is True
+        monkeypatch.setattr(gpu._Plan, "run", None)  # nothing is launched one by one any more
+        self.same(call(maps[0], features[0]), want)
+        gpu.clear()
+
+    def test_inference_mode_and_none(self, rng):
+        from ttt4as_fast.kernels.segment import gpu
+
+        gpu.clear()
+        maps, features = self.case(rng)
+        with torch.inference_mode():
+            inside = [kernels.segment(maps.clone(), features.clone(), **self.OPTIONS) for _ in range(3)]
+        outside = [kernels.segment(maps, features.requires_grad_(), **self.OPTIONS) for _ in range(2)]
+        for one in (*inside[1:], *outside):
+            self.same(one, inside[0])
 
     def test_no_synchronisation(self, rng):
         case = self.case(rng)

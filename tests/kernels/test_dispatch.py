@@ -39,6 +39,17 @@ def test_automatic_choice_falls_back_with_one_warning(operation):
         operation.resolve("auto", "cpu")
 
 
+def test_an_operation_without_a_gpu_backend_says_once_that_tensors_travel(operation):
+    host_only = dispatch.Operation("made_up", host=("cpu", "reference"), cuda=("cpu", "reference"))
+    with pytest.warns(dispatch.BackendWarning, match="made_up: has no backend for cuda; tensors go to the host"):
+        assert host_only.resolve("auto", "cuda").__name__.endswith("cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        host_only.resolve("auto", "cuda")
+        host_only.resolve("auto", "cpu")
+        host_only.resolve("cpu", "cuda")  # named, so nobody has to be told
+
+
 def test_a_named_backend_serves_or_raises(operation, monkeypatch):
     assert operation.resolve("reference", "cpu").__name__.endswith("reference")
     with pytest.raises(RuntimeError, match="backend='gpu' cannot serve made_up on cpu: no device"):
@@ -54,6 +65,14 @@ def test_a_named_backend_serves_or_raises(operation, monkeypatch):
     monkeypatch.setenv("TTT4AS_BACKEND", "nonsense")
     with pytest.raises(ValueError, match="TTT4AS_BACKEND: expected one of"):
         operation.resolve("auto", "cpu")
+
+
+def test_a_host_backend_gets_host_arrays_in_its_options_too(operation, monkeypatch):
+    seen = []
+    module = operation.module("cpu")
+    monkeypatch.setattr(module, "double", lambda x, skip: seen.append((x, skip)) or x, raising=False)
+    operation.run("double", (torch.ones(3),), "cpu", skip=torch.ones(3, dtype=torch.bool))
+    assert all(isinstance(x, np.ndarray) for x in seen[0])
 
 
 def test_results_come_back_as_they_went(operation):

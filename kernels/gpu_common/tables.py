@@ -1,0 +1,48 @@
+"""Small constant tensors on a device, made once and kept for as long as a launch may read them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import torch
+
+CAPACITY = 256
+"""Tables kept beside those that a CUDA graph holds the addresses of."""
+
+_Table = TypeVar("_Table")
+_RECENT: OrderedDict[tuple[Hashable, torch.device], object] = OrderedDict()
+_IN_GRAPHS: dict[tuple[Hashable, torch.device], object] = {}
+_LOCK = threading.Lock()
+
+
+def table(key: Hashable, device: torch.device, make: Callable[[], _Table]) -> _Table:
+    """What ``make()`` returned for `key` and `device`, made on the first call.
+
+    The least recently used one goes when there are more than `CAPACITY`, once the device has read it for the last time.
+    One that is asked for while a CUDA graph is captured stays for good: nobody says when the last replay is over.
+
+    Parameters
+    ----------
+    key : hashable
+        Whose values are all that the table depends on.
+    device : torch.device
+    make : callable
+        Returns tensors on `device`, and whatever else must live as long.
+    """
+    place = (key, device)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    with _LOCK:
+        found = _IN_GRAPHS.get(place)
+        if found is None:
+            found = _RECENT.pop(place, None)
+            found = make() if found is None else found
+            (_IN_GRAPHS if capturing else _RECENT)[place] = found
+        while len(_RECENT) > CAPACITY:
+            (_, used_on), dropped = _RECENT.popitem(last=False)
+            if used_on.type == "cuda":
+                torch.cuda.synchronize(used_on)
+            del dropped
+    return found  # type: ignore[return-value]

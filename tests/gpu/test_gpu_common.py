@@ -1,0 +1,58 @@
+"""What the GPU backends share and a host can show: tables that are kept, work that goes on where memory ran out."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+def test_tables_are_made_once_and_the_oldest_goes(monkeypatch):
+    from ttt4as_fast.kernels.gpu_common import tables
+
+    monkeypatch.setattr(tables, "CAPACITY", 2)
+    monkeypatch.setattr(tables, "_RECENT", type(tables._RECENT)())
+    made = []
+
+    def get(key):
+        return tables.table(key, CPU, lambda: made.append(key) or torch.zeros(1))
+
+    first = get("a")
+    get("b")
+    assert get("a") is first
+    get("c")  # b is the least recently used
+    assert get("a") is first and get("b") is not None
+    assert made == ["a", "b", "c", "b"] and len(tables._RECENT) == 2
+
+
+def test_axis_is_of_size_cells_and_dtype():
+    from ttt4as_fast.kernels.gpu_common.geometry import axis
+
+    one = axis(9, 4, CPU)
+    assert axis(9, 4, CPU) is one and axis(9, 4, CPU, torch.float64).weight.dtype == torch.float64
+    assert (one.lower.tolist(), one.start.tolist()) == ([0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 3, 6, 8, 9])
+
+
+def test_what_a_failed_part_held_is_free_before_the_next():
+    """Out of memory: the tensors of the attempt must not still be there when the smaller one asks."""
+    from ttt4as_fast.kernels.dispatch import BackendWarning
+    from ttt4as_fast.kernels.gpu_common.memory import in_chunks
+
+    alive, done = [], []
+
+    def work(start, stop):
+        assert all(reference() is None for reference in alive)
+        scratch = torch.zeros(stop - start)
+        alive.append(weakref.ref(scratch))
+        if stop - start > 2:
+            raise torch.OutOfMemoryError("too much")
+        done.append((start, stop))
+
+    with pytest.warns(BackendWarning, match="going on with 4 things or fewer") as warned:
+        assert in_chunks(work, 7, 7, "things") == 2
+    assert done == [(0, 2), (2, 4), (4, 6), (6, 7)] and len(warned) == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        in_chunks(lambda start, stop: (_ for _ in ()).throw(torch.OutOfMemoryError()), 1, 1, "things")
