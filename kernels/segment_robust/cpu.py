@@ -67,12 +67,26 @@ def _segment_one(
     svm = linear_svm.fit_linear_svm(
         sampled, sides, C=options.C, loss=options.loss, tol=options.tol, max_iter=options.max_iter
     )
+    coef, intercept = np.asarray(svm.coef, np.float64), svm.intercept
+    if options.recentre:
+        coef, intercept = _recentred(coef, intercept, sampled, len(found.anomalous))
     # A linear classifier commutes with bilinear interpolation, and standardising folds into it.
-    weights = np.asarray(svm.coef, np.float64) * scale
-    cells = np.einsum("c,cp->p", weights, flat) + (svm.intercept - np.einsum("c,c->", weights, centre))
+    weights = coef * scale
+    cells = np.einsum("c,cp->p", weights, flat) + (intercept - np.einsum("c,c->", weights, centre))
     cells = cells.astype(np.float32).reshape(1, *features.shape[1:])
     decision[...] = bilinear.bilinear_upsample(cells, (height, width))[0]
     decision += (anomaly_map.astype(np.float32) - np.float32(found.level)) * np.float32(
         options.score_weight / (found.peak - found.level)
     )
     return "ok" if svm.converged else "not_converged"
+
+
+def _recentred(coef: np.ndarray, intercept: float, sampled: np.ndarray, n_anomalous: int) -> tuple[np.ndarray, float]:
+    """The classifier whose mean over the anomalous samples, which come first, is 1, and over the others -1."""
+    high, low = (
+        float(np.einsum("c,c->", coef, part.mean(0, dtype=np.float64))) + intercept
+        for part in (sampled[:n_anomalous], sampled[n_anomalous:])
+    )
+    if high - low <= CONSTANT:  # constant features: there is nothing to scale
+        return coef, intercept
+    return coef * (2 / (high - low)), (2 * intercept - high - low) / (high - low)

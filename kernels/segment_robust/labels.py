@@ -22,6 +22,12 @@ HEIGHTS = (0.2, 0.75)
 """The steepest level is looked for between these: below lies the background's texture, above the peak's flat top."""
 ENOUGH = 8
 """The lattice is made finer until it has as many anomalous samples, or is the pixel grid."""
+WIDE, SIZE = 0.75, 8.0
+"""Above `WIDE` of the height a defect no larger than what the detector resolves covers about `SIZE` feature cells."""
+FACTORS = (0.7, 1.3)
+"""What the size of the peak may make of a level's height, at least and at most."""
+HIGHEST = 0.93
+"""The size raises no height beyond this."""
 _BINOMIAL = np.array([math.comb(2 * SMOOTHING, k) for k in range(2 * SMOOTHING + 1)]) / 4**SMOOTHING
 
 
@@ -35,8 +41,12 @@ class Labels(NamedTuple):
     peak: float
 
 
-def level(anomaly_map: np.ndarray, options: RobustOptions, step: int = 1) -> tuple[float, float]:
+def level(
+    anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOptions, step: int = 1
+) -> tuple[float, float]:
     """(level, peak) of a map (H, W) that is not constant, from every `step`-th row and column and the peak.
+
+    `cells` (h, w) is the grid of the features: the unit in which the peak is wide or narrow.
 
     Pixels above the level are taken for anomalous.
     """
@@ -46,11 +56,12 @@ def level(anomaly_map: np.ndarray, options: RobustOptions, step: int = 1) -> tup
     if base >= peak:
         base = lowest
     height = steepest(values, gradient(anomaly_map, step), base, peak) if options.height is None else options.height
-    own = base + height * (peak - base)
+    factor = size_factor(values, base, peak, cells[0] * cells[1], options.size_exponent)
+    own = base + _scaled(height, factor) * (peak - base)
     if options.nominal_level is None or options.nominal_level >= peak:
         return own, peak
     usual = max(options.nominal_level, base)
-    theirs = usual + options.nominal_share * (peak - usual)
+    theirs = usual + _scaled(options.nominal_share, factor) * (peak - usual)
     return (1 - options.nominal_weight) * own + options.nominal_weight * theirs, peak
 
 
@@ -70,6 +81,20 @@ def steepest(values: np.ndarray, slope: np.ndarray, base: float, peak: float) ->
     allowed = (centres >= HEIGHTS[0]) & (centres <= HEIGHTS[1])
     mean = np.where(allowed & (count > 0), total / np.maximum(count, np.finfo(np.float64).tiny), -1.0)
     return float(centres[int(mean.argmax())])
+
+
+def size_factor(values: np.ndarray, base: float, peak: float, cells: int, exponent: float) -> float:
+    """What multiplies the heights of levels: more than 1 for a narrow peak, less for a wide one.
+
+    The map of a defect is wider than the defect by what the detector blurs. Of a narrow peak that is nearly all, and
+    the defect lies at its top. A wide one is uneven, and its highest point says little about its edge.
+    """
+    wide = float(np.mean((values - base) * (1 / (peak - base)) > WIDE)) * cells
+    return min(max((SIZE / max(wide, 0.5)) ** exponent, FACTORS[0]), FACTORS[1])
+
+
+def _scaled(height: float, factor: float) -> float:
+    return min(height * factor, max(height, HIGHEST))
 
 
 def gradient(anomaly_map: np.ndarray, step: int) -> np.ndarray:
@@ -100,7 +125,7 @@ def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOption
     if anomaly_map.min() == anomaly_map.max():
         return None
     spacing = max(1, round(min(anomaly_map.shape[0] / cells[0], anomaly_map.shape[1] / cells[1]) / 2))
-    threshold, peak = level(anomaly_map, options, max(1, spacing // 2))
+    threshold, peak = level(anomaly_map, cells, options, max(1, spacing // 2))
     core = threshold + options.core * (peak - threshold)
 
     def lattice(step: int, anomalous: bool) -> np.ndarray:
