@@ -9,7 +9,8 @@ is added to the score's own:
 2. **Nominal maps**, if known, say up to which score nothing is meant: the level moves half-way to the place that lies
    `nominal_share` of the distance from there to the peak.
 3. **Size.** What the detector blurs widens a narrow peak most: its level goes up. A wide peak is uneven: its level
-   goes down, by a power (`size_exponent`) of the feature cells that the peak's top covers.
+   goes down, by a power (`size_exponent`) of the feature cells that the peak's top covers. Not down where the whole
+   map stays below the nominal level: what is wide there is texture.
 4. **Labels.** The upper part of what lies above the level (`core`) is anomalous, all below it nominal, on a lattice of
    half a feature cell. Large defects give many anomalous samples, tiny ones few, and the SVM is as bold as that.
 5. **Features** are standardised by their own mean and deviation in the image, so that C means the same anywhere.

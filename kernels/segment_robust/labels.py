@@ -57,8 +57,11 @@ def level(
         base = lowest
     height = steepest(values, gradient(anomaly_map, step), base, peak) if options.height is None else options.height
     factor = size_factor(values, base, peak, cells[0] * cells[1], options.size_exponent)
+    usual_map = options.nominal_level is not None and options.nominal_level >= peak
+    if usual_map:  # what is wide in it is texture, not a defect: no reason to lower the level
+        factor = max(factor, 1.0)
     own = base + _scaled(height, factor) * (peak - base)
-    if options.nominal_level is None or options.nominal_level >= peak:
+    if options.nominal_level is None or usual_map:
         return own, peak
     usual = max(options.nominal_level, base)
     theirs = usual + _scaled(options.nominal_share, factor) * (peak - usual)

@@ -10,8 +10,8 @@ from scipy import ndimage
 from sklearn.svm import LinearSVC
 
 from ttt4as_fast import TTT4AS, kernels, nn
-from ttt4as_fast.kernels.segment_robust import nominal_level
-from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING, size_factor
+from ttt4as_fast.kernels.segment_robust import RobustOptions, nominal_level
+from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING, level, size_factor
 
 from .cases import DTYPES, smooth_map, structured_features, tensor
 
@@ -50,6 +50,8 @@ def dense_statement(psi, features, nominal=None, share=0.4, core=0.3, n_core=200
     mean = [sums[b] / counts[b] if allowed[b] else -1 for b in range(BINS)]
     wide = ((psi[some] - base) / (peak - base) > 0.75).mean() * features[0].size
     factor = np.clip((8 / max(wide, 0.5)) ** 0.3, 0.7, 1.3)
+    if nominal is not None and nominal >= peak:
+        factor = max(factor, 1.0)
     level = base + min(factor * heights[int(np.argmax(mean))], 0.93) * (peak - base)
     if nominal is not None and nominal < peak:
         level = 0.5 * level + 0.5 * (max(nominal, base) + factor * share * (peak - max(nominal, base)))
@@ -185,6 +187,16 @@ def test_a_narrow_peak_raises_the_level_and_a_wide_one_lowers_it(n_wide, factor)
     assert size_factor(values, 0.0, 1.0, 100, 0.3) == pytest.approx(factor)
     assert size_factor(values, 0.0, 1.0, 100, 0.0) == 1.0
     assert size_factor(np.repeat(values, 4) * 5 - 2, -2.0, 3.0, 100, 0.3) == pytest.approx(factor)
+
+
+def test_a_wide_peak_lowers_no_level_of_a_map_that_stays_below_the_nominal_one():
+    rows, cols = np.mgrid[:96, :96]
+    psi = np.clip(40 - np.hypot(rows - 48, cols - 48), 0, 25) / 25
+    levels = {}
+    for nominal, exponent in ((0.9, 0.3), (1.5, 0.3), (1.5, 0.0)):
+        options = RobustOptions(nominal_level=nominal, nominal_weight=0.0, size_exponent=exponent)
+        levels[nominal, exponent] = level(psi, (12, 12), options)[0]
+    assert levels[0.9, 0.3] < levels[1.5, 0.3] == levels[1.5, 0.0]
 
 
 def test_batch_order_and_layout_do_not_matter(backend, rng):
