@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 
 from ttt4as_fast import TTT4AS, kernels, nn
 from ttt4as_fast.kernels.segment_robust import RobustOptions, nominal_level
-from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING, level, size_factor
+from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING, _quantile, level, size_factor
 
 from .cases import DTYPES, smooth_map, structured_features, tensor
 
@@ -197,6 +197,13 @@ def test_a_wide_peak_lowers_no_level_of_a_map_that_stays_below_the_nominal_one()
         options = RobustOptions(nominal_level=nominal, nominal_weight=0.0, size_exponent=exponent)
         levels[nominal, exponent] = level(psi, (12, 12), options)[0]
     assert levels[0.9, 0.3] < levels[1.5, 0.3] == levels[1.5, 0.0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 1000])
+@pytest.mark.parametrize("q", [0.0, 0.25, 0.5, 0.9, 1.0])
+def test_quantile_is_numpys_to_the_bit(rng, n, q):
+    values = rng.standard_normal(n)
+    assert _quantile(values, q) == np.quantile(values, q)
 
 
 def test_batch_order_and_layout_do_not_matter(backend, rng):
