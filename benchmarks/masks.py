@@ -324,7 +324,7 @@ def draw_failures(path: Path, benches: list[Bench], counts: list[dict[str, np.nd
         scaled,
         masks,
         [bench.masks[i] for bench, i in rows],
-        labels=[f"{bench.name}\n{bench.kinds[i]}" for bench, i in rows],
+        labels=[f"{bench.name}: {bench.kinds[i].replace(' blobs,', ' in')}" for bench, i in rows],
         scale_label="score from the map's median (0) to twice the threshold's distance (1)",
         title="First decile and median of the robust preset's F1",
     )
