@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,11 @@ from .results_file import Progress, result, silent
 
 if TYPE_CHECKING:
     from ttt4as_fast.datasets import Dataset, Sample
-    from ttt4as_fast.metrics import Counts
     from ttt4as_fast.patchcore import PatchCore
 
 PAPER = Path(__file__).with_name("paper.json")
 METRICS = ("precision", "recall", "f1", "pooled_f1", "iou", "fpr_pixels_nominal", "fpr_images_nominal", "milliseconds")
 EXTRA = {
-    "ttt4as_robust": "TTT4AS, preset robust, calibrated, gated by the image threshold",
-    "ttt4as_robust_ungated": "TTT4AS, preset robust, calibrated, on every image",
     "mebin": "anomalib's MEBin on all test maps at once, components counted by SciPy (its own way: a minute a map)",
 }
 
@@ -124,16 +120,12 @@ def _model(
 
 def _extra_rows(model: PatchCore, dataset: Dataset, progress: Progress) -> list[dict[str, Any]]:
     """The methods that `evaluate` does not have, on the maps that it had."""
-    from ttt4as_fast import TTT4AS, metrics
+    from ttt4as_fast import metrics
     from ttt4as_fast.datasets import ImageError
 
-    stats = model.nominal_statistics_
-    level = None if stats is None else stats.level
-    ungated = TTT4AS(preset="robust", nominal_level=level)
-    gated = TTT4AS(preset="robust", nominal_level=level, image_threshold=model.image_threshold_)
-    methods: dict[str, Callable[..., Any]] = {"ttt4as_robust": gated, "ttt4as_robust_ungated": ungated}
-    counts: dict[str, list[Counts]] = {name: [] for name in methods}
-    spent = dict.fromkeys(methods, 0.0)
+    (mebin,) = peers.peers("binarise")
+    if mebin.why_not() is not None:
+        return []
     maps: list[np.ndarray] = []
     truths: list[np.ndarray] = []
     labels: list[bool] = []
@@ -145,31 +137,17 @@ def _extra_rows(model: PatchCore, dataset: Dataset, progress: Progress) -> list[
             continue  # `evaluate` has named it
         if truth is None:
             continue
-        for name, segmenter in methods.items():
-            if not labels:
-                segmenter(found.anomaly_map, found.features, found.pred_score)
-            begin = time.perf_counter()
-            mask = segmenter(found.anomaly_map, found.features, found.pred_score).pred_mask
-            spent[name] += time.perf_counter() - begin
-            counts[name].append(metrics.mask_counts(mask, truth))
         maps.append(found.anomaly_map)
         truths.append(truth)
         labels.append(bool(sample.label))
-        progress("presets", i + 1, len(dataset.test))
-    (mebin,) = peers.peers("binarise")
-    if mebin.why_not() is None:
-        progress("MEBin", 0, 1)
-        begin = time.perf_counter()
-        masks = mebin.adapter()(np.stack(maps))
-        spent["mebin"] = time.perf_counter() - begin
-        counts["mebin"] = [metrics.mask_counts(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
-        progress("MEBin", 1, 1)
-    rows = []
-    for name, found_counts in counts.items():
-        summary = metrics.summarise_counts(found_counts, np.array(labels))
-        summary["milliseconds"] = 1e3 * spent[name] / len(labels)
-        rows.append({"method": name, "meaning": EXTRA[name], **{key: _plain(summary[key]) for key in METRICS}})
-    return rows
+        progress("MEBin", i + 1, len(dataset.test))
+    begin = time.perf_counter()
+    masks = mebin.adapter()(np.stack(maps))
+    spent = time.perf_counter() - begin
+    counts = [metrics.mask_counts(mask, truth) for mask, truth in zip(masks, truths, strict=True)]
+    summary = metrics.summarise_counts(counts, np.array(labels))
+    summary["milliseconds"] = 1e3 * spent / len(labels)
+    return [{"method": "mebin", "meaning": EXTRA["mebin"], **{key: _plain(summary[key]) for key in METRICS}}]
 
 
 def _truth(model: PatchCore, sample: Sample, size: tuple[int, int]) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from scipy import stats as distributions
 from skimage.filters import threshold_otsu
 
 from ttt4as_fast import baselines, metrics
@@ -72,6 +73,34 @@ def test_image_threshold_is_the_smallest_that_keeps_the_rate(rate, n, ties):
     assert np.mean(scores >= threshold) <= rate + 1e-9
     smaller = np.nextafter(np.float32(threshold), np.float32(-np.inf))
     assert np.mean(scores >= smaller) > rate
+
+
+def with_scores(scores):
+    return NominalStatistics.from_maps(np.zeros((len(scores), 1, 1)), np.asarray(scores, np.float32))
+
+
+def test_the_tail_is_followed_to_the_rate():
+    found = with_scores(np.arange(20))  # the upper quarter: 15 to 19, counted from 14, by 3 on average
+    assert found.image_threshold(0.01, extrapolate=True) == pytest.approx(14 + 3 * np.log(25), rel=1e-6)
+    shifted = with_scores(np.arange(20) * 2.0 - 100)
+    assert shifted.image_threshold(0.05, extrapolate=True) == pytest.approx(-72 + 6 * np.log(5), rel=1e-6)
+    equal = with_scores([3.0] * 8)
+    assert equal.image_threshold(extrapolate=True) == np.nextafter(np.float32(3), np.float32(9))
+    for rate in (0.0, 0.25, 0.5):
+        assert found.image_threshold(rate, extrapolate=True) == found.image_threshold(rate)
+    few = with_scores([1, 2, 5])
+    assert few.image_threshold(extrapolate=True) == few.image_threshold()
+
+
+@pytest.mark.parametrize("name", ["norm", "gumbel_r", "expon", "uniform"])
+def test_few_scores_keep_the_rate_on_new_images_only_by_the_tail(name):
+    of_this_kind = getattr(distributions, name)()
+    draws = of_this_kind.rvs((400, 32), random_state=0)
+    rates = [
+        np.mean([of_this_kind.sf(with_scores(x).image_threshold(0.01, extrapolate=tail)) for x in draws])
+        for tail in (False, True)
+    ]
+    assert rates[0] > 0.02 > rates[1]
 
 
 def test_statistics_refuse_bad_input(stats):

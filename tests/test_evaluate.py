@@ -33,6 +33,7 @@ class BrightnessDetector:
     def __init__(self) -> None:
         rng = np.random.default_rng(9)
         maps = np.stack([self.map_of(_noise(rng)) for _ in range(40)])
+        self.nominal_maps = maps
         self.nominal_statistics_ = NominalStatistics.from_maps(maps, maps.max(axis=(1, 2)))
         self.image_threshold_ = self.nominal_statistics_.image_threshold(0.01)
         self.batches: list[int] = []
@@ -125,6 +126,8 @@ def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
     stats, ungated = known.model.nominal_statistics_, TTT4AS()
     batch = known.model.predict([s.image for s in known.data.test], 99)
     gated = TTT4AS(image_threshold=known.model.image_threshold_)
+    robust = TTT4AS(preset="robust").calibrate(known.model.nominal_maps)
+    robust_gated = TTT4AS(**{**robust.get_params(), "image_threshold": known.model.image_threshold_})
     by_hand = {
         "thr_1std": lambda i, psi: psi > stats.mean + stats.std,
         "thr_2std": lambda i, psi: psi > stats.mean + 2 * stats.std,
@@ -135,6 +138,8 @@ def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
         "ttt4as": lambda i, psi: gated(psi, batch.features[i], pred_score=batch.pred_score[i]).pred_mask,
         "ttt4as_ungated": lambda i, psi: ungated(psi, batch.features[i]).pred_mask,
         "ttt4as_score_only": lambda i, psi: ungated(psi, ((psi - psi.mean()) / psi.std())[None]).pred_mask,
+        "ttt4as_robust": lambda i, psi: robust_gated(psi, batch.features[i], batch.pred_score[i]).pred_mask,
+        "ttt4as_robust_ungated": lambda i, psi: robust(psi, batch.features[i]).pred_mask,
         "oracle_image_f1": lambda i, psi: psi > baselines.oracle_threshold(known.maps, known.masks)[0],
         "oracle_pooled_f1": lambda i, psi: psi > baselines.oracle_threshold(known.maps, known.masks, "pooled_f1")[0],
     }[method]
@@ -160,8 +165,17 @@ def test_methods_differ_as_they_should(known):
     assert row("oracle_image_f1")["f1"] >= max(row(name)["f1"] for name in ("max_nominal", "quantile_nominal"))
     assert row("oracle_pooled_f1")["pooled_f1"] >= row("oracle_image_f1")["pooled_f1"]
     assert row("ttt4as_ungated")["fpr_images_nominal"] == 1.0  # without a gate every good part is marked
-    assert row("ttt4as")["fpr_images_nominal"] == 0.0
+    assert row("ttt4as")["fpr_images_nominal"] == row("ttt4as_robust")["fpr_images_nominal"] == 0.0
+    assert row("ttt4as_robust_ungated", "bright")["f1"] > row("ttt4as_ungated", "bright")["f1"]
     assert row("max_nominal", "bright")["f1"] > row("max_nominal", "dim")["f1"]
+
+
+def test_robust_rows_follow_a_robust_segmenter(known):
+    report = evaluate(known.model, known.data, TTT4AS(preset="robust", core=0.0, C=1e-2))
+    assert report.row("ttt4as_robust")["f1"] == report.row("ttt4as")["f1"]
+    assert report.row("ttt4as_robust_ungated")["f1"] == report.row("ttt4as_ungated")["f1"]
+    assert report.row("ttt4as")["f1"] != known.report.row("ttt4as_robust")["f1"]
+    assert report.settings["segmenter"]["core"] == 0.0
 
 
 def test_mean_is_over_kinds_and_all_over_images(known):
@@ -174,7 +188,8 @@ def test_mean_is_over_kinds_and_all_over_images(known):
 
 def test_statuses_times_and_thresholds(known):
     report = known.report
-    assert set(report.statuses) == {"ttt4as", "ttt4as_ungated", "ttt4as_score_only"}
+    assert set(report.statuses) == {name for name in METHODS if name.startswith("ttt4as")}
+    assert report.statuses["ttt4as_robust"] == report.statuses["ttt4as"]
     assert all(sum(count.values()) == 10 for count in report.statuses.values())
     assert report.statuses["ttt4as"]["nominal"] >= 4
     for method in METHODS:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .kernels.arrays import Array
 
 OBJECTIVES = ("image_f1", "pooled_f1")
+TAIL = 0.25
+"""The share of the nominal scores, the highest, whose excess says how the tail goes on."""
 _GRID = 1024  # thresholds looked at in one round of the oracle's search
 
 
@@ -129,26 +131,42 @@ class NominalStatistics:
         """The `q`-quantile (in [0, 1], linear interpolation) of the maxima of the nominal maps."""
         return float(np.float32(np.quantile(self.maxima.astype(np.float64), check_float(q, "q", 0.0, 1.0))))
 
-    def image_threshold(self, false_alarm_rate: float = 0.01) -> float:
+    def image_threshold(self, false_alarm_rate: float = 0.01, *, extrapolate: bool = False) -> float:
         """The smallest image score that at most a share `false_alarm_rate` of the nominal images reaches.
 
         An image is an alarm if its score is at least the threshold. With N images the share moves in steps of 1 / N:
         below 1 / N no image may be an alarm, and the threshold is the next float32 above their largest score. N images
-        cannot vouch for a rate much below 1 / N.
+        cannot vouch for a rate much below 1 / N: of 32 images with a threshold for 1 %, new ones pass it three times as
+        often (`extrapolate` is for that).
 
         Parameters
         ----------
         false_alarm_rate : float in [0, 1), default 0.01
+        extrapolate : bool, default False
+            Take the upper quarter of the scores for the beginning of an exponential tail and follow it to the rate:
+            the score from which the tail is counted, plus the mean excess over it times log(share of the tail / rate).
+            A normal tail falls faster, so that the rate is kept rather than used up. Without effect where there are
+            fewer than 4 scores, or where the rate is 0 or not within the tail.
 
         Returns
         -------
         float
             A float32 value.
+
+        References
+        ----------
+        Pickands, "Statistical inference using extreme order statistics", Annals of Statistics 3 (1975): the
+        generalised Pareto tail, here of shape 0, which few scores cannot tell from others.
         """
         rate = check_float(false_alarm_rate, "false_alarm_rate", 0.0, 1.0)
         if rate == 1.0:
             raise ValueError("false_alarm_rate: expected a number in [0, 1), got 1.0")
         descending = np.sort(self.scores)[::-1]
+        n_tail = max(2, round(TAIL * len(descending)))
+        if extrapolate and len(descending) >= 4 and 0 < rate < n_tail / len(descending):
+            start, tail = float(descending[n_tail]), descending[:n_tail].astype(np.float64)
+            threshold = start + float(np.mean(tail - start)) * np.log(n_tail / len(descending) / rate)
+            return float(np.nextafter(np.float32(threshold), np.float32(np.inf)))
         n_allowed = int(rate * len(descending) + 1e-9)  # 0.29 * 100 is 28.999...: it allows 29
         return float(np.nextafter(descending[n_allowed], np.float32(np.inf)))
 

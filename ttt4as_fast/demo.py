@@ -196,8 +196,13 @@ def texture_crops(name: str, area: str, n: int, side: int, seed: int) -> np.ndar
     numpy.ndarray
         (n, side, side) uint8.
     """
-    photograph = load_texture(name)[_AREAS[area]]
-    rng = np.random.default_rng([seed, TEXTURES.index(name), list(_AREAS).index(area)])
+    return photograph_crops(load_texture(name), area, n, side, [seed, TEXTURES.index(name)])
+
+
+def photograph_crops(photograph: np.ndarray, area: str, n: int, side: int, seed: Sequence[int]) -> np.ndarray:
+    """`texture_crops` of any photograph (512, 512) uint8; `seed` is what `numpy.random.default_rng` takes."""
+    photograph = photograph[_AREAS[area]]
+    rng = np.random.default_rng([*seed, list(_AREAS).index(area)])
     rows = rng.integers(photograph.shape[0] - side + 1, size=n)
     columns = rng.integers(photograph.shape[1] - side + 1, size=n)
     crops = np.stack([photograph[r : r + side, c : c + side] for r, c in zip(rows, columns, strict=True)])

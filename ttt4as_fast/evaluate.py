@@ -26,6 +26,7 @@ from . import __version__, baselines, metrics
 from .datasets import Dataset, ImageError, Sample, image_size, load_dataset, read_mask
 from .io import atomic_path
 from .kernels.arrays import check_float, check_int, to_numpy
+from .kernels.segment_robust import OPERATION
 from .segmenter import TTT4AS
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ METHODS = {
     "ttt4as": "TTT4AS, gated by the image threshold",
     "ttt4as_ungated": "TTT4AS on every image",
     "ttt4as_score_only": "TTT4AS on every image, its anomaly score, standardised, as the only feature",
+    "ttt4as_robust": "TTT4AS, preset robust, calibrated, gated by the image threshold",
+    "ttt4as_robust_ungated": "TTT4AS, preset robust, calibrated, on every image",
     "oracle_image_f1": "one threshold, best for the mean per-image F1 (sees the ground truth)",
     "oracle_pooled_f1": "one threshold, best for the pooled F1 (sees the ground truth)",
 }
@@ -186,8 +189,9 @@ def evaluate(
     dataset : Dataset or path-like
         A path goes through `load_dataset`.
     segmenter : TTT4AS, optional
-        Default ``TTT4AS()``. Without an `image_threshold` of its own the gated run takes the model's. The other two
-        runs of TTT4AS are ungated.
+        Default ``TTT4AS()``. Without an `image_threshold` of its own the gated run takes the model's. The next two
+        runs are ungated. The robust rows are those of ``TTT4AS(preset="robust")`` with the model's nominal level, or
+        of `segmenter` again if that is its preset; gated by the same threshold, and not.
     batch_size : int, default 8
         Images the detector takes at once.
     quantile : float in [0, 1], default 0.95
@@ -251,8 +255,9 @@ def _gate(model: PatchCore, segmenter: TTT4AS) -> float:
 
 def _methods(stats: baselines.NominalStatistics, gate: float, segmenter: TTT4AS, quantile: float) -> dict[str, _Method]:
     params = segmenter.get_params()
-    gated = TTT4AS(**{**params, "image_threshold": gate})
-    ungated = TTT4AS(**{**params, "image_threshold": None})
+    robust = params if params["preset"] == "robust" else _robust_params(stats, params["backend"])
+    gated, robust_gated = (TTT4AS(**{**given, "image_threshold": gate}) for given in (params, robust))
+    ungated, robust_ungated = (TTT4AS(**{**given, "image_threshold": None}) for given in (params, robust))
 
     def threshold(mask: Callable[[np.ndarray], np.ndarray]) -> _Method:
         return lambda psi, features, score: (mask(psi), "ok")
@@ -274,7 +279,15 @@ def _methods(stats: baselines.NominalStatistics, gate: float, segmenter: TTT4AS,
         "ttt4as": test_time(gated),
         "ttt4as_ungated": test_time(ungated),
         "ttt4as_score_only": test_time(ungated, only_score=True),
+        "ttt4as_robust": test_time(robust_gated),
+        "ttt4as_robust_ungated": test_time(robust_ungated),
     }
+
+
+def _robust_params(stats: baselines.NominalStatistics, backend: str) -> dict[str, Any]:
+    """The preset, calibrated, by the backend asked for if it has one of that name."""
+    named = backend if backend in OPERATION.backends else "auto"
+    return {"preset": "robust", "nominal_level": stats.level, "backend": named}
 
 
 def _standardised(psi: np.ndarray) -> np.ndarray:

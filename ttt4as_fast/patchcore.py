@@ -281,6 +281,7 @@ class PatchCore:
         progress: Progress | None = None,
         *,
         false_alarm_rate: float = 0.01,
+        extrapolate: bool = True,
         batch_size: int = 16,
     ) -> PatchCore:
         """Learn from nominal validation images what is usual, and from which image score on one is anomalous.
@@ -292,7 +293,10 @@ class PatchCore:
         progress : callable, optional
             ``progress(done, total, stage)`` with stage ``"calibration"``.
         false_alarm_rate : float
-            Share of these images that may reach the image threshold, in [0, 1). Default 0.01.
+            Share of nominal images that may reach the image threshold, in [0, 1). Default 0.01.
+        extrapolate : bool
+            Estimate the threshold from the tail of these images' scores (default), as a hundredth of few images cannot
+            be counted; False counts. See `NominalStatistics.image_threshold`.
         batch_size : int
             As in `fit`.
 
@@ -322,7 +326,7 @@ class PatchCore:
                 if progress is not None:
                     progress(len(maps), len(source), "calibration")
         statistics = NominalStatistics.from_maps(np.stack(maps), np.asarray(scores, np.float32))
-        self.image_threshold_ = statistics.image_threshold(rate)
+        self.image_threshold_ = statistics.image_threshold(rate, extrapolate=extrapolate)
         self.nominal_statistics_ = statistics
         return self
 

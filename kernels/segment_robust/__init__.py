@@ -8,10 +8,15 @@ is added to the score's own:
    pixels of each height, between the map's background and its peak, is largest at that height: `labels.level`.
 2. **Nominal maps**, if known, say up to which score nothing is meant: the level moves half-way to the place that lies
    `nominal_share` of the distance from there to the peak.
-3. **Labels.** The upper part of what lies above the level (`core`) is anomalous, all below it nominal, on a lattice of
+3. **Size.** What the detector blurs widens a narrow peak most: its level goes up. A wide peak is uneven: its level
+   goes down, by a power (`size_exponent`) of the feature cells that the peak's top covers. Not down where the whole
+   map stays below the nominal level: what is wide there is texture.
+4. **Labels.** The upper part of what lies above the level (`core`) is anomalous, all below it nominal, on a lattice of
    half a feature cell. Large defects give many anomalous samples, tiny ones few, and the SVM is as bold as that.
-4. **Features** are standardised by their own mean and deviation in the image, so that C means the same anywhere.
-5. **Decision.** The SVM's plus `score_weight` times the height over the level, 1 at the peak.
+5. **Features** are standardised by their own mean and deviation in the image, so that C means the same anywhere.
+6. **Decision.** The SVM's, moved and scaled such that its two classes have the means 1 and -1 (`recentre`: few
+   anomalous samples against many nominal ones push it to one side), plus `score_weight` times the height over the
+   level, 1 at the peak.
 """
 
 from __future__ import annotations
@@ -29,7 +34,8 @@ if TYPE_CHECKING:
     from ..arrays import Array
 
 CONSTANT = 1e-5
-"""A channel whose deviation is below this share of its root mean square is constant: rounding is not standardised."""
+"""A channel whose deviation is below this share of its root mean square is constant: rounding is not standardised. Nor
+is a difference of that many margins between the classes stretched."""
 
 OPERATION = Operation("segment_robust", host=("cpu", "reference"), cuda=("cpu", "reference"))
 
@@ -39,14 +45,16 @@ class RobustOptions:
     """Options of `segment_robust`, validated on construction; see there."""
 
     nominal_level: float | None = None
-    nominal_share: float = 0.3
+    nominal_share: float = 0.4
     nominal_weight: float = 0.5
     height: float | None = None
     base_quantile: float = 0.25
     core: float = 0.3
     n_core: int = 200
     n_background: int = 800
+    size_exponent: float = 0.3
     standardize: bool = True
+    recentre: bool = True
     score_weight: float = 1.0
     C: float = 1e-3
     loss: str = "squared_hinge"
@@ -62,6 +70,8 @@ class RobustOptions:
             "core": arrays.check_float(self.core, "core", 0.0, 0.99),
             "n_core": arrays.check_int(self.n_core, "n_core", 1),
             "n_background": arrays.check_int(self.n_background, "n_background", 1),
+            "size_exponent": arrays.check_float(self.size_exponent, "size_exponent", 0.0, 2.0),
+            "recentre": _check_bool(self.recentre, "recentre"),
             "standardize": _check_bool(self.standardize, "standardize"),
             "score_weight": arrays.check_float(self.score_weight, "score_weight", 0.0),
             "C": arrays.check_float(self.C, "C", 0.0, open_low=True),
@@ -99,7 +109,7 @@ def segment_robust(
         The score that pixels of nominal images hardly pass (`nominal_level` makes it of validation maps). Without it
         the level comes from the map alone.
     nominal_share : float
-        In [0, 0.99], default 0.3: the nominal images' own level lies this share of the way from `nominal_level` to the
+        In [0, 0.99], default 0.4: the nominal images' own level lies this share of the way from `nominal_level` to the
         peak.
     nominal_weight : float
         In [0, 1], default 0.5: the weight of that level against the map's own; 0 leaves it out.
@@ -114,8 +124,14 @@ def segment_robust(
     n_core, n_background : int
         Anomalous and nominal samples at most, evenly spread; defaults 200 and 800. Few against many keeps the SVM
         careful.
+    size_exponent : float
+        In [0, 2], default 0.3: the height of both levels is multiplied by this power of 8 over the number of feature
+        cells above three quarters of the map's height, within [0.7, 1.3]. 0 leaves the size out.
     standardize : bool
         Standardise each channel by its mean and deviation in the image. Default True.
+    recentre : bool
+        Move and scale the SVM's decision such that its mean over the anomalous samples is 1 and over the nominal ones
+        -1. Default True.
     score_weight : float
         >= 0, default 1: what the score counts for in the decision, in units of the SVM's margin at the peak.
     C : float

@@ -22,6 +22,12 @@ HEIGHTS = (0.2, 0.75)
 """The steepest level is looked for between these: below lies the background's texture, above the peak's flat top."""
 ENOUGH = 8
 """The lattice is made finer until it has as many anomalous samples, or is the pixel grid."""
+WIDE, SIZE = 0.75, 8.0
+"""Above `WIDE` of the height a defect no larger than what the detector resolves covers about `SIZE` feature cells."""
+FACTORS = (0.7, 1.3)
+"""What the size of the peak may make of a level's height, at least and at most."""
+HIGHEST = 0.93
+"""The size raises no height beyond this."""
 _BINOMIAL = np.array([math.comb(2 * SMOOTHING, k) for k in range(2 * SMOOTHING + 1)]) / 4**SMOOTHING
 
 
@@ -35,22 +41,30 @@ class Labels(NamedTuple):
     peak: float
 
 
-def level(anomaly_map: np.ndarray, options: RobustOptions, step: int = 1) -> tuple[float, float]:
+def level(
+    anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOptions, step: int = 1
+) -> tuple[float, float]:
     """(level, peak) of a map (H, W) that is not constant, from every `step`-th row and column and the peak.
+
+    `cells` (h, w) is the grid of the features: the unit in which the peak is wide or narrow.
 
     Pixels above the level are taken for anomalous.
     """
     peak, lowest = float(anomaly_map.max()), float(anomaly_map.min())
     values = _every(anomaly_map, step)
-    base = float(np.quantile(values, options.base_quantile))
+    base = _quantile(values, options.base_quantile)
     if base >= peak:
         base = lowest
     height = steepest(values, gradient(anomaly_map, step), base, peak) if options.height is None else options.height
-    own = base + height * (peak - base)
-    if options.nominal_level is None or options.nominal_level >= peak:
+    factor = size_factor(values, base, peak, cells[0] * cells[1], options.size_exponent)
+    usual_map = options.nominal_level is not None and options.nominal_level >= peak
+    if usual_map:  # what is wide in it is texture, not a defect: no reason to lower the level
+        factor = max(factor, 1.0)
+    own = base + _scaled(height, factor) * (peak - base)
+    if options.nominal_level is None or usual_map:
         return own, peak
     usual = max(options.nominal_level, base)
-    theirs = usual + options.nominal_share * (peak - usual)
+    theirs = usual + _scaled(options.nominal_share, factor) * (peak - usual)
     return (1 - options.nominal_weight) * own + options.nominal_weight * theirs, peak
 
 
@@ -72,16 +86,32 @@ def steepest(values: np.ndarray, slope: np.ndarray, base: float, peak: float) ->
     return float(centres[int(mean.argmax())])
 
 
+def size_factor(values: np.ndarray, base: float, peak: float, cells: int, exponent: float) -> float:
+    """What multiplies the heights of levels: more than 1 for a narrow peak, less for a wide one.
+
+    The map of a defect is wider than the defect by what the detector blurs. Of a narrow peak that is nearly all, and
+    the defect lies at its top. A wide one is uneven, and its highest point says little about its edge.
+    """
+    wide = float(np.mean((values - base) * (1 / (peak - base)) > WIDE)) * cells
+    return min(max((SIZE / max(wide, 0.5)) ** exponent, FACTORS[0]), FACTORS[1])
+
+
+def _scaled(height: float, factor: float) -> float:
+    return min(height * factor, max(height, HIGHEST))
+
+
 def gradient(anomaly_map: np.ndarray, step: int) -> np.ndarray:
     """Its magnitude at every `step`-th pixel, by differences over the neighbours at hand; 0 along an axis of one."""
     height, width = anomaly_map.shape
     rows, cols = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
     squares = np.zeros((len(rows), len(cols)))
-    for axis, places, length in ((0, rows, height), (1, cols, width)):
-        before, after = np.maximum(places - 1, 0), np.minimum(places + 1, length - 1)
-        pick = (lambda at: anomaly_map[np.ix_(at, cols)]) if axis == 0 else (lambda at: anomaly_map[np.ix_(rows, at)])
+    for axis, places, lines in (
+        (0, rows, anomaly_map[:, step // 2 :: step]),
+        (1, cols, anomaly_map[step // 2 :: step]),
+    ):
+        before, after = np.maximum(places - 1, 0), np.minimum(places + 1, lines.shape[axis] - 1)
         run = np.maximum(after - before, 1)
-        difference = pick(after).astype(np.float64) - pick(before)
+        difference = lines.take(after, axis).astype(np.float64) - lines.take(before, axis)
         squares += (difference / (run[:, None] if axis == 0 else run)) ** 2
     return np.sqrt(squares)
 
@@ -89,6 +119,16 @@ def gradient(anomaly_map: np.ndarray, step: int) -> np.ndarray:
 def _every(anomaly_map: np.ndarray, step: int) -> np.ndarray:
     """Every `step`-th row and column, from half a step on, in float64."""
     return anomaly_map[step // 2 :: step, step // 2 :: step].astype(np.float64)
+
+
+def _quantile(values: np.ndarray, q: float) -> float:
+    """`numpy.quantile` of float64 values, to the bit; on a lattice that spends its time on checking arguments."""
+    place = q * (values.size - 1)
+    low = min(int(place), values.size - 1)
+    high = min(low + 1, values.size - 1)
+    ordered = np.partition(values, sorted({low, high}), axis=None)
+    a, b, share = float(ordered[low]), float(ordered[high]), place - low
+    return b - (b - a) * (1 - share) if share >= 0.5 else a + (b - a) * share
 
 
 def _smooth(histogram: np.ndarray) -> np.ndarray:
@@ -100,7 +140,7 @@ def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOption
     if anomaly_map.min() == anomaly_map.max():
         return None
     spacing = max(1, round(min(anomaly_map.shape[0] / cells[0], anomaly_map.shape[1] / cells[1]) / 2))
-    threshold, peak = level(anomaly_map, options, max(1, spacing // 2))
+    threshold, peak = level(anomaly_map, cells, options, max(1, spacing // 2))
     core = threshold + options.core * (peak - threshold)
 
     def lattice(step: int, anomalous: bool) -> np.ndarray:

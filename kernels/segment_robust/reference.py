@@ -42,7 +42,12 @@ def segment_one(
         max_iter=options.max_iter,
         backend="reference",
     )
-    decision = (dense @ svm.coef + svm.intercept).reshape(anomaly_map.shape)
+    decision = dense @ svm.coef + svm.intercept
+    if options.recentre:
+        high, low = decision[found.anomalous].mean(), decision[found.nominal].mean()
+        if high - low > CONSTANT:
+            decision = (2 * decision - high - low) / (high - low)
+    decision = decision.reshape(anomaly_map.shape)
     decision += options.score_weight * (anomaly_map - found.level) / (found.peak - found.level)
     return decision, labels.reshape(anomaly_map.shape), "ok" if svm.converged else "not_converged"
 

@@ -10,8 +10,8 @@ from scipy import ndimage
 from sklearn.svm import LinearSVC
 
 from ttt4as_fast import TTT4AS, kernels, nn
-from ttt4as_fast.kernels.segment_robust import nominal_level
-from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING
+from ttt4as_fast.kernels.segment_robust import RobustOptions, nominal_level
+from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING, _quantile, level, size_factor
 
 from .cases import DTYPES, smooth_map, structured_features, tensor
 
@@ -28,7 +28,7 @@ CASES = [  # (H, W), (C, h, w)
 ]
 
 
-def dense_statement(psi, features, nominal=None, share=0.3, core=0.3, n_core=200, n_background=800):
+def dense_statement(psi, features, nominal=None, share=0.4, core=0.3, n_core=200, n_background=800):
     """The method once more, from torch, SciPy and liblinear's dual solver: decision, labels."""
     psi = psi.astype(np.float64)
     height, width = psi.shape
@@ -48,9 +48,13 @@ def dense_statement(psi, features, nominal=None, share=0.3, core=0.3, n_core=200
     heights = (np.arange(BINS) + 0.5) / BINS
     allowed = (counts > 0) & (heights >= HEIGHTS[0]) & (heights <= HEIGHTS[1])
     mean = [sums[b] / counts[b] if allowed[b] else -1 for b in range(BINS)]
-    level = base + heights[int(np.argmax(mean))] * (peak - base)
+    wide = ((psi[some] - base) / (peak - base) > 0.75).mean() * features[0].size
+    factor = np.clip((8 / max(wide, 0.5)) ** 0.3, 0.7, 1.3)
+    if nominal is not None and nominal >= peak:
+        factor = max(factor, 1.0)
+    level = base + min(factor * heights[int(np.argmax(mean))], 0.93) * (peak - base)
     if nominal is not None and nominal < peak:
-        level = 0.5 * level + 0.5 * (max(nominal, base) + share * (peak - max(nominal, base)))
+        level = 0.5 * level + 0.5 * (max(nominal, base) + factor * share * (peak - max(nominal, base)))
 
     def chosen(mask, spacing, limit):
         found = [
@@ -77,7 +81,11 @@ def dense_statement(psi, features, nominal=None, share=0.3, core=0.3, n_core=200
     dense = F.interpolate(flat[None], (height, width), mode="bilinear")[0].numpy().reshape(len(features), -1).T
     svm = LinearSVC(C=1e-3, tol=1e-9, dual=True, max_iter=500_000, random_state=0)
     svm.fit(dense[labels != 0], labels[labels != 0])
-    decision = svm.decision_function(dense).reshape(height, width) + (psi - level) / (peak - level)
+    decision = svm.decision_function(dense)
+    high, low = decision[anomalous].mean(), decision[nominal_pixels].mean()
+    if high - low > 1e-5:
+        decision = 1 + 2 * (decision - high) / (high - low)
+    decision = decision.reshape(height, width) + (psi - level) / (peak - level)
     return decision, labels.reshape(height, width)
 
 
@@ -101,7 +109,10 @@ def test_masks_match_a_dense_statement(backend, rng, size, shape, nominal):
         {"base_quantile": 0.0},
         {"core": 0.0},
         {"n_core": 1, "n_background": 1},
+        {"size_exponent": 0.0},
+        {"size_exponent": 0.1},
         {"standardize": False},
+        {"recentre": False},
         {"score_weight": 0.0},
         {"nominal_level": 0.4, "nominal_weight": 0.0},
         {"nominal_level": 0.4, "nominal_share": 0.9},
@@ -157,6 +168,42 @@ def test_the_scale_of_map_and_features_does_not_matter(backend, rng):
     scaled = kernels.segment_robust(psi * 4 - 8, features * 1024, nominal_level=0.5 * 4 - 8, backend=backend)
     np.testing.assert_array_equal(scaled.pseudo_labels, plain.pseudo_labels)
     assert np.abs(scaled.decision_map - plain.decision_map).max() < CLOSE
+
+
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+def test_recentred_means_are_one_and_minus_one(backend, rng, loss):
+    psi, features = smooth_map(rng, 96, 80), structured_features(rng, 24, 12, 10)
+    got = kernels.segment_robust(psi, features, score_weight=0.0, loss=loss, backend=backend)
+    for side in (1, -1):
+        assert got.decision_map[got.pseudo_labels == side].mean() == pytest.approx(side, abs=1e-4)
+    plain = kernels.segment_robust(psi, features, score_weight=0.0, loss=loss, recentre=False, backend=backend)
+    assert np.corrcoef(plain.decision_map.ravel(), got.decision_map.ravel())[0, 1] > 1 - 1e-6
+
+
+@pytest.mark.parametrize(("n_wide", "factor"), [(0, 1.3), (4, 2**0.3), (8, 1.0), (20, 0.4**0.3), (90, 0.7)])
+def test_a_narrow_peak_raises_the_level_and_a_wide_one_lowers_it(n_wide, factor):
+    values = np.zeros(100)
+    values[:n_wide] = 0.8
+    assert size_factor(values, 0.0, 1.0, 100, 0.3) == pytest.approx(factor)
+    assert size_factor(values, 0.0, 1.0, 100, 0.0) == 1.0
+    assert size_factor(np.repeat(values, 4) * 5 - 2, -2.0, 3.0, 100, 0.3) == pytest.approx(factor)
+
+
+def test_a_wide_peak_lowers_no_level_of_a_map_that_stays_below_the_nominal_one():
+    rows, cols = np.mgrid[:96, :96]
+    psi = np.clip(40 - np.hypot(rows - 48, cols - 48), 0, 25) / 25
+    levels = {}
+    for nominal, exponent in ((0.9, 0.3), (1.5, 0.3), (1.5, 0.0)):
+        options = RobustOptions(nominal_level=nominal, nominal_weight=0.0, size_exponent=exponent)
+        levels[nominal, exponent] = level(psi, (12, 12), options)[0]
+    assert levels[0.9, 0.3] < levels[1.5, 0.3] == levels[1.5, 0.0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 1000])
+@pytest.mark.parametrize("q", [0.0, 0.25, 0.5, 0.9, 1.0])
+def test_quantile_is_numpys_to_the_bit(rng, n, q):
+    values = rng.standard_normal(n)
+    assert _quantile(values, q) == np.quantile(values, q)
 
 
 def test_batch_order_and_layout_do_not_matter(backend, rng):
@@ -220,6 +267,8 @@ def test_constant_features_leave_the_score_alone(backend, rng):
         ({"height": 0.0}, ValueError, "height"),
         ({"core": 1.0}, ValueError, "core"),
         ({"n_core": 0}, ValueError, "n_core"),
+        ({"size_exponent": 2.5}, ValueError, "size_exponent"),
+        ({"recentre": "no"}, TypeError, "recentre"),
         ({"standardize": 1}, TypeError, "standardize"),
         ({"score_weight": -1.0}, ValueError, "score_weight"),
         ({"percentile": 99.0}, TypeError, "percentile"),
