@@ -57,13 +57,13 @@ def run(plan: Plan | None = None, threads: int = 1, progress: Progress = silent)
     """
     plan = plan or Plan()
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     rows = []
     for i, (name, points) in enumerate(AXES.items()):
         progress("growth", i, len(AXES))
         rows.append(_axis(name, points(plan), plan.seconds))
     progress("growth", len(AXES), len(AXES))
-    about = machine.describe(pinned, busy)
+    about = machine.describe(pinned, watch)
     return result(
         "growth", TITLE, about, rows, absent_peers=peers.absent("segment", "knn"), settings={"base": BASE.shape}
     )

@@ -67,13 +67,13 @@ def run(
         The content of ``headline.json``.
     """
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     rows = []
     for i, name in enumerate(names):
         progress("headline", i, len(names))
         rows.append(_row(workloads.WORKLOADS[name], seconds, seed, data, bank))
     progress("headline", len(names), len(names))
-    about = machine.describe(pinned, busy)
+    about = machine.describe(pinned, watch)
     return result(
         "headline",
         TITLE,

@@ -127,7 +127,7 @@ def run(
     from ttt4as_fast import TTT4AS
 
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     workload = workloads.WORKLOADS[name]
     scene = workloads.scene(workload, min(max(batches), 8), seed, data)
     segmenter = TTT4AS()
@@ -153,7 +153,7 @@ def run(
     rows.append({"kind": "back to back", "what": "no pause", "service": back_to_back(frame, calls)})
     rows += _throughput(scene, segmenter, batches, seconds, progress)
     rows += _cold(threads, scene)
-    about = machine.describe(pinned, busy)
+    about = machine.describe(pinned, watch)
     settings = {"workload": name, "shape": workload.shape, "images": scene.source, "backend": backend_of("segment")}
     return result("latency", TITLE, about, rows, settings=settings, gate=verdict.detail)
 
