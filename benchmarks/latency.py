@@ -212,7 +212,7 @@ def _cold(threads: int, scene: workloads.Scene) -> Iterator[dict[str, Any]]:
             runs = []
             for _ in range(_COLD_RUNS if backend != "reference" else 1):
                 command = [sys.executable, "-c", _COLD, backend, str(arrays)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folder)
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
             middle = np.median(np.array(runs), axis=0)
             yield {

@@ -101,16 +101,19 @@ def run(
     say : callable
         Takes a line of progress.
     """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for suite in suites:
-        if not again and is_current(Path(folder) / f"{suite.name}.json", threads):
+        if not again and is_current(folder / f"{suite.name}.json", threads):
             say(f"{suite.name}: kept, measured with this code, machine and number of threads")
             outcomes.append(Outcome(suite, "kept", 0.0))
             continue
         say(f"{suite.name}: {suite.question} (up to {suite.minutes:g} min on two cores)")
         begin = time.monotonic()
         arguments = [*suite.command, "--threads", str(threads), "--output", str(folder), *options]
-        done = subprocess.run([sys.executable, "-m", "ttt4as_fast", "bench", *arguments], check=False)
+        # Not from here: in the root of a checkout, `ttt4as_fast` would be the folder and not the installed package.
+        done = subprocess.run([sys.executable, "-m", "ttt4as_fast", "bench", *arguments], check=False, cwd=folder)
         minutes = (time.monotonic() - begin) / 60
         status = {0: "measured", 1: "missed a gate"}.get(done.returncode, "failed")
         outcomes.append(Outcome(suite, status, minutes))
