@@ -351,6 +351,13 @@ def table(content: dict[str, Any]) -> Any:
             found["switched"],
             f"{found['ours']['p50']:.3g}",
             "-" if speedup is None else f"{speedup['ratio']:.3g}x ({speedup['low']:.3g}-{speedup['high']:.3g})",
-            found["gate"]["detail"] if found["gate"]["passed"] else f"FAILED: {found['gate']['detail']}",
+            described(found),
         )
     return shown
+
+
+def described(found: Row) -> str:
+    """What the gate says of a row, and of its peer where that misses what it is held to."""
+    text = f"{'passed' if found['gate']['passed'] else 'FAILED'}: {found['gate']['detail']}"
+    peer = found.get("peer_gate")
+    return text if peer is None or peer["passed"] else f"{text}; the stock one missed it: {peer['detail']}"

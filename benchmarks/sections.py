@@ -8,12 +8,15 @@ from html import escape
 from typing import Any
 
 from . import svg
+from .integrations import described
 from .peers import STAGES
 
 DETECTOR_COLOURS = {"backbone": 3, "knn": 4, "map": 5}
 STAGE_COLOURS = {"upsampling": 2, "pseudo-labels": 6, "sampling": 7, "SVM": 8, "prediction": 9}
 OURS = "TTT4AS, fused"
 COLOURS = {**DETECTOR_COLOURS, **STAGE_COLOURS, OURS: 1}
+
+_NOTE = 34  # letters from which a cell is given width
 
 Content = dict[str, Any]
 
@@ -54,9 +57,15 @@ def _cell(value: Cell, kind: str) -> str:
             if abs(value) < 1e4
             else f'<td{kind} data-v="{value}">{value:,.0f}</td>'
         )
-    text = escape(str(value))
+    text = _arrows(escape(str(value)))
     mark = ' class="bad"' if text.startswith(("FAILED", "MISSED")) else ""
+    kind = kind or (' class="note"' if len(text) > _NOTE else "")
     return f"<td{kind}>{f'<span{mark}>{text}</span>' if mark else text}</td>"
+
+
+def _arrows(text: str) -> str:
+    """``->`` of a shape, escaped, as an arrow that no line breaks in two."""
+    return text.replace("-&gt;", "&rarr;")
 
 
 def _speedup(found: dict[str, float] | None) -> Cell:
@@ -112,7 +121,7 @@ def _headline(content: Content) -> str:
             f'<figure><div class="scroll wide" role="region" tabindex="0" aria-label="Bars of {row["workload"]}">'
             f"{plot}</div>"
             f"<figcaption>{escape(row['workload'])}: {escape(row['like'])}, "
-            f"{escape(row['shape'])}; {weights}, {escape(row['images'])}</figcaption></figure>"
+            f"{_arrows(escape(row['shape']))}; {weights}, {escape(row['images'])}</figcaption></figure>"
         )
     stages = [
         (f"{row['workload']}, {side}", *(row[key]["stages"].get(stage) for stage in STAGES), row[key]["p50"])
@@ -121,6 +130,7 @@ def _headline(content: Content) -> str:
     ]
     return (
         table("Milliseconds an image", heads, rows)
+        + svg.legend(COLOURS)
         + "".join(bars)
         + "<h3>Test-time training by stage</h3>"
         + table(
@@ -257,7 +267,7 @@ def _integrations(content: Content) -> str:
                 row["switched"],
                 row["ours"]["p50"],
                 _speedup(row["speedup"]),
-                _gate(row["gate"]),
+                described(row),
             )
         )
     prepared = [

@@ -1,7 +1,7 @@
 """The HTTP service's rows of `integrations`: images that wait for one another against images asked for together.
 
 Two servers, each a process of its own with the threads that are pinned here: one takes an image at a time
-(``--max-batch 1``), one what waits, up to eight. Clients keep their connections, and the answers are checked.
+(``--max-batch 1``), one what waits, up to eight. A client keeps its connection for a round; the answers are checked.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Clients:
 
     def post(self, bodies: list[bytes]) -> list[bytes]:
         """The answers to `bodies`, which the clients share out; a client sends its next when it has its answer."""
+        self._disconnect()  # the server may have ended one that was idle while others had their turn
         number = len(self._connections)
         shares = self._pool.map(self._share, range(number), (bodies[i::number] for i in range(number)))
         answers = [b""] * len(bodies)
@@ -70,9 +71,13 @@ class Clients:
 
     def close(self) -> None:
         """End the connections."""
+        self._disconnect()
+        self._pool.shutdown()
+
+    def _disconnect(self) -> None:
+        """The next request opens a connection anew."""
         for connection in self._connections:
             connection.close()
-        self._pool.shutdown()
 
 
 def _ask(connection: http.client.HTTPConnection, body: bytes) -> bytes:
