@@ -17,7 +17,13 @@ Content = dict[str, Any]
 
 def digest(contents: dict[str, Content]) -> str:
     """The headline, the tail, growth, the span of the peers, hosts, GPU, masks; suites without a result are named."""
-    blocks = [block(contents[name]) for name, block in BLOCKS.items() if name in contents]
+    places = {name: _where(content) for name, content in contents.items() if name in BLOCKS and "threads" in content}
+    shared = set(places.values())
+    blocks = [f"Measured on {shared.pop()}."] if len(shared) == 1 else []
+    for name, block in BLOCKS.items():
+        if name in contents:
+            text = block(contents[name])
+            blocks.append(f"*{places[name]}* - {text}" if len(shared) > 1 and name in places else text)
     blocks += [_masks(content) for name, content in contents.items() if name.startswith("masks-")]
     absent = [name for name in BLOCKS if name not in contents]
     if absent:
@@ -86,7 +92,7 @@ def _headline(content: Content) -> str:
             )
         )
     heads = ("features -> map", "detector, ms", "recipe adds, ms", "TTT4AS adds, ms", "speed-up")
-    title = f"{content['title']} (median milliseconds; in brackets of the detector's; {_where(content)}):"
+    title = f"{content['title']} (median milliseconds; in brackets of the detector's):"
     return f"{title}\n\n{_table(heads, rows)}"
 
 
@@ -96,7 +102,7 @@ def _latency(content: Content) -> str:
         for row in content["rows"]
         if row["kind"] == "camera"
     ]
-    title = f"Latency of {content['settings']['shape']}, arrival to mask, milliseconds ({_where(content)}):"
+    title = f"Latency of {content['settings']['shape']}, arrival to mask, milliseconds:"
     return f"{title}\n\n" + _table(("camera", "p50", "p95", "p99", "max"), rows)
 
 
@@ -113,7 +119,7 @@ def _growth(content: Content) -> str:
             )
         )
     heads = ("growth with", "sizes", "ours, ms", "exponent", "the peer's")
-    return f"{content['title']}, time ~ size^exponent ({_where(content)}):\n\n{_table(heads, rows)}"
+    return f"{content['title']}, time ~ size^exponent:\n\n{_table(heads, rows)}"
 
 
 def _cpu(content: Content) -> str:
@@ -132,7 +138,7 @@ def _cpu(content: Content) -> str:
         for (operation, peer), ratios in by_peer.items()
     ]
     heads = ("operation", "peer", "speed-up", "shapes")
-    return f"Each operation against its peers ({_where(content)}):\n\n{_table(heads, rows, ('peer',))}"
+    return f"Each operation against its peers:\n\n{_table(heads, rows, ('peer',))}"
 
 
 def _integrations(content: Content) -> str:
@@ -149,7 +155,7 @@ def _integrations(content: Content) -> str:
         if "skipped" not in row
     ]
     heads = ("host", "as it is", "switched to", "ms", "ms after", "speed-up")
-    return f"{content['title']} ({_where(content)}):\n\n{_table(heads, rows, heads[:3])}"
+    return f"{content['title']}:\n\n{_table(heads, rows, heads[:3])}"
 
 
 def _gpu(content: Content) -> str:

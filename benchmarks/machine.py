@@ -210,8 +210,8 @@ def unchanged_since(commit: str) -> bool:
     return True
 
 
-def checkout() -> Path:
-    """The root of the checkout that this copy lies in, or is installed into an environment in.
+def checkout(folder: Path | None = None) -> Path:
+    """The root of the checkout that a folder lies in, by default this copy's, which may be installed in it.
 
     Raises
     ------
@@ -219,7 +219,7 @@ def checkout() -> Path:
         There is none, or no git.
     """
     try:
-        root = Path(_git(Path(__file__).resolve().parent, "rev-parse", "--show-toplevel"))
+        root = Path(_git(folder or Path(__file__).resolve().parent, "rev-parse", "--show-toplevel"))
     except subprocess.CalledProcessError as error:
         raise FileNotFoundError(f"checkout: {error.stderr.strip()}") from None
     if not (root / "kernels" / "cpp").is_dir():  # an environment may lie in a checkout of something else
