@@ -281,11 +281,11 @@ def test_the_page_is_whole_and_self_contained(results: Path, masks: dict[str, An
 
 def test_report_and_digest_are_written(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n", "utf-8")
+    readme.write_text("before\n<!-- bench:begin -->\nstale numbers\n<!-- bench:end -->\nafter\n", "utf-8")
     written = report.write(results, tmp_path / "out", readme)
     assert [path.name for path in written] == ["report.html", "digest.md", "README.md"]
     text = readme.read_text("utf-8")
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale numbers" not in text
     assert digest.block_of(text).strip() == written[1].read_text("utf-8").strip()
     assert len(report.write(results, tmp_path / "out", readme)) == 2  # nothing to change
     readme.write_text("no marks", "utf-8")
