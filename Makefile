@@ -2,12 +2,14 @@
 # make test    the whole test suite, with the branch coverage of both packages
 # make lint    format, lint, types
 # make sanitize the C++ tests under ASan and UBSan (SANITIZE=thread: TSan)
+# make bench   every benchmark whose results are committed, about half an hour; goes on where it was stopped; the README's digest
 # make bench-compare BASE=main  HEAD against another commit, built and measured by turns; fails where it is slower
 # make install the package alone, into .venv
 # make clean   everything that the above made
 #
 # PYTHON chooses the interpreter (3.10 or newer), VENV the environment, PYTEST_ARGS adds to pytest's command line,
-# WORKERS says how many processes run the tests.
+# WORKERS says how many processes run the tests. BENCH_ARGS adds to `ttt4as bench all`, COMPARE_ARGS to bench-compare: for a
+# look, not for a verdict, COMPARE_ARGS="--rounds 2 --seconds 0.1".
 # A rerun installs again only what changed.
 
 PYTHON ?= python3
@@ -16,6 +18,8 @@ SANITIZE ?= address,undefined
 PYTEST_ARGS ?=
 WORKERS ?= 2
 BASE ?= HEAD~1
+BENCH_ARGS ?=
+COMPARE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -25,7 +29,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
 CPP_FILES = $(shell find kernels tests $(wildcard benchmarks examples) -type f | \
 	grep -E '\.(c|h|cpp|hpp|inl|cu|cuh)$$')
 
-.PHONY: demo test lint typecheck sanitize bench-compare install clean
+.PHONY: demo test lint typecheck sanitize bench bench-compare install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ttt4as demo --output demo-output
@@ -52,8 +56,13 @@ typecheck: $(VENV)/.installed-dev
 	cd build/typing && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
 		--cache-dir $(CURDIR)/.mypy_cache ttt4as_fast
 
+bench: $(VENV)/.installed-bench
+	$(BIN)/ttt4as bench all --output benchmarks/results $(BENCH_ARGS)
+	$(BIN)/ttt4as bench report build/bench-report --output benchmarks/results --readme README.md
+
+# -I: in the root of a checkout, `ttt4as_fast` would be the folder and not the installed package.
 bench-compare: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.compare $(BASE)
+	$(BIN)/python -I -m ttt4as_fast.benchmarks.compare $(BASE) $(COMPARE_ARGS)
 
 install: $(VENV)/.installed
 

@@ -1,143 +1,157 @@
-"""anomalib's PatchCore, and the same object accelerated, in one process: coreset, search, and a batch from end to end.
+"""anomalib's rows of `integrations`: its PatchCore beside the same object accelerated, its masks beside TTT4AS's.
 
-``python -m benchmarks.anomalib_rows [--threads N]`` prints the rows as JSON. The images are crops of a photograph of
-bricks, at 224 pixels; EfficientNet-Lite0 makes 28 x 28 patches of 152 channels of each.
+The images are crops of a photograph of bricks; EfficientNet-Lite0, whose weights come with the package, makes 28 x 28
+patches of 152 channels of each at 224 pixels.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import sys
 import warnings
-from importlib.metadata import version
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .measure import by_turns, ratio
+from . import gate, measure, peers
 
-SIDE = 224
+if TYPE_CHECKING:
+    import torch
+
+    from .integrations import Plan, Row
+
+_CORESET_RATIO = 0.02  # anomalib needs minutes for its default of a tenth
+_MAPS_AGREE = 1e-3  # of the largest score: anomalib's distances suffer cancellation
 
 
-def rows(threads: int, n_train: int = 20, batch: int = 4, seconds: float = 5.0) -> list[dict[str, Any]]:
-    """One row an operation: milliseconds of both, how many times faster, and by how much the results differ.
+@dataclass(frozen=True)
+class _Setting:
+    """A fitted model as it is and accelerated, and what they are run on."""
+
+    stock: Any
+    fast: Any
+    store: list[torch.Tensor]
+    images: torch.Tensor
+    query: torch.Tensor
+
+
+def rows(plan: Plan) -> Iterator[Row]:
+    """Coreset, search, a batch from end to end, and that batch with masks of either kind.
 
     Parameters
     ----------
-    threads : int
-        Of torch and of the C++ core.
-    n_train, batch : int
-        Images in the training set, and in the batch that is predicted.
-    seconds : float
-        Time to spend on each row, more if three rounds take more.
-
-    Returns
-    -------
-    list of dict
-        ``operation``, ``threads``, ``stock`` and ``fast`` (`Timing.summary`), ``speedup`` (`ratio`), ``difference``,
-        ``peer``.
+    plan : Plan
+        Of `integrations`.
     """
+    import torch
+
+    with torch.no_grad():
+        setting = _setting(plan)
+        found = [make(setting, plan) for make in (_coreset_row, _search_row, _predict_row, _masks_row)]
+    yield from found
+
+
+def _setting(plan: Plan) -> _Setting:
     import torch
     from anomalib.models import Patchcore
 
-    from ttt4as_fast import demo, kernels
-    from ttt4as_fast.integrations.anomalib import TTT4ASPostProcessor, accelerate, load_installed_weights
+    from ttt4as_fast.integrations.anomalib import accelerate, load_installed_weights
 
-    torch.set_num_threads(threads)
-    _limit_core(threads)
-    network = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"], "pre_trained": False}
-    stock = load_installed_weights(Patchcore(**network))
-
-    def crops(area: str, n: int) -> Any:
-        grey = torch.from_numpy(demo.texture_crops("brick", area, n, 192, 0)).float()
-        resized = torch.nn.functional.interpolate(grey[:, None], (SIDE, SIDE), mode="bilinear")
-        return ((resized - 127) / 128).expand(-1, 3, -1, -1)
-
-    with torch.no_grad():
-        store = [stock.train().model(image[None]) for image in crops("train", n_train)]
-        query = torch.cat([stock.model(image[None]) for image in crops("test", batch)])
+    network: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"]}
+    stock = load_installed_weights(Patchcore(**network, pre_trained=False, pre_processor=False))
+    store = [stock.train().model(image[None]) for image in _crops("train", plan.training_images, plan)]
+    images = _crops("test", plan.batch, plan)
+    query = torch.cat([stock.model(image[None]) for image in images])
     stock.eval().model.embedding_store = []
     stock.model.memory_bank = torch.cat(store)[::10].clone()
-    models = {"stock": stock.model, "fast": accelerate(copy.deepcopy(stock)).model}
-    images = crops("test", batch)
-    n, channels = sum(map(len, store)), store[0].shape[1]
+    return _Setting(stock, accelerate(copy.deepcopy(stock)), store, images, query)
 
-    def coreset(model: Any) -> Any:
-        model = copy.copy(model)  # keeps the memory bank of the other rows
-        model._buffers = dict(model._buffers)
-        model.embedding_store = list(store)
-        torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002 - which anomalib's projection draws from
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.subsample_embedding(0.02)
-        return model.memory_bank
 
-    operations = {
-        f"coreset: 2 % of {n} x {channels}": coreset,
-        f"search: {len(query)} queries in {len(stock.model.memory_bank)}": lambda m: m.nearest_neighbors(query, 1)[0],
-        f"predict: {batch} images of {SIDE} px": lambda m: m(images).anomaly_map,
+def _crops(area: str, n: int, plan: Plan) -> torch.Tensor:
+    """Images (n, 3, side, side), normalised as the network's weights want them."""
+    import torch
+    import torch.nn.functional as F
+
+    from ttt4as_fast import demo
+
+    grey = torch.from_numpy(demo.texture_crops("brick", area, n, 192, plan.seed)).float()
+    resized = F.interpolate(grey[:, None], (plan.side, plan.side), mode="bilinear")
+    return ((resized - 127) / 128).expand(-1, 3, -1, -1)
+
+
+def _row(operation: str, calls: tuple[str, str], functions: dict[str, Any], verdict: gate.Verdict, plan: Plan) -> Row:
+    from .integrations import row
+
+    timings = measure.by_turns(functions, plan.seconds)
+    return row("anomalib", operation, calls, peers.versions("anomalib", "torch"), timings, verdict)
+
+
+_ACCELERATED = ("Patchcore", "accelerate(Patchcore)")
+
+
+def _coreset_row(setting: _Setting, plan: Plan) -> Row:
+    functions = {
+        "theirs": partial(_coreset, setting.stock.model, setting.store),
+        "ours": partial(_coreset, setting.fast.model, setting.store),
     }
-    found = []
-    for name, function in operations.items():
-        with torch.no_grad():
-            difference = float((function(models["fast"]) - function(models["stock"])).abs().max())
-            times = by_turns({key: lambda m=m, f=function: f(m) for key, m in models.items()}, seconds)
-        found.append(
-            {
-                "operation": name,
-                "threads": threads,
-                "stock": times["stock"].summary(),
-                "fast": times["fast"].summary(),
-                "speedup": ratio(times["stock"], times["fast"]),
-                "difference": difference,
-                "peer": f"anomalib {version('anomalib')}, torch {version('torch')}",
-                "backends": {
-                    operation: next(key for key, why in usable.items() if why is None)
-                    for operation, usable in kernels.backends().items()
-                    if operation in ("knn", "coreset")
-                },
-            }
-        )
-    plain, masked = (copy.deepcopy(stock) for _ in range(2))
-    accelerate(plain), accelerate(masked)
+    verdict = gate.check_equal(functions["ours"](), functions["theirs"]())
+    n, channels = sum(map(len, setting.store)), setting.store[0].shape[1]
+    return _row(f"coreset, {_CORESET_RATIO:.0%} of {n} x {channels}", _ACCELERATED, functions, verdict, plan)
+
+
+def _coreset(model: Any, store: list[torch.Tensor]) -> torch.Tensor:
+    """The bank that a model chooses; its own stays, for the other rows."""
+    import torch
+
+    model = copy.copy(model)
+    model._buffers = dict(model._buffers)
+    model.embedding_store = list(store)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - which anomalib's projection draws from
+    with warnings.catch_warnings(), peers.silent_bars():
+        warnings.simplefilter("ignore")
+        model.subsample_embedding(_CORESET_RATIO)
+    return model.memory_bank
+
+
+def _search_row(setting: _Setting, plan: Plan) -> Row:
+    k = 9
+    functions = {
+        name: partial(model.model.nearest_neighbors, setting.query, k)
+        for name, model in (("theirs", setting.stock), ("ours", setting.fast))
+    }
+    bank = setting.stock.model.memory_bank
+    verdict = gate.check_knn(setting.query.numpy(), bank.numpy(), *functions["ours"]())
+    operation = f"search, {len(setting.query)} patches in {len(bank)} x {bank.shape[1]}, k {k}"
+    return _row(operation, _ACCELERATED, functions, verdict, plan)
+
+
+def _predict_row(setting: _Setting, plan: Plan) -> Row:
+    functions = {
+        name: partial(model.model, setting.images)
+        for name, model in (("theirs", setting.stock), ("ours", setting.fast))
+    }
+    maps = {name: function().anomaly_map.numpy() for name, function in functions.items()}
+    verdict = gate.check_equal(maps["ours"], maps["theirs"], _MAPS_AGREE)
+    return _row(f"predict, {len(setting.images)} images of {plan.side} px", _ACCELERATED, functions, verdict, plan)
+
+
+def _masks_row(setting: _Setting, plan: Plan) -> Row:
+    """What masks by test-time training add to a prediction, beside one threshold for all images."""
+    from ttt4as_fast.integrations.anomalib import TTT4ASPostProcessor
+    from ttt4as_fast.patches import join_layers
+
+    from .integrations import check_masks
+
+    plain, masked = (copy.deepcopy(setting.fast) for _ in range(2))
     masked.post_processor = TTT4ASPostProcessor(gate=False)
     masked.post_processor.attach(masked).eval()
-    with torch.no_grad():
-        times = by_turns({"threshold": lambda: plain(images), "TTT4AS": lambda: masked(images)}, seconds)
-    found.append(
-        {
-            "operation": f"predict with masks: {batch} images, accelerated, by threshold and by TTT4AS",
-            "threads": threads,
-            **{name: one.summary() for name, one in times.items()},
-            "peer": f"anomalib {version('anomalib')}",
-        }
-    )
-    return found
-
-
-def _limit_core(threads: int) -> None:
-    from ttt4as_fast.kernels import _core
-
-    _core.set_num_threads(threads)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0, help="to spend on each row")
-    options = parser.parse_args()
-    try:
-        version("anomalib")
-    except ImportError:
-        print("anomalib is not installed: pip install 'ttt4as_fast[anomalib]'", file=sys.stderr)
-        return 2
-    json.dump(rows(options.threads, seconds=options.seconds), sys.stdout, indent=2)
-    print()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    inner = setting.fast.model
+    maps = inner(setting.images).anomaly_map[:, 0]
+    features = join_layers(list(inner.feature_extractor(setting.images).values()))
+    verdict = check_masks(maps, features, masked(setting.images).pred_mask.reshape(maps.shape))
+    functions = {"theirs": partial(plain, setting.images), "ours": partial(masked, setting.images)}
+    calls = ("PostProcessor, one threshold", "TTT4ASPostProcessor, a mask trained in each image")
+    return _row(f"predict, {len(setting.images)} images, both accelerated", calls, functions, verdict, plan)

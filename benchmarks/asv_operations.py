@@ -49,6 +49,7 @@ class Peaks:
 
     params = ([224, 1024],)
     param_names = ("map_size",)
+    timeout = 300
 
     def setup(self, map_size: int) -> None:
         from ttt4as_fast import kernels

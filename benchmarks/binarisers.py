@@ -74,7 +74,7 @@ def run(
     from ttt4as_fast.evaluate import METHODS, evaluate
 
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     dataset = load_dataset(root)
     model = _model(dataset, model_file, image_size, crop_size, progress)
     report = evaluate(model, dataset, progress=lambda done, total: progress("masks", done, total))
@@ -88,7 +88,7 @@ def run(
     return result(
         f"masks-{category}",
         f"Masks: {category}",
-        machine.describe(pinned, busy),
+        machine.describe(pinned, watch),
         rows,
         absent_peers=peers.absent("binarise"),
         detector={name: _plain(first[name]) for name in ("i_auroc", "p_auroc", "aupro")},

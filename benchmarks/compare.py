@@ -1,4 +1,6 @@
-"""``python -m benchmarks.compare BASE [HEAD]``: is HEAD slower than BASE? Both built and measured by turns in one run.
+"""``make bench-compare BASE=COMMIT``: is HEAD slower than BASE? Both built and measured by turns in one run.
+
+``python -m ttt4as_fast.benchmarks.compare BASE [HEAD]``, in a checkout, is what it runs.
 
 Each round runs the base, the head and the base again, each in a fresh process on the same inputs. How far the two runs
 of the base lie apart is the noise; the head fails where its median is slower by more than that band and five percent.
@@ -21,7 +23,6 @@ import numpy as np
 
 from . import machine, measure, workloads
 
-ROOT = Path(__file__).resolve().parents[1]
 _LEAST_BAND = 0.05
 
 # Runs on any commit that has the public functions; one that it lacks is left out of the comparison.
@@ -104,11 +105,11 @@ def changes(rounds: Sequence[tuple[dict[str, float], dict[str, float], dict[str,
     return found
 
 
-def build(commit: str, folder: Path, isolated: bool) -> Path:
+def build(root: Path, commit: str, folder: Path, isolated: bool) -> Path:
     """The package of a commit, installed without its dependencies below `folder`; returns what goes on the path."""
     source, target = folder / "source", folder / "site"
     source.mkdir(parents=True)
-    archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit], check=True, capture_output=True).stdout
+    archive = subprocess.run(["git", "-C", str(root), "archive", commit], check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(source)], input=archive, check=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
     subprocess.run(command if isolated else [*command, "--no-build-isolation"], check=True, cwd=folder)
@@ -157,7 +158,7 @@ def _write_inputs(path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 1 if an operation became slower than the noise allows."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m ttt4as_fast.benchmarks.compare", description=__doc__)
     parser.add_argument("base", help="commit to measure against")
     parser.add_argument("head", nargs="?", default="HEAD", help="commit to measure (default: HEAD)")
     parser.add_argument("--rounds", type=int, default=7)
@@ -167,13 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--no-build-isolation", action="store_true", help="build with what is installed, as pip's option of that name"
     )
     options = parser.parse_args(arguments)
+    root = machine.checkout(Path.cwd())
     machine.pin(options.threads)
     busy = machine.load_of_others()
     if busy is not None and busy > machine.BUSY:
         print(f"warning: other programs use {busy:.0%} of this machine's processors", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         sites = [
-            build(commit, Path(folder) / name, not options.no_build_isolation)
+            build(root, commit, Path(folder) / name, not options.no_build_isolation)
             for name, commit in (("base", options.base), ("head", options.head))
         ]
         found = compare(sites[0], sites[1], options.rounds, options.seconds, options.threads)

@@ -72,7 +72,7 @@ def run(plan: Plan | None = None, threads: int = 1, pattern: str = "", progress:
     """Measure the rows whose ``"operation shape peer"`` matches `pattern`; returns the content of ``cpu.json``."""
     plan = plan or Plan()
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     groups = [
         (name, function) for name, function in GROUPS.items() if not pattern or re.search(pattern, name, re.IGNORECASE)
     ]
@@ -84,7 +84,7 @@ def run(plan: Plan | None = None, threads: int = 1, pattern: str = "", progress:
         rows += list(function(plan))
         gc.collect()
     progress("cpu", len(groups), len(groups))
-    return result("cpu", TITLE, machine.describe(pinned, busy), rows, absent_peers=peers.absent())
+    return result("cpu", TITLE, machine.describe(pinned, watch), rows, absent_peers=peers.absent())
 
 
 # ---------------------------------------------------------------- the rows

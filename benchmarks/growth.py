@@ -20,6 +20,7 @@ from .results_file import Progress, result, silent
 
 TITLE = "Growth of the overhead"
 BASE = workloads.WORKLOADS["wrn50"]
+_BATCH_CHANNELS = 152
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ def run(plan: Plan | None = None, threads: int = 1, progress: Progress = silent)
     """
     plan = plan or Plan()
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     rows = []
     for i, (name, points) in enumerate(AXES.items()):
         progress("growth", i, len(AXES))
         rows.append(_axis(name, points(plan), plan.seconds))
     progress("growth", len(AXES), len(AXES))
-    about = machine.describe(pinned, busy)
+    about = machine.describe(pinned, watch)
     return result(
         "growth", TITLE, about, rows, absent_peers=peers.absent("segment", "knn"), settings={"base": BASE.shape}
     )
@@ -86,6 +87,7 @@ def _axis(name: str, points: Iterator[Point], seconds: float) -> dict[str, Any]:
 
 def _measured(point: Point, seconds: float) -> dict[str, Any]:
     functions = {"ours": point.ours, **({"theirs": point.theirs} if point.theirs is not None else {})}
+    memory = {side: measure.peak_mebibytes(function) for side, function in functions.items()}
     timings = measure.by_turns(functions, seconds)
     entry: dict[str, Any] = {
         "size": point.size,
@@ -95,9 +97,9 @@ def _measured(point: Point, seconds: float) -> dict[str, Any]:
         "speedup": None,
         "gate": {"passed": point.verdict.passed, "detail": point.verdict.detail},
     }
-    for side, function in functions.items():
-        memory = measure.peak_mebibytes(function)
-        entry[side] = {**timings[side].summary(), "mib": None if memory is None else measure.significant(memory, 3)}
+    for side in functions:
+        mib = memory[side]
+        entry[side] = {**timings[side].summary(), "mib": None if mib is None else measure.significant(mib, 3)}
     if point.verdict and point.theirs is not None:
         entry["speedup"] = measure.ratio(timings["theirs"], timings["ours"])
     return entry
@@ -153,7 +155,7 @@ def _by_samples(plan: Plan) -> Iterator[Point]:
 def _by_batch(plan: Plan) -> Iterator[Point]:
     for batch in plan.batch:
         # A batch of 64 takes the recipe minutes: fewer channels keep the axis, not the wait.
-        yield _segment_point(batch, _workload(channels=min(384, BASE.channels)), plan, batch=batch)
+        yield _segment_point(batch, _workload(channels=min(_BATCH_CHANNELS, BASE.channels)), plan, batch=batch)
 
 
 def _by_bank(plan: Plan) -> Iterator[Point]:
@@ -184,7 +186,7 @@ LABELS = {
     "channels": "feature channels",
     "grid": "cells of the feature grid",
     "samples": "nominal samples",
-    "batch": "images in a batch (384 channels)",
+    "batch": f"images in a batch ({_BATCH_CHANNELS} channels)",
     "bank": "patches in the memory bank (search of one image)",
 }
 OPERATIONS = {**dict.fromkeys(AXES, "segment"), "bank": "knn"}

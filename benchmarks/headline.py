@@ -7,8 +7,7 @@ searches and test-time training run on real activations of the same shape.
 
 from __future__ import annotations
 
-import tempfile
-import warnings
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,13 +66,13 @@ def run(
         The content of ``headline.json``.
     """
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     rows = []
     for i, name in enumerate(names):
         progress("headline", i, len(names))
         rows.append(_row(workloads.WORKLOADS[name], seconds, seed, data, bank))
     progress("headline", len(names), len(names))
-    about = machine.describe(pinned, busy)
+    about = machine.describe(pinned, watch)
     return result(
         "headline",
         TITLE,
@@ -195,24 +194,21 @@ def _detector(
     return {**{name: timings[name].summary() for name in DETECTOR}, "weights": weights}
 
 
+@functools.cache
 def _backbone(name: str) -> tuple[Any, str]:
     """The network as `PatchCore` runs it; with random weights where the real ones must be downloaded."""
-    from ttt4as_fast.backbones import create_backbone
+    from ttt4as_fast import backbones
 
     if name == "efficientnet_lite0":
-        return create_backbone(name, device="cpu"), "real"
+        return backbones.create_backbone(name, device="cpu"), "real"
     import timm
     import torch
 
-    from ttt4as_fast import backbones
-
+    spec = backbones._SPECS[name]
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = Path(folder) / "random.pth"
-        network = timm.create_model(backbones._SPECS[name].timm_name, pretrained=False, num_classes=0)
-        torch.save(network.state_dict(), path)
-        return create_backbone(name, weights=path, device="cpu"), "random"
+    options: dict[str, Any] = {} if spec.patch is None else {"dynamic_img_size": True}
+    network = timm.create_model(spec.timm_name, pretrained=False, num_classes=0, **options)
+    return backbones.Backbone(name, spec, network, spec.layers), "random"
 
 
 def backend_of(operation: str) -> str:

@@ -127,7 +127,7 @@ def run(
     from ttt4as_fast import TTT4AS
 
     pinned = machine.pin(threads)
-    busy = machine.load_of_others()
+    watch = machine.Watch()
     workload = workloads.WORKLOADS[name]
     scene = workloads.scene(workload, min(max(batches), 8), seed, data)
     segmenter = TTT4AS()
@@ -153,7 +153,7 @@ def run(
     rows.append({"kind": "back to back", "what": "no pause", "service": back_to_back(frame, calls)})
     rows += _throughput(scene, segmenter, batches, seconds, progress)
     rows += _cold(threads, scene)
-    about = machine.describe(pinned, busy)
+    about = machine.describe(pinned, watch)
     settings = {"workload": name, "shape": workload.shape, "images": scene.source, "backend": backend_of("segment")}
     return result("latency", TITLE, about, rows, settings=settings, gate=verdict.detail)
 
@@ -212,7 +212,7 @@ def _cold(threads: int, scene: workloads.Scene) -> Iterator[dict[str, Any]]:
             runs = []
             for _ in range(_COLD_RUNS if backend != "reference" else 1):
                 command = [sys.executable, "-c", _COLD, backend, str(arrays)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folder)
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
             middle = np.median(np.array(runs), axis=0)
             yield {

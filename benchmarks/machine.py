@@ -33,6 +33,9 @@ _DISTRIBUTIONS = (
     "opencv-python",
     "threadpoolctl",
 )
+# Paths of a checkout, from its root.
+_MEASURED = ("kernels", "ttt4as_fast", "CMakeLists.txt")
+_MEASURING = ("benchmarks/*.py",)
 BUSY = 0.1  # share of the processors used by others from which timings are not to be trusted
 
 _limits: list[Any] = []  # threadpoolctl's limits last as long as their objects
@@ -119,18 +122,35 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Watch:
+    """What other processes take of the processors from now on: a run is watched whole, not only as it begins."""
+
+    def __init__(self) -> None:
+        self._before = self._counts()
+
+    def load_of_others(self) -> float | None:
+        """Their share since then, in [0, 1]; None where it cannot be told."""
+        now = self._counts()
+        if self._before is None or now is None:
+            return None
+        spent, busy, own = (b - a for a, b in zip(self._before, now, strict=True))
+        return min(max((busy - own) / max(spent, 1e-3) / (os.cpu_count() or 1), 0.0), 1.0)
+
+    @staticmethod
+    def _counts() -> tuple[float, float, float] | None:
+        """Seconds: of the clock, of all processors' work, of this process and the children that have ended."""
+        try:
+            busy = _busy_ticks() / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError):
+            return None
+        return time.perf_counter(), busy, sum(os.times()[:4])
+
+
 def load_of_others(seconds: float = 0.3) -> float | None:
     """Share of the processors that other processes used during `seconds`, in [0, 1]; None where it cannot be told."""
-    try:
-        before = _busy_ticks()
-    except (OSError, ValueError):
-        return None
-    own = time.process_time()
-    begin = time.perf_counter()
+    watch = Watch()
     time.sleep(seconds)
-    spent = time.perf_counter() - begin
-    busy = (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") - (time.process_time() - own)
-    return min(max(busy / spent / (os.cpu_count() or 1), 0.0), 1.0)
+    return watch.load_of_others()
 
 
 def _busy_ticks() -> int:
@@ -139,11 +159,12 @@ def _busy_ticks() -> int:
     return user + nice + system + irq + softirq
 
 
-def describe(threads: dict[str, int], busy: float | None) -> dict[str, Any]:
-    """What a result file says of the machine, the versions and the commit it comes from."""
+def describe(threads: dict[str, int], watch: Watch) -> dict[str, Any]:
+    """What a result file says of the machine, how busy others kept it since `watch`, the versions and the commit."""
+    busy = watch.load_of_others()
     return {
         "machine": {
-            "cpu": _cpu(),
+            "cpu": processor(),
             "processors": processors(),
             "memory_gib": _memory_gib(),
             "system": platform.system(),
@@ -171,13 +192,39 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The checkout's commit, with ``+`` if what is measured differs from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
     try:
+        root = checkout()
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--", "kernels", "ttt4as_fast", "CMakeLists.txt")
+        changed = _git(root, "status", "--porcelain", "--", *_MEASURED)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head[:12] + ("+" if changed else "")
+
+
+def unchanged_since(commit: str) -> bool:
+    """Whether what is measured, and how, is what it was at a commit; False outside a checkout."""
+    try:
+        _git(checkout(), "diff", "--quiet", commit, "--", *_MEASURED, *_MEASURING)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+def checkout(folder: Path | None = None) -> Path:
+    """The root of the checkout that a folder lies in, by default this copy's, which may be installed in it.
+
+    Raises
+    ------
+    OSError
+        There is none, or no git.
+    """
+    try:
+        root = Path(_git(folder or Path(__file__).resolve().parent, "rev-parse", "--show-toplevel"))
+    except subprocess.CalledProcessError as error:
+        raise FileNotFoundError(f"checkout: {error.stderr.strip()}") from None
+    if not (root / "kernels" / "cpp").is_dir():  # an environment may lie in a checkout of something else
+        raise FileNotFoundError(f"checkout: {str(root)!r} is not this package's")
+    return root
 
 
 def _git(root: Path, *arguments: str) -> str:
@@ -201,7 +248,8 @@ def _load(module: str) -> None:
         pass  # a peer that is absent is named by peers.py
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 _MOST_CALLS = 50  # of one contestant in one turn
+_SLOW = 500.0  # milliseconds from which a first call says well enough how long the next will take
+_PATIENCE = 60.0  # seconds that the least number of rounds may take
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def by_turns(
     seconds : float
         Time to spend, more if `least` rounds take more.
     least, most : int
-        Rounds.
+        Rounds; fewer than `least`, but one, where they would take more than a minute.
 
     Returns
     -------
@@ -62,14 +64,18 @@ def by_turns(
     """
     first = {}
     for name, function in functions.items():
-        function()
         first[name] = _once(function)
+        if first[name] < _SLOW:
+            first[name] = _once(function)
     slowest = max(first.values())
     repeats = {name: max(1, min(_MOST_CALLS, int(0.05 * slowest / max(ms, 1e-6)))) for name, ms in first.items()}
     rounds: dict[str, list[tuple[float, ...]]] = {name: [] for name in functions}
     began = time.perf_counter()
     done = 0
-    while done < least or (done < most and time.perf_counter() - began < seconds):
+    while done < most:
+        spent = time.perf_counter() - began
+        if done and spent > (seconds if done >= least else max(seconds, _PATIENCE)):
+            break
         for name, function in functions.items():
             rounds[name].append(tuple(_once(function) for _ in range(repeats[name])))
         done += 1

@@ -43,7 +43,7 @@ class Peer:
     @property
     def version(self) -> str:
         """``"scikit-learn 1.9.1, torch 2.15.0"``."""
-        return ", ".join(f"{name} {_version(name)}" for name in self.distributions)
+        return versions(*self.distributions)
 
     def why_not(self) -> str | None:
         """Why it cannot be measured here; None if it can."""
@@ -65,6 +65,11 @@ def _why_not(peer: Peer) -> str | None:
     except (ImportError, RuntimeError, OSError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def versions(*distributions: str) -> str:
+    """``"scikit-learn 1.9.1, torch 2.15.0"``."""
+    return ", ".join(f"{name} {_version(name)}" for name in distributions)
 
 
 def _version(distribution: str) -> str:
@@ -295,7 +300,7 @@ def _anomalib_coreset() -> Callable[..., Any]:
         """Starts where torch's generator says; with three axes it leaves out its own random projection."""
         torch.manual_seed(seed)
         sampler = KCenterGreedy(torch.from_numpy(points)[:, :, None], n_samples / len(points) * (1 + 1e-9))
-        with _silent():
+        with silent_bars():
             return np.array(sampler.select_coreset_idxs())
 
     return select
@@ -343,7 +348,7 @@ def _torch_upsample() -> Callable[..., Any]:
     return upsample
 
 
-class _silent:
+class silent_bars:
     """Progress bars of a library, which cost time and cannot be turned off by argument, go nowhere."""
 
     def __enter__(self) -> None:

@@ -52,7 +52,8 @@ def save(content: dict[str, Any], folder: str | Path) -> Path:
 def load(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Suite -> content of every result file in a folder, in the order of their names.
 
-    Files of other formats, such as the reports of ``ttt4as evaluate``, are passed over.
+    ``gpu.json``, which `benchmarks.gpu` writes in a format of its own, is the suite ``"gpu"``. Files of other formats,
+    such as the reports of ``ttt4as evaluate``, are passed over.
 
     Raises
     ------
@@ -62,8 +63,12 @@ def load(folder: str | Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(Path(folder).glob("*.json")):
         content = json.loads(path.read_text("utf-8"))
-        if isinstance(content, dict) and content.get("format_version") == FORMAT_VERSION and "suite" in content:
+        if not isinstance(content, dict):
+            continue
+        if content.get("format_version") == FORMAT_VERSION and "suite" in content:
             found[content["suite"]] = content
+        elif path.name == "gpu.json" and "schema" in content:
+            found["gpu"] = content
     if not found:
         raise FileNotFoundError(f"results: no result files in {str(folder)!r}; run 'ttt4as bench' first")
     return found

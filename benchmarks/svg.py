@@ -69,21 +69,14 @@ def log_log(title: str, x_label: str, y_label: str, lines: Sequence[Line], width
 
 
 def stacked_bars(
-    title: str, unit: str, bars: Mapping[str, Mapping[str, float]], colours: Mapping[str, int], width: int = 900
+    title: str, unit: str, bars: Mapping[str, Mapping[str, float]], colours: Mapping[str, int], width: int = 640
 ) -> str:
-    """Horizontal bars from zero, each the sum of its named parts; the sum stands behind it. Names are in the legend."""
-    left, right, row = 190, 90, 30
-    used = [name for name in colours if any(bar.get(name, 0) > 0 for bar in bars.values())]
-    legend_rows = -(-len(used) // 4)
-    top = 10 + 22 * legend_rows
+    """Horizontal bars from zero, each the sum of its named parts, with the sum behind it; `legend` names the parts."""
+    left, right, row, top = 64, 84, 30, 4
     height = top + row * len(bars) + 34
     longest = max(sum(bar.values()) for bar in bars.values()) or 1.0
     scale = (width - left - right) / longest
     parts = []
-    for i, name in enumerate(used):
-        x, y = left + (i % 4) * 165.0, 8 + 22 * (i // 4)
-        parts.append(f'<rect class="part c{colours[name]}" x="{x:.0f}" y="{y}" width="13" height="13"/>')
-        parts.append(f'<text x="{x + 19:.0f}" y="{y + 11}">{escape(name)}</text>')
     for value in _round_steps(longest):
         x = left + value * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 26}"/>')
@@ -104,6 +97,16 @@ def stacked_bars(
     return _svg(title, width, height, parts)
 
 
+def legend(colours: Mapping[str, int]) -> str:
+    """A list of names with their colours, as HTML: it wraps where a page is narrow."""
+    entries = "".join(
+        f'<li><svg viewBox="0 0 12 12" aria-hidden="true"><rect class="part c{colour}" width="12" height="12"/></svg>'
+        f"{escape(name)}</li>"
+        for name, colour in colours.items()
+    )
+    return f'<ul class="legend">{entries}</ul>'
+
+
 def short(value: float) -> str:
     """A number for a tick: 1.5, 20, 3k, 100k, 1M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
@@ -115,9 +118,10 @@ def short(value: float) -> str:
 def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
     name = f"plot{next(_ids)}"
     inner = "\n".join(parts)
+    # An image to a screen reader, which reads its title; the numbers stand in the tables.
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="{name}" style="max-width:{width}px">'
-        f'<title id="{name}">{escape(title)}</title>\n{inner}\n</svg>'
+        f'<title id="{name}">{escape(title)}</title>\n<g aria-hidden="true">\n{inner}\n</g></svg>'
     )
 
 

@@ -1,12 +1,13 @@
-"""The benchmark suite: seeded, real inputs; a gate that refuses; files and pages that say what was measured."""
+"""The benchmark suite run small: files and pages that say what was measured, where, and what was not."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from functools import partial
+import shutil
+import subprocess
 from html.parser import HTMLParser
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,131 +18,30 @@ pytest.importorskip(
     "ttt4as_fast.benchmarks", reason="this copy was installed without the benchmark suite: reinstall it"
 )
 
-from ttt4as_fast import TTT4AS, kernels
+from ttt4as_fast import TTT4AS
 from ttt4as_fast.benchmarks import (
     binarisers,
-    compare,
     cpu,
+    digest,
     gate,
     growth,
     headline,
+    integrations,
     latency,
     machine,
     measure,
-    peers,
     report,
     results_file,
+    suites,
     svg,
     workloads,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = workloads.Workload("tiny", 96, 14, 112, "nothing")
 
 
-@pytest.fixture(scope="module")
-def scene() -> workloads.Scene:
-    return workloads.scene(TINY, 2, seed=3)
-
-
-# ---------------------------------------------------------------- workloads
-
-
-def test_scene_has_its_shape_and_does_not_depend_on_its_neighbours(scene: workloads.Scene) -> None:
-    assert scene.anomaly_map.shape == (2, 112, 112) and scene.anomaly_map.dtype == np.float32
-    assert scene.features.shape == (2, 96, 14, 14) and scene.features.dtype == np.float32
-    again = workloads.scene(TINY, 1, seed=3)
-    np.testing.assert_array_equal(again.features[0], scene.features[0])
-    np.testing.assert_array_equal(again.anomaly_map[0], scene.anomaly_map[0])
-    other = workloads.scene(TINY, 1, seed=4)
-    assert np.abs(other.features - scene.features[:1]).max() > 0.1
-
-
-def test_scene_is_like_a_detectors() -> None:
-    """Structured features, and maps that are higher on the defect: what white noise is not."""
-    from ttt4as_fast.metrics import pixel_auroc
-
-    found = workloads.scene(workloads.WORKLOADS["dinov2_vits14"], 3)
-    assert found.gt_mask is not None and all(0.02 < truth.mean() < 0.07 for truth in found.gt_mask)
-    assert pixel_auroc(found.anomaly_map[:1], found.gt_mask[:1]) > 0.9  # grey blobs in gravel and grass are harder
-    for deep in found.features.reshape(3, 384, -1):
-        values = np.linalg.svd(deep - deep.mean(1, keepdims=True), compute_uv=False) ** 2
-        assert values[:20].sum() > 0.6 * values.sum()  # noise of this shape: 0.16
-
-
-@pytest.mark.parametrize("workload", workloads.WORKLOADS.values(), ids=lambda workload: workload.name)
-def test_workloads_are_consistent(workload: workloads.Workload) -> None:
-    assert workload.channels <= workloads.MOST_CHANNELS
-    assert workload.shape.startswith(f"{workload.channels} x {workload.grid}")
-    assert workloads.WORKLOADS[workload.name] is workload
-
-
-def test_patches_and_samples() -> None:
-    patches = workloads.nominal_patches(344, 500, seed=1, grid=14)
-    assert patches.shape == (500, 344) and np.isfinite(patches).all() and len(np.unique(patches, axis=0)) == 500
-    assert workloads.query_patches(152, grid=14).shape == (196, 152)
-    X, y = workloads.svm_samples(200, 152)
-    assert X.shape == (200, 152) and (y == 1).sum() == 180 and (y == -1).sum() == 20
-    with pytest.raises(ValueError, match="channels: expected at most 1536"):
-        workloads.nominal_patches(2000, 10)
-
-
-def test_images_of_a_data_set(tmp_path: Path) -> None:
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for folder in ("train/good", "test/good", "test/hole"):
-        (tmp_path / folder).mkdir(parents=True)
-        for i in range(3):
-            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / folder / f"{i}.png")
-    found = workloads.scene(TINY, 2, data=tmp_path)
-    assert found.gt_mask is None and "defective test images" in found.source
-    assert np.abs(found.features[0] - found.features[1]).max() > 0
-
-
-# ---------------------------------------------------------------- the gate
-
-
-def test_gate_passes_this_package_and_refuses_what_is_wrong(scene: workloads.Scene) -> None:
-    psi, deep = scene.anomaly_map[0], scene.features[0]
-    out = TTT4AS()(psi, deep)
-    check = partial(gate.check_segment, psi, deep)
-    assert check(out.pred_mask, out.decision_map, out.pseudo_labels)
-    labels = out.pseudo_labels.copy()
-    labels[0, 0] = 1 - labels[0, 0]
-    refused = check(out.pred_mask, out.decision_map, labels)
-    assert not refused and "1 pseudo-labels differ" in refused.detail
-    assert not check(out.pred_mask, out.decision_map + 1.0, out.pseudo_labels)
-    assert not check(~out.pred_mask, out.decision_map, out.pseudo_labels)
-
-
-def test_gate_of_a_large_map_sees_a_wrong_decision(monkeypatch: pytest.MonkeyPatch, scene: workloads.Scene) -> None:
-    monkeypatch.setattr(gate, "_DENSE_PIXELS", 1000)
-    psi, deep = scene.anomaly_map[0], scene.features[0]
-    out = TTT4AS()(psi, deep)
-    found = gate.check_segment(psi, deep, out.pred_mask, out.decision_map, out.pseudo_labels)
-    assert found and "24 of 112 rows" in found.detail
-    shifted = out.decision_map + 1.0
-    assert not gate.check_segment(psi, deep, shifted > 0, shifted, out.pseudo_labels)
-
-
-def test_gates_of_the_parts() -> None:
-    rng = np.random.default_rng(0)
-    bank, query = rng.random((50, 8), np.float32), rng.random((9, 8), np.float32)
-    distances, indices = kernels.nearest_neighbors(query, bank, 3)
-    assert gate.check_knn(query, bank, distances, indices)
-    assert not gate.check_knn(query, bank, distances * 1.001, indices)
-    assert not gate.check_knn(query, bank, distances, indices[:, ::-1])
-    X, y = rng.standard_normal((40, 5)), np.repeat([1, -1], 20)
-    optimum = gate.svm_optimum(X, y, 0.1)
-    svm = kernels.fit_linear_svm(X, y, C=0.1)
-    assert gate.check_svm(X, y, svm.coef, svm.intercept, 0.1, optimum)
-    assert not gate.check_svm(X, y, svm.coef * 1.1, svm.intercept, 0.1, optimum)
-    picks = kernels.k_center_greedy(bank, 10)
-    assert gate.check_coreset(bank, picks, picks[:5])
-    assert not gate.check_coreset(bank, picks[::-1], picks[:5])
-    assert (
-        gate.check_equal(bank, bank) and not gate.check_equal(bank, bank + 1) and not gate.check_equal(bank, bank[1:])
-    )
+# ---------------------------------------------------------------- runs on tiny sizes
 
 
 def test_a_row_that_missed_has_no_ratio() -> None:
@@ -156,99 +56,6 @@ def test_a_row_that_missed_has_no_ratio() -> None:
     text = _text(cpu.table(content))
     assert "4x" in text and "FAILED: 3 neighbours wrong" in text
     assert report.page({"cpu": content}).count("4x (4 to 4)") == 1
-
-
-# ---------------------------------------------------------------- measuring
-
-
-def test_by_turns_measures_all_in_every_round() -> None:
-    calls = []
-    found = measure.by_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, least=4)
-    assert [len(timing.rounds) for timing in found.values()] == [4, 4]
-    assert calls.count("a") == 2 + len(found["a"].calls) and calls.count("b") == 2 + len(found["b"].calls)
-    slow, fast = measure.Timing(((10.0,), (20.0,), (30.0,))), measure.Timing(((5.0,), (5.0,), (5.0,)))
-    assert measure.ratio(slow, fast) == {"ratio": 4.0, "low": 2.8, "high": 5.2}
-    assert slow.summary() == {"p20": 14.0, "p50": 20.0, "p80": 26.0, "n": 3}
-
-
-def test_peak_memory_counts_what_is_freed() -> None:
-    peak = measure.peak_mebibytes(lambda: np.ones(64 << 17).sum())  # 64 MiB, gone again
-    if peak is None:
-        pytest.skip("this kernel does not tell the high-water mark")
-    assert 60 < peak < 100
-
-
-def test_exponent() -> None:
-    assert measure.fitted_exponent([1, 10, 100], [2, 200, 20_000]) == pytest.approx(2.0)
-    assert measure.fitted_exponent([1], [1]) is None
-
-
-def test_pinned_threads_are_read_back() -> None:
-    counts = machine.pin(1)
-    assert counts["torch"] == 1 and set(counts.values()) == {1}
-    with pytest.raises(ValueError, match="threads"):
-        machine.pin(machine.processors() + 1)
-
-
-def test_a_library_with_other_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "thread_counts", lambda: {"torch": 1, "faiss": 7})
-    with pytest.raises(machine.ThreadsError, match="faiss"):
-        machine.pin(1)
-
-
-def test_load_of_others_is_a_share() -> None:
-    found = machine.load_of_others(0.05)
-    assert found is None or 0.0 <= found <= 1.0
-
-
-def test_latency_counts_waiting() -> None:
-    import time
-
-    found = latency.steady(lambda: time.sleep(0.004), 30, rate=500.0)  # twice as slow as the camera
-    assert found["service"]["p50"] >= 4.0 and found["service"]["n"] == 30
-    assert found["response"]["max"] > 10 * found["service"]["p50"]  # frames queue up
-    with latency.competing_thread():
-        beside = latency.back_to_back(lambda: None, 20)
-    assert beside["n"] == 20 and beside["p50"] <= beside["p99"] <= beside["max"]
-
-
-# ---------------------------------------------------------------- peers
-
-
-def test_every_peer_is_there_or_named() -> None:
-    absent = peers.absent()
-    for peer in peers.PEERS:
-        assert (peer.why_not() is None) == (peer.name not in absent)
-        assert absent.get(peer.name, "reason").strip()
-    assert not {"paper's recipe", "scikit-learn LinearSVC", "SciPy", "torch.cdist", "F.interpolate"} & set(absent)
-    for peer in peers.peers("segment"):
-        assert version("scikit-learn") in peer.version
-    with pytest.raises(ValueError, match="operation"):
-        peers.peers("nonsense")
-
-
-def test_peers_do_what_they_are_timed_for(scene: workloads.Scene) -> None:
-    psi, deep = scene.anomaly_map[0], scene.features[0]
-    mask, spent = peers.recipe_stages(psi, deep)
-    assert set(spent) == set(peers.STAGES) and min(spent.values()) > 0
-    assert gate.check_mask(mask, TTT4AS()(psi, deep).pred_mask)
-    reference = kernels.dilate(kernels.local_maxima(psi), 5)
-    for peer in cpu._usable("peaks"):
-        assert gate.check_equal(peer.adapter()(psi, 99.0, 5), reference)
-    bank = workloads.nominal_patches(152, 300, grid=14)
-    expected = kernels.nearest_neighbors(bank[:20] + 0.01, bank, 2)[1]
-    for peer in cpu._usable("knn"):
-        assert (peer.adapter()(bank)(bank[:20] + np.float32(0.01), 2)[1] == expected).mean() > 0.95
-    for peer in cpu._usable("coreset"):
-        picks = peer.adapter()(bank, 30, 0)
-        assert len(np.unique(picks)) == 30
-        np.testing.assert_array_equal(kernels.k_center_greedy(bank, 30, int(picks[0]))[:10], picks[:10])
-    for peer in cpu._usable("binarise"):
-        maps = np.ascontiguousarray(scene.anomaly_map[:, ::8, ::8])
-        np.testing.assert_array_equal(peer.adapter()(maps), peer.adapter()(maps, as_it_is=True))
-
-
-# ---------------------------------------------------------------- runs on tiny sizes
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +88,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = growth.Plan((56, 112), (48, 96), (7, 14), (50, 100), (1, 2), (100, 300), seconds=0.0)
     results_file.save(growth.run(sizes, 1, watched), folder)
     results_file.save(latency.run("tiny", 1, 20, 1000.0, (1, 2), 0.05, progress=watched), folder)
+    sizes_of_hosts = integrations.Plan(
+        *(0.05, 0, None, "tiny"),
+        samples=(60, 96),
+        bank=(300, 152),
+        training_images=4,
+        batch=2,
+        side=96,
+        clients=2,
+        requests=4,
+    )
+    results_file.save(integrations.run(sizes_of_hosts, 1, progress=watched), folder)
     patch.undo()
     assert steps[-1][1] == steps[-1][2]
     return folder
@@ -288,7 +106,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_runners_leave_what_was_measured_where(results: Path) -> None:
     contents = results_file.load(results)
-    assert set(contents) == {"headline", "cpu", "growth", "latency"}
+    assert set(contents) == {"headline", "cpu", "growth", "latency", "integrations"}
     for content in contents.values():
         assert content["format_version"] == 1 and content["versions"]["torch"] and content["machine"]["cpu"]
         assert set(content["threads"].values()) == {1}
@@ -307,6 +125,53 @@ def test_runners_leave_what_was_measured_where(results: Path) -> None:
     }
 
 
+def test_every_host_is_measured_or_named(results: Path) -> None:
+    content = results_file.load(results)["integrations"]
+    measured = {row["host"] for row in content["rows"]}
+    assert measured | set(content["absent_peers"]) == {host.name for host in integrations.HOSTS}
+    assert {"scikit-learn", "PyTorch"} <= measured and not measured & set(content["absent_peers"])
+    for row in content["rows"]:
+        assert row["speedup"]["ratio"] > 0 and row["gate"]["passed"] and row["stock"] != row["switched"]
+    with pytest.raises(ValueError, match="hosts: expected a pattern that matches one of anomalib"):
+        integrations.run(pattern="nonsense")
+
+
+def test_masks_of_a_host_are_held_to_the_reference() -> None:
+    scene = workloads.scene(TINY, 2, seed=3)
+    masks = TTT4AS()(scene.anomaly_map, scene.features).pred_mask
+    assert integrations.check_masks(scene.anomaly_map, scene.features, masks)
+    masks[1, 0, 0] ^= True
+    refused = integrations.check_masks(scene.anomaly_map, scene.features, masks)
+    assert not refused and refused.detail == "1 pixels differ"
+
+
+def test_a_suite_is_kept_while_nothing_changed(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = results_file.load(results)["headline"]
+    path = results_file.save({**content, "commit": "0123456789ab"}, tmp_path)
+    monkeypatch.setattr(machine, "unchanged_since", lambda commit: commit == "0123456789ab")
+    assert suites.is_current(path, 1) and not suites.is_current(path, 2)
+    assert not suites.is_current(tmp_path / "cpu.json", 1)
+    (row,) = content["rows"]
+    failed = {**row, "gate": {**row["gate"], "passed": False}}
+    for change in ({"commit": "0123456789ab+"}, {"commit": None}, {"commit": "ba9876543210"}, {"rows": [failed]}):
+        assert not suites.is_current(results_file.save({**content, "commit": "0123456789ab", **change}, tmp_path), 1)
+    path.write_text("{", "utf-8")
+    assert not suites.is_current(path, 1)
+
+
+def test_all_suites_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands are real ones; this one is cheap and writes no result."""
+    monkeypatch.setattr(suites.Suite, "command", property(lambda suite: ("cpu", "--help")))
+    said: list[str] = []
+    found = suites.run(suites.chosen("head|cpu"), tmp_path, 1, say=said.append)
+    assert [(outcome.suite.name, outcome.status) for outcome in found] == [
+        ("headline", "measured"),
+        ("cpu", "measured"),
+    ]
+    assert said[0].startswith("headline: what test-time training adds") and said[-1].startswith("cpu: measured")
+    assert sum(suite.minutes for suite in suites.SUITES) <= 35
+
+
 def test_tables_of_the_screen(results: Path) -> None:
     contents = results_file.load(results)
     assert "passed" in _text(headline.table(contents["headline"]))
@@ -314,6 +179,7 @@ def test_tables_of_the_screen(results: Path) -> None:
     assert "exponent" in _text(growth.table(contents["growth"]))
     assert all(_text(one) for one in latency.tables(contents["latency"]))
     assert "paper's recipe" in _text(cpu.table(contents["cpu"]))
+    assert "ttt.LinearSVC" in _text(integrations.table(contents["integrations"]))
 
 
 # ---------------------------------------------------------------- masks and the paper
@@ -414,55 +280,68 @@ def test_the_page_is_whole_and_self_contained(results: Path, masks: dict[str, An
 
 
 def test_report_and_digest_are_written(results: Path, tmp_path: Path) -> None:
-    written = report.write(results, tmp_path / "out")
-    assert [path.name for path in written] == ["report.html", "digest.md"]
-    digest = written[1].read_text("utf-8")
-    assert "96 x 14 x 14 -> 112 x 112" in digest and "| knn |" in digest
-    for block in digest.split("\n\n"):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\nstale numbers\n<!-- bench:end -->\nafter\n", "utf-8")
+    written = report.write(results, tmp_path / "out", readme)
+    assert [path.name for path in written] == ["report.html", "digest.md", "README.md"]
+    text = readme.read_text("utf-8")
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale numbers" not in text
+    assert digest.block_of(text).strip() == written[1].read_text("utf-8").strip()
+    assert len(report.write(results, tmp_path / "out", readme)) == 2  # nothing to change
+    readme.write_text("no marks", "utf-8")
+    with pytest.raises(ValueError, match="readme: expected one <!-- bench:begin -->"):
+        report.write(results, tmp_path / "out", readme)
+    digest_text = written[1].read_text("utf-8")
+    assert "96 x 14 x 14 -> 112 x 112" in digest_text and "| knn |" in digest_text
+    for block in digest_text.split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
     with pytest.raises(FileNotFoundError, match="no result files"):
         report.write(tmp_path / "out", tmp_path / "again")
 
 
+def test_the_readme_says_what_the_committed_results_say() -> None:
+    readme = ROOT / "README.md"
+    committed = report.load(ROOT / "benchmarks" / "results")
+    assert digest.block_of(readme.read_text("utf-8")) == f"\n{digest.digest(committed)}", (
+        "ttt4as bench report DIR --output benchmarks/results --readme README.md"
+    )
+
+
+def test_a_browser_finds_nothing_wrong(results: Path, masks: dict[str, Any], tmp_path: Path) -> None:
+    """Needs node, Chromium, and playwright-core and axe-core where NODE_PATH says."""
+    node, chromium = shutil.which("node"), shutil.which("chromium") or shutil.which("chromium-browser")
+    modules = Path(os.environ.get("NODE_PATH", "nowhere"))
+    absent = [name for name in ("playwright-core", "axe-core") if not (modules / name).is_dir()]
+    if node is None or chromium is None or absent:
+        pytest.skip(f"no browser to judge the page: node {node}, chromium {chromium}, not in NODE_PATH: {absent}")
+    contents = {**results_file.load(results), "masks-screw": results_file.plain(masks)}
+    text = report.page(contents)
+    pages = {
+        "good": text,
+        "bad": text.replace("--ink: #1b1f24", "--ink: #b0b0b0").replace("--c1: #0b61c4", "--c1: #eee"),
+    }
+    found = {}
+    for name, content in pages.items():
+        (tmp_path / f"{name}.html").write_text(content, "utf-8")
+        command = [
+            node,
+            str(ROOT / "tests" / "report_page.mjs"),
+            str(tmp_path / f"{name}.html"),
+            str(tmp_path),
+            chromium,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+        found[name] = json.loads(done.stdout)
+    assert found["good"] == []
+    assert any("color-contrast" in line for line in found["bad"])
+    assert any("text.null" in line for line in found["bad"]) and any("part c1" in line for line in found["bad"])
+
+
 def test_svg_refuses_what_has_no_logarithm() -> None:
     with pytest.raises(ValueError, match="positive"):
         svg.log_log("t", "x", "y", [svg.Line("a", [(1, 0.0)], 1)])
     assert svg.short(1536) == "1.54k" and svg.short(0.25) == "0.25"
-
-
-# ---------------------------------------------------------------- tracking
-
-
-def test_a_slower_head_is_told_from_noise() -> None:
-    calm = [({"a": 10.0, "b": 5.0}, {"a": 12.0, "b": 5.1}, {"a": 10.1, "b": 5.0})] * 5
-    verdicts = {change.operation: change.verdict for change in compare.changes(calm)}
-    assert verdicts == {"a": "slower", "b": "within noise"}
-    noisy = [({"a": 10.0}, {"a": 12.0}, {"a": 14.0}), ({"a": 14.0}, {"a": 13.0}, {"a": 10.0})] * 3
-    (change,) = compare.changes(noisy)
-    assert change.verdict == "within noise" and change.band > 0.3
-    assert compare.changes([({"a": 10.0}, {"a": 5.0}, {"a": 10.0})])[0].verdict == "faster"
-
-
-def test_asv_would_run_its_own_files_only() -> None:
-    """asv runs whatever is named like a benchmark in any file of the folder."""
-    folder = Path(machine.__file__).parent
-    named = re.compile(r"^\s*(?:def|class)\s+((?:time|timeraw|mem|peakmem|track)_\w+|Time[A-Z_]\w*)", re.MULTILINE)
-    for path in folder.glob("*.py"):
-        found = named.findall(path.read_text("utf-8"))
-        assert bool(found) == path.name.startswith("asv_"), (path.name, found)
-
-
-def test_asv_benchmarks_run() -> None:
-    from ttt4as_fast.benchmarks import asv_operations, asv_segment
-
-    for benchmark in (asv_operations.Peaks, asv_operations.LinearSVM, asv_segment.Segment):
-        one = benchmark()
-        sizes = [values[0] for values in one.params]
-        one.setup(*sizes)
-        for name in dir(one):
-            if name.startswith(("time_", "peakmem_")):
-                getattr(one, name)(*sizes)
 
 
 # ---------------------------------------------------------------- the command
@@ -485,7 +364,9 @@ def test_the_command_reports_from_files(results: Path, tmp_path: Path) -> None:
 def test_the_command_refuses_wrong_usage(tmp_path: Path) -> None:
     assert _invoke("latency", "--workload", "nonsense").exit_code == 2
     assert _invoke("masks", tmp_path / "nowhere", "--threads", 1).exit_code == 2
-    for name in ("cpu", "growth", "latency", "masks", "report"):
+    assert _invoke("--quick", "--readme", tmp_path / "README.md").exit_code == 2
+    assert _invoke("all", "--suites", "nonsense").exit_code == 2
+    for name in ("all", "cpu", "growth", "latency", "integrations", "masks", "report"):
         assert "Examples" in _invoke(name, "--help").stdout
 
 
@@ -515,7 +396,7 @@ def test_the_command_fails_where_an_output_missed(monkeypatch: pytest.MonkeyPatc
 
 
 def _about() -> dict[str, Any]:
-    return machine.describe({"torch": 1}, 0.0)
+    return machine.describe({"torch": 1}, machine.Watch())
 
 
 def _text(table: Any) -> str:

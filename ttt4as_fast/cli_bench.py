@@ -22,6 +22,9 @@ Data = Annotated[
     Path | None, typer.Option(help="Data set to take the images from.", show_default="textures of scikit-image")
 ]
 Results = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result files (JSON), made if absent.")]
+Readme = Annotated[
+    Path | None, typer.Option(help="Markdown file whose block between the bench:begin and bench:end marks to renew.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of crops, defects and draws.")]
 _RESULTS = Path("bench-results")
 
@@ -54,20 +57,23 @@ def _threads(threads: int | None) -> int:
     threads = machine.processors() if threads is None else threads
     counts = machine.pin(threads)
     out(f"{threads} thread(s) for both sides: {', '.join(counts)}")
-    busy = machine.load_of_others()
-    if busy is not None and busy > machine.BUSY:
-        warn(f"other programs use {busy:.0%} of this machine's processors: times are not to be trusted, ratios less so")
+    _warn_if_busy(machine.load_of_others(), "use")
     return threads
 
 
-def _finish(content: dict[str, Any], tables: list[Any], output: Path, save: bool = True) -> None:
+def _warn_if_busy(share: float | None, verb: str) -> None:
+    if share is not None and share > _suite("machine").BUSY:
+        warn(f"other programs {verb} {share:.0%} of this machine's processors: trust no time here, and ratios little")
+
+
+def _finish(content: dict[str, Any], tables: list[Any], output: Path) -> None:
     """Tables on the screen, the result file, what is absent; exit code 1 where an output missed its gate."""
     for table in tables:
         print_table(table)
     for name, reason in content.get("absent_peers", {}).items():
         out(f"not measured: {name} ({reason})")
-    if save:
-        out(f"wrote {_suite('results_file').save(content, output)}")
+    out(f"wrote {_suite('results_file').save(content, output)}")
+    _warn_if_busy(content["load_of_others"], "used")
     if not _suite("results_file").all_passed(content):
         warn("an output missed the reference: no speed-up is printed for it")
         raise typer.Exit(1)
@@ -87,6 +93,7 @@ def headline(
     report: Annotated[
         Path | None, typer.Option(help="Write report.html and digest.md from the result files; measures nothing.")
     ] = None,
+    readme: Readme = None,
     threads: Threads = None,
     data: Data = None,
     seed: Seed = 0,
@@ -96,8 +103,10 @@ def headline(
     if context.invoked_subcommand is not None:
         return
     if report is not None:
-        write_report(report, output if output != _RESULTS or output.is_dir() else None)
+        write_report(report, output if output != _RESULTS or output.is_dir() else None, readme)
         return
+    if readme is not None:
+        raise ValueError("readme: expected it beside --report only")
     threads = _threads(threads)
     suite = _suite("headline")
     names, seconds, bank = (suite.QUICK, 1.0, 4096) if quick else (suite.FULL, 6.0, 16_384)
@@ -106,12 +115,37 @@ def headline(
     _finish(content, [suite.table(content), suite.stage_table(content)], output)
 
 
-def write_report(folder: Path, results: Path | None) -> None:
+def write_report(folder: Path, results: Path | None, readme: Path | None = None) -> None:
     """The page and the digest of a folder of result files; those that come with the package by default."""
     report = _suite("report")
     source = _suite("results_file").RESULTS if results is None else results
-    for path in report.write(source, folder):
+    for path in report.write(source, folder, readme):
         out(f"wrote {path}")
+
+
+@_command("all", "ttt4as bench all --output benchmarks/results", "ttt4as bench all --suites 'growth|cpu' --again")
+def everything(
+    suites: Annotated[str, typer.Option(help="Pattern of the suites to measure.", show_default="all")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Also those whose result is current.")] = False,
+    threads: Threads = None,
+    data: Data = None,
+    output: Results = _RESULTS,
+) -> None:
+    """Every suite whose results are committed, each in a process of its own: about half an hour on two cores.
+
+    A suite whose result is there, from the same code, machine and number of threads, is kept: a run that was stopped
+    goes on where it was. masks, which needs a data set, is not among them.
+    """
+    runner = _suite("suites")
+    chosen = runner.chosen(suites)
+    threads = _threads(threads)
+    options = () if data is None else ("--data", str(data.resolve()))
+    outcomes = runner.run(chosen, output, threads, options, again, out)
+    for outcome in outcomes:
+        planned = outcome.suite.minutes
+        out(f"{outcome.suite.name:<14}{outcome.status:<15}{outcome.minutes:5.1f} min of {planned:g} planned")
+    if any(outcome.status not in ("measured", "kept") for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @_command("cpu", "ttt4as bench cpu", "ttt4as bench cpu --rows knn --threads 1")
@@ -165,6 +199,22 @@ def latency(
     _finish(content, suite.tables(content), output)
 
 
+@_command("integrations", "ttt4as bench integrations", "ttt4as bench integrations --hosts 'FAISS|scikit'")
+def integrations(
+    hosts: Annotated[str, typer.Option(help="Pattern of the hosts to measure.", show_default="all")] = "",
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each comparison.")] = 4.0,
+    threads: Threads = None,
+    data: Data = None,
+    output: Results = _RESULTS,
+) -> None:
+    """anomalib, scikit-learn, PyTorch, FAISS and the HTTP service, each as it is and with one line switched."""
+    threads = _threads(threads)
+    suite = _suite("integrations")
+    with progress_bars() as progress:
+        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, hosts, **_watched(progress))
+    _finish(content, [suite.table(content)], output)
+
+
 @_command(
     "masks", "ttt4as bench masks mvtec_ad/screw", "ttt4as bench masks mvtec_ad/screw --image-size 320 --crop-size 320"
 )
@@ -193,6 +243,7 @@ def report(
         Path | None,
         typer.Option("--output", "-o", help="Folder of the result files.", show_default="the package's own"),
     ] = None,
+    readme: Readme = None,
 ) -> None:
     """One self-contained page, and a digest in Markdown, from result files."""
-    write_report(folder, results)
+    write_report(folder, results, readme)
