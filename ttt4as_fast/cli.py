@@ -95,7 +95,7 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
     epilog = "\n\n".join(["[b]Examples[/b]", *(line.replace("[", "\\[") for line in examples)])
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        paragraphs = inspect.cleandoc(function.__doc__ or "").replace("[", "\\[").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         app.command(help=text, epilog=epilog)(user_errors()(function))
         return function
@@ -105,7 +105,9 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 @_command("ttt4as demo", "ttt4as demo --texture grass --seed 7 --output demo-grass")
 def demo(
-    output: Output = Path("demo-output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results, made if absent.")] = Path(
+        "demo-output"
+    ),
     texture: Annotated[
         list[Texture] | None, typer.Option(help="One of the photographs; may be repeated.", show_default="all three")
     ] = None,
@@ -465,7 +467,8 @@ def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str,
     from .results import file_digest
 
     if not model.is_file():
-        raise FileNotFoundError(f"model: no such file: {str(model)!r}")
+        what = "is a folder, not a file from ttt4as fit" if model.is_dir() else "does not exist"
+        raise FileNotFoundError(f"model: {str(model)!r} {what}")
     detector = PatchCore.load(model, device=device, backend=backend)
     return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
 
