@@ -262,7 +262,7 @@ def predict(
         "map_format": map_format.value,
         "overlays": overlays,
     }
-    from .demo import versions
+    from .installation import versions
 
     recorded = {"model": about, "overlay_scale": runs.overlay_scale(detector), "versions": versions()}
     with ResultFolder(output, settings, recorded, overwrite) as folder, progress_bars() as progress:
@@ -429,33 +429,14 @@ def serve(
 @_command("ttt4as info", "ttt4as info --json | jq .backends")
 def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """What is installed and usable here: versions, backends and why not, threads, environment variables."""
-    from . import runs
+    from . import installation
 
-    found = runs.describe()
+    found = installation.describe()
     if as_json:
         out(json.dumps(found, indent=2))
         return
-    from rich.table import Table
-
-    general = Table("", "", title="Installation", show_header=False)
-    for name, value in found["versions"].items():
-        general.add_row(name, value)
-    for name in ("system", "processors", "torch_threads", "core"):
-        general.add_row(name.replace("_", " "), str(found[name]))
-    general.add_row("CUDA devices", ", ".join(found["cuda"]) if found["cuda"] else "none")
-    print_table(general)
-    for device, operations in found["backends"].items():
-        table = Table(
-            "operation", "backend", "", title=f"Backends for arrays on {device}; 'auto' takes the first usable"
-        )
-        for operation, backends in operations.items():
-            for i, (name, reason) in enumerate(backends.items()):
-                table.add_row("" if i else operation, name, "usable" if reason is None else f"not usable: {reason}")
+    for table in installation.tables(found):
         print_table(table)
-    variables = Table("variable", "value", "meaning", title="Environment")
-    for name, entry in found["environment"].items():
-        variables.add_row(name, entry["value"] or "not set", entry["meaning"])
-    print_table(variables)
 
 
 # ---------------------------------------------------------------- parts of commands
