@@ -30,6 +30,7 @@ from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models.components import KCenterGreedy
 from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel
+from anomalib.models.image.super_add.torch_model import SuperADDModel
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, Normalize, Resize
@@ -199,8 +200,10 @@ def test_fit_and_test_as_anomalib(folder, tmp_path):
         assert type(loaded.model) is (integration._FastPatchcoreModel if target is Patchcore else type(stock.model))
 
 
-@pytest.mark.parametrize("num_neighbors", [1, 9, 10_000])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("num_neighbors", "precision"),
+    [(1, "float32"), (9, "float32"), (10_000, "float32"), (9, "float16")],  # half convolutions are slow on a CPU
+)
 def test_accelerate_in_place(images, num_neighbors, precision):
     model = bank_model(num_neighbors=num_neighbors, precision=precision, post_processor=False)
     expected = copy.deepcopy(model)(images)
@@ -341,6 +344,37 @@ def test_anomaly_dino(monkeypatch, images):
         accelerate(AnomalyDINOModel(encoder_name="vit_small_patch14_dinov2"))
 
 
+def test_super_add(monkeypatch):
+    """Each layer has a bank of its own; random weights, since those of DINOv3 would have to be fetched."""
+    create = timm.create_model
+    small = {"pretrained": False, "img_size": 48}
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **{**options, **small}))
+    torch.manual_seed(0)
+    stock = SuperADDModel(
+        "vit_tiny_patch16_dinov3_qkvb",
+        layers=[3, 9],
+        patch_size=48,
+        patch_overlap=16,
+        max_database_size=20,
+        subsampling_iterations=1,
+    )
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    stock.train()(images)
+    stock.subsample_embedding()
+    model = accelerate(copy.deepcopy(stock.eval()))
+    assert stock.memory_bank.shape[:2] == (2, 20) and type(model) is integration._FastSuperADDModel
+    for _ in range(2):
+        expected, found = stock(images.flip(3)), model(images.flip(3))
+        torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-4, atol=1e-5)
+        assert len(model._prepared[2]) == 2
+        for one in (stock, model):  # which the prepared search must see
+            one.memory_bank[1] += 0.5
+    query, other = torch.rand(1, 4, stock.memory_bank.shape[2]), stock.memory_bank[0].clone()
+    for ours, theirs in zip(*(one.nearest_neighbors_chunked(query, other, 2) for one in (model, stock)), strict=True):
+        assert torch.equal(ours, theirs)  # not the model's bank: anomalib's own search
+
+
 def test_accelerate_refuses_what_is_not_sound():
     class Mine(host.Patchcore):
         pass
@@ -353,7 +387,7 @@ def test_accelerate_refuses_what_is_not_sound():
     own.model.__class__ = MyModel
     other_bank = host.MHPatchcore(backbone="resnet18", pre_trained=False)
     for model in (make("Padim"), own, torch.nn.Linear(2, 2), other_bank):
-        with pytest.raises(TypeError, match=r"model: expected Patchcore or AnomalyDINO of anomalib.* got"):
+        with pytest.raises(TypeError, match=r"model: expected Patchcore, AnomalyDINO or SuperADD of anomalib.* got"):
             accelerate(model)
     assert type(accelerate(Mine(**NETWORK)).model) is integration._FastPatchcoreModel
 
@@ -400,10 +434,47 @@ def test_onnx_and_openvino_agree(images, tmp_path, runtime):
     np.testing.assert_allclose(found["anomaly_map"], expected.anomaly_map.numpy(), rtol=0, atol=1e-3)
 
 
-def test_exporting_masks_is_refused(images):
+class Plain(torch.nn.Module):
+    """A model whose result is a plain tuple: `torch.export.save` knows anomalib's type of result not."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        return tuple(self.model(batch))
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "robust"}], ids=["paper", "robust"])
+def test_torch_export_keeps_the_masks(folder, tmp_path, options):
+    """A program with the method as one operator: the same masks, labels and gate, whatever the batch."""
+    model = copy.deepcopy(fitted("ours", folder)[0])
+    model.post_processor.detach(model)
+    post = TTT4ASPostProcessor(**options)
+    post.load_state_dict(model.post_processor.state_dict())
+    model.post_processor = post.attach(model).eval()
+    images = torch.cat([read(folder, f"{kind}/{i:03}.png") for kind in ("bad", "good_test") for i in range(3)])
+    batch = torch.export.Dim("batch", min=2, max=16)  # where the host's search starts to work in chunks
+    with torch.no_grad():
+        program = torch.export.export(Plain(model), (images[:2],), dynamic_shapes={"batch": {0: batch}})
+    assert [str(node.target) for node in program.graph.nodes if "ttt4as" in str(node.target)] == [
+        "ttt4as.segment_robust.default" if options else "ttt4as.segment.default"
+    ]
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    for some in (images, images[2:4]):
+        expected, found = model(some), InferenceBatch(*loaded(some))
+        assert torch.equal(found.pred_label, expected.pred_label)
+        assert (found.pred_mask != expected.pred_mask).float().mean() < 0.002  # the graph searches in another way
+        assert torch.equal(found.pred_mask.flatten(1).any(1), found.pred_label)
+    assert not post._features and not post._predicted
+
+
+def test_onnx_of_masks_is_refused(images, tmp_path):
+    pytest.importorskip("onnxscript", reason="the exporter needs onnx and onnxscript")
     model = bank_model(Patchcore, post_processor=TTT4ASPostProcessor())
-    with pytest.raises(Exception, match="which no exported graph can hold"):
-        torch.export.export(model, (images,))
+    with pytest.raises(Exception, match=r"for which ONNX and OpenVINO have no operator\. Export with"):
+        model.to_onnx(tmp_path, input_size=(SIDE, SIDE))
 
 
 # ---------------------------------------------------------------- masks

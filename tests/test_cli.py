@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-COMMANDS = ("demo", "fit", "predict", "evaluate", "segment", "info")
+COMMANDS = ("demo", "fit", "predict", "evaluate", "segment", "serve", "info", "bench")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -71,6 +71,10 @@ def test_every_command_has_help_with_examples(name: str) -> None:
     assert "Examples" in text
     assert f"ttt4as {name}" in text
     assert len(text.splitlines()) > 8
+
+
+def test_help_shows_brackets_as_they_are() -> None:
+    assert "pip install 'ttt4as_fast[serve]'" in " ".join(ttt4as("serve", "--help").stdout.split())
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
@@ -451,7 +455,8 @@ def test_predict_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
     cases = [
         ((broken, image, "-o", tmp_path / "o"), "broken.safetensors"),
         ((other, image, "-o", tmp_path / "o"), "other.safetensors"),
-        ((tmp_path / "absent", image, "-o", tmp_path / "o"), "absent"),
+        ((tmp_path / "absent", image, "-o", tmp_path / "o"), "does not exist"),
+        ((empty, image, "-o", tmp_path / "o"), "is a folder, not a file from ttt4as fit"),
         ((model, empty, "-o", tmp_path / "o"), "empty"),
         ((model, tmp_path / "nothing.png", "-o", tmp_path / "o"), "nothing.png"),
         ((model, image, "-o", tmp_path / "file"), "file"),

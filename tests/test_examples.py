@@ -16,7 +16,7 @@ SAYS = {
     "streaming.py": ["20 frames at 20 a second, 20 with a mask, 0 dropped", "p99"],
 }
 OPTIONS = {"streaming.py": ["--frames", "20", "--rate", "20", "--queue", "20"]}
-ELSEWHERE = {"anomalib_patchcore.py", "serve_client.py"}  # tests/test_anomalib.py; below
+ELSEWHERE = {"anomalib_patchcore.py", "serve_client.py"}  # below; the client of a service in tests/test_serve.py too
 
 
 def run(cwd: Path, name: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -34,6 +34,19 @@ def test_example(name, tmp_path):
     assert done.returncode == 0, done.stderr
     for words in SAYS[name]:
         assert words in done.stdout
+
+
+def test_anomalib_example(tmp_path):
+    """The same AUROC beside anomalib's own PatchCore, and a picture of the masks."""
+    pytest.importorskip("anomalib", reason="anomalib is not installed: pip install 'ttt4as_fast[anomalib]'")
+    done = run(tmp_path, "anomalib_patchcore.py", "--side", "64", "--threads", "1", "--output", "masks.png")
+    assert done.returncode == 0, done.stderr
+    rows = {line[:44].strip(): line[44:].split() for line in done.stdout.splitlines()}
+    for metric in ("image_AUROC", "pixel_AUROC"):
+        stock, *ours = rows[f"anomalib's {metric}"]
+        assert ours == [stock, stock] and float(stock) > 0.6
+    assert len(rows["mean F1 of the masks of defective images"]) == 3
+    assert (tmp_path / "masks.png").stat().st_size > 10_000
 
 
 def test_client_without_a_service(tmp_path):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,21 @@ ENVIRONMENT = {
     "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0",
     "TTT4AS_BUILD_CORE": "1",
 }
+# Stands before the compiler: every build here has the same sources and flags, so each object is compiled once.
+LAUNCHER = """
+import shutil, subprocess, sys
+from pathlib import Path
+command = sys.argv[1:]
+target = Path(command[command.index("-o") + 1])
+kept = Path(__file__).parent / str(target).replace("/", "+")
+if "-c" not in command or target.is_absolute() or not kept.exists():
+    code = subprocess.run(command).returncode
+    if code or "-c" not in command or target.is_absolute():
+        sys.exit(code)
+    shutil.copy(target, kept)
+else:
+    shutil.copy(kept, target)
+"""
 NO_COMPILER = {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++", "TTT4AS_BUILD_CORE": "auto"}
 # Prints what an installed package is: its two folders, why the core cannot serve, the warnings, and a right answer.
 PROBE = """
@@ -113,11 +128,22 @@ def environment(tmp_path: Path, libraries: Path) -> Callable[..., dict[str, obje
     return install
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The builds of the tests that ask for it share their objects."""
+    launcher = tmp_path_factory.mktemp("objects") / "launcher.py"
+    launcher.write_text(LAUNCHER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, "CMAKE_CXX_COMPILER_LAUNCHER", f"{sys.executable};{launcher}")
+        yield
+
+
 def operations() -> set[str]:
     return {path.parent.name for path in (ROOT / "kernels").glob("*/__init__.py")}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_wheel_from_sdist(source: Path, tmp_path: Path, environment: Callable[..., dict[str, object]]) -> None:
     (source / "kernels" / "_core.left-over.so").touch()  # what an editable install leaves in the tree
     (source / "kernels" / "new_operation").mkdir()
@@ -159,6 +185,7 @@ def test_wheel_from_sdist(source: Path, tmp_path: Path, environment: Callable[..
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
 def test_editable(source: Path, environment: Callable[..., dict[str, object]]) -> None:
     found = environment("--editable", source)
     assert found["core"] is None

@@ -95,7 +95,7 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
     epilog = "\n\n".join(["[b]Examples[/b]", *(line.replace("[", "\\[") for line in examples)])
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        paragraphs = inspect.cleandoc(function.__doc__ or "").replace("[", "\\[").split("\n\n")
         text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         app.command(help=text, epilog=epilog)(user_errors()(function))
         return function
@@ -105,7 +105,9 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 @_command("ttt4as demo", "ttt4as demo --texture grass --seed 7 --output demo-grass")
 def demo(
-    output: Output = Path("demo-output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results, made if absent.")] = Path(
+        "demo-output"
+    ),
     texture: Annotated[
         list[Texture] | None, typer.Option(help="One of the photographs; may be repeated.", show_default="all three")
     ] = None,
@@ -260,7 +262,7 @@ def predict(
         "map_format": map_format.value,
         "overlays": overlays,
     }
-    from .demo import versions
+    from .installation import versions
 
     recorded = {"model": about, "overlay_scale": runs.overlay_scale(detector), "versions": versions()}
     with ResultFolder(output, settings, recorded, overwrite) as folder, progress_bars() as progress:
@@ -427,33 +429,14 @@ def serve(
 @_command("ttt4as info", "ttt4as info --json | jq .backends")
 def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """What is installed and usable here: versions, backends and why not, threads, environment variables."""
-    from . import runs
+    from . import installation
 
-    found = runs.describe()
+    found = installation.describe()
     if as_json:
         out(json.dumps(found, indent=2))
         return
-    from rich.table import Table
-
-    general = Table("", "", title="Installation", show_header=False)
-    for name, value in found["versions"].items():
-        general.add_row(name, value)
-    for name in ("system", "processors", "torch_threads", "core"):
-        general.add_row(name.replace("_", " "), str(found[name]))
-    general.add_row("CUDA devices", ", ".join(found["cuda"]) if found["cuda"] else "none")
-    print_table(general)
-    for device, operations in found["backends"].items():
-        table = Table(
-            "operation", "backend", "", title=f"Backends for arrays on {device}; 'auto' takes the first usable"
-        )
-        for operation, backends in operations.items():
-            for i, (name, reason) in enumerate(backends.items()):
-                table.add_row("" if i else operation, name, "usable" if reason is None else f"not usable: {reason}")
+    for table in installation.tables(found):
         print_table(table)
-    variables = Table("variable", "value", "meaning", title="Environment")
-    for name, entry in found["environment"].items():
-        variables.add_row(name, entry["value"] or "not set", entry["meaning"])
-    print_table(variables)
 
 
 # ---------------------------------------------------------------- parts of commands
@@ -465,7 +448,8 @@ def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str,
     from .results import file_digest
 
     if not model.is_file():
-        raise FileNotFoundError(f"model: no such file: {str(model)!r}")
+        what = "is a folder, not a file from ttt4as fit" if model.is_dir() else "does not exist"
+        raise FileNotFoundError(f"model: {str(model)!r} {what}")
     detector = PatchCore.load(model, device=device, backend=backend)
     return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .installation import versions
 from .io import atomic_path
 from .kernels.arrays import check_float, check_int, check_option, to_numpy
 
@@ -461,20 +462,6 @@ def _draw(path: Path, runs: list[_TextureRun]) -> None:
         scale=(0.5, 1.5),
         scale_label="score / highest nominal score",
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that the results rest on."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in ("ttt4as_fast", "torch", "timm", "numpy", "scipy", "scikit-learn", "scikit-image", "numba"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _round(value: float) -> float:

@@ -1,4 +1,4 @@
-"""The jobs behind the commands `fit`, `predict`, `segment` and `info`, free of terminals.
+"""The jobs behind the commands `fit`, `predict` and `segment`, free of terminals.
 
 A job that meets a file it cannot read reports it through `on_error` and goes on with the rest.
 """
@@ -482,40 +482,3 @@ def _segment_one(
     record = {"path": key, "name": name, "width": width, "height": height, "status": out.status}
     summary = mask_summary(out.pred_mask, anomaly_map)
     return {**record, **summary, "files": files, "milliseconds": {"ttt4as": round(spent, 3)}}
-
-
-# ---------------------------------------------------------------- info
-
-ENVIRONMENT_VARIABLES = {
-    "TTT4AS_BACKEND": "the backend of every operation",
-    "TTT4AS_NUM_THREADS": "threads of the C++ core (else OMP_NUM_THREADS, else all cores)",
-    "TTT4AS_ISA": "the most that the C++ core may use: generic, avx2 or avx512",
-    "TTT4AS_DEBUG": "commands show tracebacks",
-    "OMP_NUM_THREADS": "threads of torch and of the C++ core",
-}
-
-
-def describe() -> dict[str, Any]:
-    """What this installation is and can do: versions, devices, backends and why not, threads, environment variables."""
-    import platform
-
-    import torch
-
-    from . import kernels
-    from .demo import versions
-    from .kernels.dispatch import native_core
-
-    core = native_core()
-    cuda = torch.cuda.is_available()
-    return {
-        "versions": versions(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processors": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "core": core if isinstance(core, str) else core.__version__,
-        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else None,
-        "backends": {device: kernels.backends(device) for device in ("cpu", *(("cuda",) if cuda else ()))},
-        "environment": {
-            name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT_VARIABLES.items()
-        },
-    }

@@ -359,7 +359,10 @@ def serve(model: PatchCore, segmenter: TTT4AS, host: str, port: int, limits: Lim
     listener = socket.socket(family, socket.SOCK_STREAM)
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise OSError(f"host, port: cannot listen on {host!r}, {port} ({error.strerror})") from error
         listener.listen(1024)  # who connects before the server runs waits for it
         config = uvicorn.Config(
             create_app(model, segmenter, limits),

@@ -36,8 +36,11 @@ class TTT4ASPostProcessor(PostProcessor):
     features and label alone.
 
     ``Engine.fit``, ``test`` and ``predict``, the command line and `Patchcore` of this module attach it. Where a model
-    is used without them, call `attach` once; a model saved by ``export_type="torch"`` stays attached. ONNX and OpenVINO
-    hold no training: exporting with this post-processor raises. Several threads may run one model.
+    is used without them, call `attach` once; a model saved by ``export_type="torch"`` stays attached.
+    `torch.export.export` keeps the method as one operator, ``ttt4as::segment``, which a process has that imports
+    ``ttt4as_fast.nn``; to save such a program, export under `torch.no_grad` a wrapper that returns
+    ``tuple(model(batch))``. ONNX and OpenVINO have no operator that trains: exporting to them with this post-processor
+    raises. Several threads may run one model.
 
     Parameters
     ----------
@@ -252,6 +255,11 @@ class TTT4ASPostProcessor(PostProcessor):
         return join_layers(maps)
 
     def _backbone_maps(self, images: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"backbone: expected none in a model that is exported, got {self.backbone!r}, whose network is no part "
+                "of the model; take the features from a module of the model (features=), or use export_type='torch'"
+            )
         network = self.__dict__.get("_network")  # not registered: its weights belong into no checkpoint
         if network is None:
             from ..backbones import create_backbone
@@ -277,37 +285,44 @@ class TTT4ASPostProcessor(PostProcessor):
         anomaly_map, score = predictions.anomaly_map, predictions.pred_score
         if anomaly_map is None or predictions.pred_mask is not None or not self.enable_thresholding:
             return predictions.pred_mask
-        if torch.compiler.is_exporting():
+        if torch.onnx.is_in_onnx_export():
             raise RuntimeError(
-                "TTT4ASPostProcessor trains on each test image, which no exported graph can hold. Set post_processor "
-                "of the model to anomalib's PostProcessor to export the detector, and give its map and features to "
-                "ttt4as_fast.TTT4AS; or use export_type='torch'."
+                "TTT4ASPostProcessor trains an SVM on each test image, for which ONNX and OpenVINO have no operator. "
+                "Export with export_type='torch' or torch.export.export, which keep it; or set the model's "
+                "post_processor to anomalib's PostProcessor, whose masks are one threshold"
             )
-        anomaly_map = _plain(anomaly_map)
         if ready is None or ready[1] is None:
             raise RuntimeError(
                 "TTT4ASPostProcessor has no features of these predictions: call attach(model) before the model is "
                 "run, with .eval(), and post-process in the same thread"
             )
+        same = ready[0] is anomaly_map or _same_values(ready[0], anomaly_map)
+        anomaly_map = _plain(anomaly_map)
         maps = anomaly_map.squeeze(1) if anomaly_map.ndim == 4 else anomaly_map
         features = self._maps(ready[1])
-        if len(features) != len(maps):
+        batch = maps.shape[0]  # not its len(), which an exported graph would hold as a constant
+        if features.shape[0] != batch:
             raise ValueError(
-                f"features: expected a batch of {len(maps)} as the anomaly map, got shape {tuple(features.shape)}; "
+                f"features: expected a batch of {batch} as the anomaly map, got shape {tuple(features.shape)}; "
                 "a model with tiles gives features of tiles: give backbone= the name of another network"
             )
-        if not _same_values(ready[0], anomaly_map):
+        if not same:
             raise RuntimeError("TTT4ASPostProcessor has features of another batch: post-process each batch once run")
-        score = maps.flatten(1).amax(1) if score is None else _plain(score).reshape(len(maps))
+        score = maps.flatten(1).amax(1) if score is None else _plain(score).reshape(batch)
         labels = self._labels(score).to(maps.device, torch.float32) if self.gate else None
         return self._segmenter()(maps, features, labels).pred_mask.reshape(anomaly_map.shape)
 
     def _labels(self, score: torch.Tensor) -> torch.Tensor:
-        """(B,) bool, of raw scores: the label that the host will give, so that mask and label agree."""
-        if self.enable_normalization and not torch.isnan(self.image_max):
-            score = self._normalize(score, self.image_min, self.image_max, self.image_threshold)
-            return score > self.normalized_image_threshold.to(score.device)
-        return torch.isnan(self.image_threshold) | (score > self.image_threshold)
+        """(B,) bool, of raw scores: the label that the host will give, so that mask and label agree.
+
+        Without a branch on a value, which no exported graph could hold.
+        """
+        labels = torch.isnan(self.image_threshold) | (score > self.image_threshold)
+        if self.enable_normalization:
+            normalized = self._normalize(score, self.image_min, self.image_max, self.image_threshold)
+            normalized = normalized > self.normalized_image_threshold.to(score.device)
+            labels = torch.where(torch.isnan(self.image_max), labels, normalized)
+        return labels
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Post-process what the model has just predicted.
@@ -325,7 +340,7 @@ class TTT4ASPostProcessor(PostProcessor):
         Raises
         ------
         RuntimeError
-            The features of these predictions were not taken, or a graph is being exported.
+            The features of these predictions were not taken; or the model is exported to ONNX, or with a backbone.
         ValueError
             The network's output holds no feature maps, or not for each image one.
         """
@@ -348,12 +363,13 @@ class TTT4ASPostProcessor(PostProcessor):
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
     """Without the subclass (`torchvision.tv_tensors`) that batches wrap tensors in, and without a gradient."""
-    return x.detach().as_subclass(torch.Tensor)
+    x = x.detach()
+    return x if torch.compiler.is_compiling() else x.as_subclass(torch.Tensor)  # a tracer's own subclass must stay
 
 
 def _same_values(taken: torch.Tensor, given: torch.Tensor) -> bool:
     """Whether a map given is the map taken, whole: a batch holds a view of it, or a copy of another dtype."""
-    taken = _plain(taken)
+    taken, given = _plain(taken), _plain(given)
     if taken.numel() != given.numel():
         return False
     if taken.data_ptr() == given.data_ptr():

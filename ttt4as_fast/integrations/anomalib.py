@@ -36,6 +36,7 @@ from anomalib.models import Patchcore as _Patchcore  # noqa: E402
 from anomalib.models.components import SparseRandomProjection, TimmFeatureExtractor  # noqa: E402
 from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel  # noqa: E402
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel  # noqa: E402
+from anomalib.models.image.super_add.torch_model import DEFAULT_CHUNK_SIZE, SuperADDModel  # noqa: E402
 from anomalib.visualization import Visualizer  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -49,29 +50,47 @@ Model = TypeVar("Model", bound=nn.Module)
 # ---------------------------------------------------------------- memory banks
 
 
-class _FastPatchcoreModel(PatchcoreModel):
-    """`PatchcoreModel` with our search and coreset. It holds no further state, so that an instance can become one."""
+class _PreparedBank(nn.Module):
+    """The search of a model's memory bank, prepared once, and again when the bank was replaced or written to.
+
+    It holds no further state, so that an instance of the host's class can become one.
+    """
 
     memory_bank: torch.Tensor
-    _prepared: tuple[torch.Tensor, int, kernels.KnnIndex] | None = None
+    _prepared: tuple[torch.Tensor, int, dict[int, kernels.KnnIndex]] | None = None
 
-    def nearest_neighbors(self, embedding: torch.Tensor, n_neighbors: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distances and rows of the memory bank: (Q,) for one neighbour, (Q, k) for more, as anomalib returns them."""
-        if _is_traced(embedding) or self.memory_bank.device.type not in ("cpu", "cuda"):
-            return super().nearest_neighbors(embedding, n_neighbors)
-        found: Any = self._index().search(embedding, n_neighbors)  # tensors, as the embedding
-        distances, indices = found[0].to(embedding.dtype), found[1]
-        return (distances[:, 0], indices[:, 0]) if n_neighbors == 1 else (distances, indices)
-
-    def _index(self) -> kernels.KnnIndex:
-        """The memory bank prepared once, and again when it was replaced or written to."""
+    def _index(self, layer: int | None = None) -> kernels.KnnIndex:
+        """Over the memory bank (N, C), or over one layer of it where it is (layers, N, C)."""
         bank = self.memory_bank
         if bank.is_inference():  # such a tensor does not count the writes to it
             with torch.inference_mode(False):
                 bank = self.memory_bank = bank.clone()
         if self._prepared is None or self._prepared[0] is not bank or self._prepared[1] != bank._version:
-            self._prepared = (bank, bank._version, kernels.KnnIndex(bank))
-        return self._prepared[2]
+            self._prepared = (bank, bank._version, {})
+        indices, key = self._prepared[2], layer or 0
+        if key not in indices:
+            indices[key] = kernels.KnnIndex(bank if layer is None else bank[layer])
+        return indices[key]
+
+    def _searchable(self, query: Any) -> bool:
+        """Not while a graph is recorded: then plain torch operations must do the work, which every exporter knows."""
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(query) is not torch.Tensor
+        return not traced and self.memory_bank.device.type in ("cpu", "cuda")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+
+class _FastPatchcoreModel(_PreparedBank, PatchcoreModel):
+    """`PatchcoreModel` with our search and coreset."""
+
+    def nearest_neighbors(self, embedding: torch.Tensor, n_neighbors: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances and rows of the memory bank: (Q,) for one neighbour, (Q, k) for more, as anomalib returns them."""
+        if not self._searchable(embedding):
+            return super().nearest_neighbors(embedding, n_neighbors)
+        found: Any = self._index().search(embedding, n_neighbors)  # tensors, as the embedding
+        distances, indices = found[0].to(embedding.dtype), found[1]
+        return (distances[:, 0], indices[:, 0]) if n_neighbors == 1 else (distances, indices)
 
     def subsample_embedding(self, sampling_ratio: float, embeddings: torch.Tensor | None = None) -> None:
         """Make the memory bank of the embeddings that training has stored; see `anomalib`'s."""
@@ -84,8 +103,32 @@ class _FastPatchcoreModel(PatchcoreModel):
         self.memory_bank = _coreset(self.embedding_store, sampling_ratio)
         self.embedding_store.clear()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_prepared"}
+
+class _FastSuperADDModel(_PreparedBank, SuperADDModel):
+    """`SuperADDModel` with our search of each layer's bank."""
+
+    def nearest_neighbors_chunked(
+        self,
+        features_query: torch.Tensor,
+        features_key: torch.Tensor,
+        knn_neighbors: int,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        normalize: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances and rows (B, Q, k) of `features_key`; where that is no layer of the bank, anomalib searches."""
+        layer = self._layer_of(features_key) if self._searchable(features_query) and not normalize else None
+        if layer is None:
+            return super().nearest_neighbors_chunked(
+                features_query, features_key, knn_neighbors, chunk_size=chunk_size, normalize=normalize
+            )
+        found: Any = self._index(layer).search(features_query.flatten(0, 1), knn_neighbors)
+        shape = (*features_query.shape[:2], knn_neighbors)
+        return found[0].to(features_query.dtype).reshape(shape), found[1].reshape(shape)
+
+    def _layer_of(self, key: torch.Tensor) -> int | None:
+        """Which layer of the memory bank `key` is a view of, whole."""
+        same = (layer for layer, bank in enumerate(self.memory_bank) if bank.data_ptr() == key.data_ptr())
+        return next(same, None) if key.shape == self.memory_bank.shape[1:] else None
 
 
 class _FastAnomalyDINOModel(AnomalyDINOModel):
@@ -103,12 +146,8 @@ class _FastAnomalyDINOModel(AnomalyDINOModel):
 _FAST: dict[type[nn.Module], type[nn.Module]] = {
     PatchcoreModel: _FastPatchcoreModel,
     AnomalyDINOModel: _FastAnomalyDINOModel,
+    SuperADDModel: _FastSuperADDModel,
 }
-
-
-def _is_traced(x: Any) -> bool:
-    """Whether a graph is being recorded: then plain torch operations must do the work, which every exporter knows."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not torch.Tensor
 
 
 def _coreset(store: list[torch.Tensor], sampling_ratio: float) -> torch.Tensor:
@@ -144,8 +183,9 @@ def accelerate(model: Model) -> Model:
     """Let a model of anomalib's that exists use our search and our coreset, in place.
 
     ``Patchcore`` and its torch model get both: neighbours by `kernels.KnnIndex`, which a change of the memory bank
-    prepares anew, and the coreset by `kernels.k_center_greedy`. ``AnomalyDINO`` with ``coreset_subsampling`` gets the
-    coreset; its search is one product of unit vectors, which stays. State dict, results and everything else stay as
+    prepares anew, and the coreset by `kernels.k_center_greedy`. ``SuperADD`` gets the search of each layer's bank; its
+    random subsampling stays. ``AnomalyDINO`` with ``coreset_subsampling`` gets the coreset; its search is one product
+    of unit vectors, which stays. State dict, results and everything else stay as
     they are, but for the last bits of distances, which anomalib computes with cancellation. Under export, tracing and
     `torch.compile`, the model runs anomalib's own torch operations.
 
@@ -171,9 +211,9 @@ def accelerate(model: Model) -> Model:
     if type(inner) not in _FAST:
         known = ", ".join(cls.__name__ for cls in _FAST)
         raise TypeError(
-            f"model: expected Patchcore or AnomalyDINO of anomalib, or their {known}, got {type(model).__name__} over "
-            f"{type(inner).__name__}; what other models keep is no bank that they search for nearest neighbours "
-            "outside of training, or they offer no place to replace its search"
+            f"model: expected Patchcore, AnomalyDINO or SuperADD of anomalib, or their {known}, got "
+            f"{type(model).__name__} over {type(inner).__name__}; what other models keep is no bank that they search "
+            "for nearest neighbours outside of training, or they offer no place to replace its search"
         )
     if isinstance(inner, AnomalyDINOModel) and not inner.coreset_subsampling:
         raise TypeError("model: expected AnomalyDINO with coreset_subsampling=True; without it, nothing is accelerated")

@@ -1,0 +1,80 @@
+"""What this installation is and can do, for ``ttt4as info``, and the versions that results are recorded with."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ENVIRONMENT_VARIABLES = {
+    "TTT4AS_BACKEND": "the backend of every operation",
+    "TTT4AS_NUM_THREADS": "threads of the C++ core (else OMP_NUM_THREADS, else all cores)",
+    "TTT4AS_ISA": "the most that the C++ core may use: generic, avx2 or avx512",
+    "TTT4AS_DEBUG": "commands show tracebacks",
+    "OMP_NUM_THREADS": "threads of torch and of the C++ core",
+}
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that the results rest on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("ttt4as_fast", "torch", "timm", "numpy", "scipy", "scikit-learn", "scikit-image", "numba"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """What this installation is and can do: versions, devices, backends and why not, threads, environment variables."""
+    import platform
+
+    import torch
+
+    from . import kernels
+    from .kernels.dispatch import native_core
+
+    core = native_core()
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": versions(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "core": core if isinstance(core, str) else core.__version__,
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else None,
+        "backends": {device: kernels.backends(device) for device in ("cpu", *(("cuda",) if cuda else ()))},
+        "environment": {
+            name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT_VARIABLES.items()
+        },
+    }
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """What `describe` has found, for the screen."""
+    from rich.table import Table
+
+    general = Table("", "", title="Installation", show_header=False)
+    for name, value in found["versions"].items():
+        general.add_row(name, value)
+    for name in ("system", "processors", "torch_threads", "core"):
+        general.add_row(name.replace("_", " "), str(found[name]))
+    general.add_row("CUDA devices", ", ".join(found["cuda"]) if found["cuda"] else "none")
+    made = [general]
+    for device, operations in found["backends"].items():
+        made.append(
+            Table("operation", "backend", "", title=f"Backends for arrays on {device}; 'auto' takes the first usable")
+        )
+        for operation, backends in operations.items():
+            for i, (name, reason) in enumerate(backends.items()):
+                made[-1].add_row("" if i else operation, name, "usable" if reason is None else f"not usable: {reason}")
+    variables = Table("variable", "value", "meaning", title="Environment")
+    for name, entry in found["environment"].items():
+        variables.add_row(name, entry["value"] or "not set", entry["meaning"])
+    return [*made, variables]
