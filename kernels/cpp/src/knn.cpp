@@ -10,76 +10,35 @@
 #include <string>
 #include <vector>
 
+#include "knn_candidates.hpp"
 #include "sketch.hpp"
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 namespace {
 
-constexpr std::int64_t kGroup = 8;              // queries that share a pass over the codes
-constexpr std::int64_t kSegment = 256;          // strips whose keys lie in the cache at once: 64 KiB a query
+// Queries that share a pass over the codes, and strips whose keys lie in the cache at once: 512 KiB of them in all.
+// Many queries where the codes are those of all coordinates, which come from farther away.
+constexpr std::int64_t kGroup = 8, kSegment = 256;
+constexpr std::int64_t kRawGroup = 32, kRawSegment = 64;
+constexpr std::int64_t kProbes = 16;            // queries that tell whether a set of them has structure to use
 constexpr std::int64_t kRawColumns = 8192;      // more would overflow a key
-constexpr std::int64_t kWideColumns = 512;      // from here on two lines of fine codes a point pay
+constexpr std::int64_t kWideColumns = 320;      // from here on two lines of fine codes a point pay
 constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
 constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// The nearest points so far, farthest on top, ties by index: what is kept is the k least of (squared distance, id).
-struct Nearest {
-    struct Entry {
-        double squared;
-        std::int32_t id;
-        bool operator<(const Entry& other) const {
-            return squared < other.squared || (squared == other.squared && id < other.id);
-        }
-    };
-    std::vector<Entry> heap;
-    std::size_t k = 0;
-
-    void start(std::size_t size) {
-        k = size;
-        heap.clear();
-    }
-    double worst() const { return heap.size() < k ? kInfinity : heap.front().squared; }
-    void offer(double squared, std::int32_t id) {
-        const Entry entry{squared, id};
-        if (heap.size() < k) {
-            heap.push_back(entry);
-            std::push_heap(heap.begin(), heap.end());
-        } else if (entry < heap.front()) {
-            std::pop_heap(heap.begin(), heap.end());
-            heap.back() = entry;
-            std::push_heap(heap.begin(), heap.end());
-        }
-    }
-};
-
-// A candidate as one integer that sorts by bound, then position: floats that are not negative compare as their bits do.
-std::uint64_t pack(double bound, std::int32_t position) {
-    const float rounded = static_cast<float>(std::max(0.0, bound) * (1.0 - 1e-6));  // never above the bound
-    std::uint32_t bits;
-    std::memcpy(&bits, &rounded, sizeof bits);
-    return std::uint64_t(bits) << 32 | static_cast<std::uint32_t>(position);
-}
-double bound_of(std::uint64_t candidate) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(candidate >> 32);
-    float bound;
-    std::memcpy(&bound, &bits, sizeof bound);
-    return bound;
-}
-std::int32_t position_of(std::uint64_t candidate) { return static_cast<std::int32_t>(candidate & 0xFFFFFFFFu); }
-
 // What one thread needs; grows to its size once.
 struct Scratch {
-    Encoded encoded[kGroup / kQuad];
-    Buffer<double> rows;  // kGroup queries in double
+    Encoded encoded[kRawGroup / kQuad];
+    Buffer<double> rows;  // the queries in double
     Buffer<std::int32_t> keys, best;
     std::vector<std::int32_t> order;
     Buffer<std::int32_t> positions, survivor_keys;  // of those that the coarse bound leaves over
     Buffer<std::int32_t> distances;                 // between codes
     std::vector<std::uint64_t> candidates;          // of the fine bound
-    Nearest nearest[kGroup];
+    Nearest nearest[kRawGroup];
     std::int64_t fine = 0, whole = 0, measured = 0;
 };
 
@@ -108,6 +67,7 @@ class KnnIndex::Impl {
     virtual std::int64_t size() const noexcept = 0;
     virtual std::int64_t dim() const noexcept = 0;
     virtual std::int64_t bytes() const noexcept = 0;
+    virtual void save(const BlockWriter::Sink& sink) const = 0;
     virtual void search(Matrix<const float>, std::int64_t, float*, std::int64_t*, int) const = 0;
     virtual void search(Matrix<const double>, std::int64_t, float*, std::int64_t*, int) const = 0;
 
@@ -120,31 +80,46 @@ namespace {
 struct View {
     const Sketch* sketch;
     const Strips* strips;
+    std::int64_t group, segment;
 };
 
 template <class T>
 class IndexOf final : public KnnIndex::Impl {
   public:
     IndexOf(Matrix<const T> bank, int threads) : bank_(bank), kernels_(sketch_kernels()) {
-        if (bank.rows < 1 || bank.cols < 1 || bank.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
-            throw InvalidArgument("bank: expected 1 to 2147483583 rows and at least 1 column, got (" +
-                                  std::to_string(bank.rows) + ", " + std::to_string(bank.cols) + ")");
-        }
-        raw_only_ = bank.cols <= kPanel;
+        check_bank();
         if (raw_only_) {
             sketch_.fit_raw(bank, threads);
         } else {
             sketch_.fit_directions(bank, bank.cols < kWideColumns ? 1 : 2, threads);
         }
-        order_ = order_by_norm(sketch_, bank, threads);
-        strips_.build(sketch_, bank, order_, threads);
+        const std::vector<std::int32_t> order = order_by_norm(sketch_, bank, threads);
+        order_.resize(order.size());
+        std::copy(order.begin(), order.end(), order_.own());
+        strips_.build(sketch_, bank, order, threads);
+    }
+
+    IndexOf(Matrix<const T> bank, const void* prepared, std::size_t bytes, bool verify)
+        : bank_(bank), kernels_(sketch_kernels()) {
+        check_bank();
+        BlockReader reader(prepared, bytes, header(), verify);
+        std::uint64_t print = 0;
+        reader(print);
+        if (print != fingerprint()) throw InvalidArgument("prepared: expected the codes of this bank, got another's");
+        fields(*this, reader);
+        const auto rows = static_cast<std::size_t>(bank.rows);
+        bool fits = order_.size() == rows && sketch_.fits(bank.cols) && strips_.fits(sketch_, bank.rows);
+        if (raw_strips_.strips())
+            fits = fits && raw_sketch_.fits(bank.cols) && raw_strips_.fits(raw_sketch_, bank.rows);
+        for (std::size_t i = 0; fits && i < rows; ++i) fits = order_[i] >= 0 && order_[i] < bank.rows;
+        reader.require(fits);
     }
 
     std::int64_t size() const noexcept override { return bank_.rows; }
     std::int64_t dim() const noexcept override { return bank_.cols; }
     std::int64_t bytes() const noexcept override {
         std::lock_guard<std::mutex> lock(raw_mutex_);
-        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.size() * sizeof(std::int32_t));
+        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.bytes());
     }
     void search(Matrix<const float> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
         run(q, k, d, i, threads);
@@ -153,7 +128,62 @@ class IndexOf final : public KnnIndex::Impl {
         run(q, k, d, i, threads);
     }
 
+    void save(const BlockWriter::Sink& sink) const override {
+        std::lock_guard<std::mutex> lock(raw_mutex_);
+        BlockHeader head = header();
+        for (const BlockWriter::Sink* to : {static_cast<const BlockWriter::Sink*>(nullptr), &sink}) {
+            if (to) sink(&head, sizeof head);
+            BlockWriter writer(to);
+            writer(fingerprint());
+            fields(*this, writer);
+            if (!to) writer.finish(head);
+        }
+    }
+
   private:
+    void check_bank() {
+        const Matrix<const T>& bank = bank_;
+        if (bank.rows < 1 || bank.cols < 1 || bank.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
+            throw InvalidArgument("bank: expected 1 to 2147483583 rows and at least 1 column, got (" +
+                                  std::to_string(bank.rows) + ", " + std::to_string(bank.cols) + ")");
+        }
+        raw_only_ = bank.cols <= kPanel;
+    }
+
+    BlockHeader header() const {
+        BlockHeader head = {};
+        std::memcpy(head.magic, BlockHeader::kMagic, sizeof head.magic);
+        head.version = BlockHeader::kVersion;
+        head.element = sizeof(T);
+        head.rows = bank_.rows;
+        head.cols = bank_.cols;
+        return head;
+    }
+
+    // A checksum of 64 rows, evenly spread.
+    std::uint64_t fingerprint() const {
+        constexpr std::int64_t kRows = 64;
+        Checksum sum;
+        for (std::int64_t i = 0; i < std::min(kRows, bank_.rows); ++i) {
+            const double place =
+                double(i) * double(bank_.rows - 1) / double(std::max<std::int64_t>(1, std::min(kRows, bank_.rows) - 1));
+            sum.add(bank_.row(static_cast<std::int64_t>(place)), static_cast<std::size_t>(bank_.cols) * sizeof(T));
+        }
+        return sum.value();
+    }
+
+    template <class Self, class Archive>
+    static void fields(Self& self, Archive& archive) {
+        Sketch::fields(self.sketch_, archive);
+        Sketch::fields(self.raw_sketch_, archive);
+        archive(self.order_);
+        Strips::first_fields(self.strips_, archive);
+        Strips::first_fields(self.raw_strips_, archive);
+        archive.rest();
+        Strips::other_fields(self.strips_, archive);
+        Strips::other_fields(self.raw_strips_, archive);
+    }
+
     // Scratch of one call, kept for the next.
     struct Lease {
         const IndexOf& index;
@@ -187,29 +217,41 @@ class IndexOf final : public KnnIndex::Impl {
                                   std::to_string(k));
         }
         if (query.rows < 1) return;
-        std::vector<std::int64_t> all(query.rows);
-        for (std::int64_t i = 0; i < query.rows; ++i) all[i] = i;
+        std::vector<std::int64_t> probes, others, raw;
+        for (std::int64_t i = 0; i < query.rows; ++i) {
+            const bool probe = query.rows <= kProbes || i * kProbes / query.rows != (i - 1) * kProbes / query.rows;
+            (i == 0 || probe ? probes : others).push_back(i);
+        }
         std::vector<std::uint8_t> hard(query.rows, 0);
         const bool may_give_up = !raw_only_ && bank_.cols <= kRawColumns;
-        pass(query, all, View{&sketch_, &strips_}, may_give_up ? &hard : nullptr, k, distances, indices, threads);
-        queries += query.rows;
-        std::vector<std::int64_t> again;
-        for (std::int64_t i = 0; i < query.rows; ++i) {
-            if (hard[i]) again.push_back(i);
+        const auto search_some = [&](const std::vector<std::int64_t>& which) {
+            pass(query, which, directions(), may_give_up ? &hard : nullptr, k, distances, indices, threads);
+            for (const std::int64_t i : which) {
+                if (hard[i]) raw.push_back(i);
+            }
+        };
+        search_some(probes);
+        // Where every probe was in vain the others are spared the attempt: theirs would be, most likely.
+        if (raw.size() == probes.size()) {
+            raw.insert(raw.end(), others.begin(), others.end());
+        } else {
+            search_some(others);
         }
-        if (again.empty()) return;
-        unstructured += static_cast<std::int64_t>(again.size());
-        pass(query, again, raw_view(threads), nullptr, k, distances, indices, threads);
+        queries += query.rows;
+        unstructured += static_cast<std::int64_t>(raw.size());
+        if (!raw.empty()) pass(query, raw, raw_view(threads), nullptr, k, distances, indices, threads);
     }
+
+    View directions() const { return {&sketch_, &strips_, kGroup, kSegment}; }
 
     // Codes of all coordinates, made when they are first needed.
     View raw_view(int threads) const {
         std::lock_guard<std::mutex> lock(raw_mutex_);
         if (raw_strips_.strips() == 0) {
             raw_sketch_.fit_raw(bank_, threads);
-            raw_strips_.build(raw_sketch_, bank_, order_, threads);
+            raw_strips_.build(raw_sketch_, bank_, {order_.data(), order_.data() + order_.size()}, threads);
         }
-        return {&raw_sketch_, &raw_strips_};
+        return {&raw_sketch_, &raw_strips_, kRawGroup, kRawSegment};
     }
 
     template <class Q>
@@ -218,9 +260,10 @@ class IndexOf final : public KnnIndex::Impl {
         const std::int64_t count = static_cast<std::int64_t>(which.size());
         Lease lease(*this, resolve_threads(threads));
         std::vector<Scratch>& scratch = *lease.scratch;
-        parallel_for((count + kGroup - 1) / kGroup, threads, [&](std::int64_t group, int worker) {
-            const std::int64_t* ids = which.data() + group * kGroup;
-            const int n = static_cast<int>(std::min(kGroup, count - group * kGroup));
+        const std::int64_t each = view.group;
+        parallel_for((count + each - 1) / each, threads, [&](std::int64_t group, int worker) {
+            const std::int64_t* ids = which.data() + group * each;
+            const int n = static_cast<int>(std::min(each, count - group * each));
             search_group(query, ids, n, view, hard, k, scratch[worker]);
             for (int q = 0; q < n; ++q) {
                 if (hard && (*hard)[ids[q]]) continue;
@@ -244,10 +287,10 @@ class IndexOf final : public KnnIndex::Impl {
     void search_group(Matrix<const Q> query, const std::int64_t* ids, int n, View view, std::vector<std::uint8_t>* hard,
                       std::int64_t k, Scratch& scratch) const {
         const std::int64_t columns = bank_.cols, dims = view.sketch->coarse_dims(), strips = view.strips->strips();
-        const std::int64_t segment = std::min(kSegment, strips), stride = segment * kStrip;
-        scratch.rows.resize(kGroup * columns);
-        scratch.keys.resize(kGroup * stride);
-        scratch.best.resize(kGroup * segment);
+        const std::int64_t segment = std::min(view.segment, strips), stride = segment * kStrip;
+        scratch.rows.resize(view.group * columns);
+        scratch.keys.resize(view.group * stride);
+        scratch.best.resize(view.group * segment);
         scratch.positions.resize(stride);
         scratch.survivor_keys.resize(stride);
         scratch.distances.resize(stride);
@@ -289,6 +332,27 @@ class IndexOf final : public KnnIndex::Impl {
         ++scratch.measured;
     }
 
+    // The points of the highest keys fill the heap: they are hard to beat. False if they are all of the segment.
+    bool fill(int q, std::int64_t begin, std::int64_t strips, const std::int32_t* keys, const std::int32_t* best,
+              std::int32_t& seen, Scratch& scratch) const {
+        const Nearest& nearest = scratch.nearest[q];
+        const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
+        const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
+        if (wanted == 0) return true;
+        seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch) : kLeastKey;
+        std::int64_t count = 0;
+        for (std::int64_t s = 0; s < strips; ++s) {
+            if (best[s] < seen) continue;
+            for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
+                const auto position = static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits));
+                scratch.positions[count++] = position;
+                fetch(bank_.row(order_[position]), kFirstLines);
+            }
+        }
+        for (std::int64_t i = 0; i < count; ++i) measure_at(q, scratch.positions[i], scratch);
+        return wanted < points;
+    }
+
     // Lets the points of one segment compete for query q. False if the bounds leave too much and `may_give_up`.
     bool search_segment(View view, int q, std::int64_t begin, std::int64_t strips, std::int64_t stride,
                         std::int64_t segment, bool may_give_up, Scratch& scratch) const {
@@ -301,23 +365,8 @@ class IndexOf final : public KnnIndex::Impl {
 
         const double level = double(encoded.level[lane]);  // |codes_q - codes_p|^2 >= level - 2 * key
 
-        // The highest keys first: they fill the heap with points that are hard to beat.
         std::int32_t seen = kMostKey;  // points with a key from here on have been measured
-        const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
-        if (wanted > 0) {
-            seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch) : kLeastKey;
-            std::int64_t first = 0;
-            for (std::int64_t s = 0; s < strips; ++s) {
-                if (best[s] < seen) continue;
-                for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
-                    const auto position = static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits));
-                    scratch.positions[first++] = position;
-                    fetch(bank_.row(order_[position]), kFirstLines);
-                }
-            }
-            for (std::int64_t i = 0; i < first; ++i) measure_at(q, scratch.positions[i], scratch);
-            if (wanted >= points) return true;
-        }
+        if (!fill(q, begin, strips, keys, best, seen, scratch)) return true;
 
         // What the coarse bound leaves over.
         const double step = view.sketch->coarse_step(), scale = view.sketch->scale();
@@ -365,10 +414,15 @@ class IndexOf final : public KnnIndex::Impl {
             if (bound_of(candidates[begin]) > limit) return;
             std::int32_t positions[kBatch], distances[kBatch];
             for (std::size_t i = begin; i < end; ++i) positions[i - begin] = position_of(candidates[i]);
-            if (whole_dims) {
-                for (std::size_t i = end; i < std::min(end + kBatch, candidates.size()); ++i) {
-                    fetch(view.strips->whole(position_of(candidates[i])), whole_dims);
+            for (std::size_t i = end; i < std::min(end + kBatch, candidates.size()); ++i) {
+                const std::int32_t next = position_of(candidates[i]);
+                if (whole_dims) {
+                    fetch(view.strips->whole(next), whole_dims);
+                } else {
+                    fetch(bank_.row(order_[next]), kFirstLines);
                 }
+            }
+            if (whole_dims) {
                 kernels_.code_distances(codes, view.strips->whole(0), whole_dims, positions,
                                         static_cast<std::int64_t>(end - begin), distances);
                 scratch.whole += static_cast<std::int64_t>(end - begin);
@@ -459,7 +513,7 @@ class IndexOf final : public KnnIndex::Impl {
     bool raw_only_ = false;
     Sketch sketch_;
     Strips strips_;
-    std::vector<std::int32_t> order_;
+    Kept<std::int32_t> order_;  // ids by position
     mutable std::mutex raw_mutex_;
     mutable Sketch raw_sketch_;
     mutable Strips raw_strips_;
@@ -472,6 +526,10 @@ class IndexOf final : public KnnIndex::Impl {
 
 KnnIndex::KnnIndex(Matrix<const float> bank, int threads) : impl_(new IndexOf<float>(bank, threads)) {}
 KnnIndex::KnnIndex(Matrix<const double> bank, int threads) : impl_(new IndexOf<double>(bank, threads)) {}
+KnnIndex::KnnIndex(Matrix<const float> bank, const void* prepared, std::size_t bytes, bool verify)
+    : impl_(new IndexOf<float>(bank, prepared, bytes, verify)) {}
+KnnIndex::KnnIndex(Matrix<const double> bank, const void* prepared, std::size_t bytes, bool verify)
+    : impl_(new IndexOf<double>(bank, prepared, bytes, verify)) {}
 KnnIndex::~KnnIndex() = default;
 KnnIndex::KnnIndex(KnnIndex&&) noexcept = default;
 KnnIndex& KnnIndex::operator=(KnnIndex&&) noexcept = default;
@@ -479,6 +537,7 @@ KnnIndex& KnnIndex::operator=(KnnIndex&&) noexcept = default;
 std::int64_t KnnIndex::size() const noexcept { return impl_->size(); }
 std::int64_t KnnIndex::dim() const noexcept { return impl_->dim(); }
 std::int64_t KnnIndex::bytes() const noexcept { return impl_->bytes(); }
+void KnnIndex::save(const std::function<void(const void*, std::size_t)>& sink) const { impl_->save(sink); }
 KnnIndex::Counts KnnIndex::counts() const noexcept {
     return {impl_->queries, impl_->unstructured, impl_->fine, impl_->whole, impl_->measured};
 }
