@@ -231,7 +231,7 @@ void SvmSolver<T, Samples>::newton_from_subset() {
 template <class T, class Samples>
 void SvmSolver<T, Samples>::newton() {
     if constexpr (Samples::kIsPoint) {
-        if (n_ >= kSubset * 256 && norm2(w.data()) == 0) newton_from_subset();
+        if (n_ >= kSubset * 128 && norm2(w.data()) == 0) newton_from_subset();
     }
     newton_steps(refine ? std::min(tol_, kOptimal) : 0.9 * tol_);
 }
