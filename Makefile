@@ -3,6 +3,7 @@
 # make lint    format, lint, types
 # make sanitize the C++ tests under ASan and UBSan (SANITIZE=thread: TSan)
 # make bench   every benchmark whose results are committed, about half an hour; goes on where it was stopped; the README's digest
+# make cross-aarch64, cross-baseline  the C++ core and its tests for aarch64, and for the oldest x86-64, under QEMU
 # make bench-compare BASE=main  HEAD against another commit, built and measured by turns; fails where it is slower
 # make install the package alone, into .venv
 # make clean   everything that the above made
@@ -29,7 +30,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
 CPP_FILES = $(shell find kernels tests $(wildcard benchmarks examples) -type f | \
 	grep -E '\.(c|h|cpp|hpp|inl|cu|cuh)$$')
 
-.PHONY: demo test lint typecheck sanitize bench bench-compare install clean
+.PHONY: demo test lint typecheck sanitize cross-aarch64 cross-baseline bench bench-compare install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ttt4as demo --output demo-output
@@ -48,6 +49,21 @@ sanitize: $(VENV)/.installed-test
 		-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
+
+# The core on processors that are not at hand: a cross compiler and QEMU's user mode (Debian: g++-aarch64-linux-gnu,
+# qemu-user). kvm64 has SSE3 and nothing later: an instruction of a newer set outside the dispatched files ends a test.
+CROSS = $(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
+	-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux
+cross-aarch64: $(VENV)/.installed-test
+	$(CROSS) -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+		"-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --output-on-failure -j 2
+
+cross-baseline: $(VENV)/.installed-test
+	$(CROSS) -DCMAKE_SYSTEM_PROCESSOR=x86_64 "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-x86_64;-cpu;kvm64"
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@ --output-on-failure -j 2
 
 # mypy sees the layout that is installed: kernels/ as ttt4as_fast/kernels/.
 typecheck: $(VENV)/.installed-dev
