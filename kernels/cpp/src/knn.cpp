@@ -10,76 +10,35 @@
 #include <string>
 #include <vector>
 
+#include "knn_candidates.hpp"
 #include "sketch.hpp"
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 namespace {
 
-constexpr std::int64_t kGroup = 8;              // queries that share a pass over the codes
-constexpr std::int64_t kSegment = 256;          // strips whose keys lie in the cache at once: 64 KiB a query
+// Queries that share a pass over the codes, and strips whose keys lie in the cache at once: 512 KiB of them in all.
+// Many queries where the codes are those of all coordinates, which come from farther away.
+constexpr std::int64_t kGroup = 8, kSegment = 256;
+constexpr std::int64_t kRawGroup = 32, kRawSegment = 64;
+constexpr std::int64_t kProbes = 16;            // queries that tell whether a set of them has structure to use
 constexpr std::int64_t kRawColumns = 8192;      // more would overflow a key
-constexpr std::int64_t kWideColumns = 512;      // from here on two lines of fine codes a point pay
+constexpr std::int64_t kWideColumns = 320;      // from here on two lines of fine codes a point pay
 constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
 constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// The nearest points so far, farthest on top, ties by index: what is kept is the k least of (squared distance, id).
-struct Nearest {
-    struct Entry {
-        double squared;
-        std::int32_t id;
-        bool operator<(const Entry& other) const {
-            return squared < other.squared || (squared == other.squared && id < other.id);
-        }
-    };
-    std::vector<Entry> heap;
-    std::size_t k = 0;
-
-    void start(std::size_t size) {
-        k = size;
-        heap.clear();
-    }
-    double worst() const { return heap.size() < k ? kInfinity : heap.front().squared; }
-    void offer(double squared, std::int32_t id) {
-        const Entry entry{squared, id};
-        if (heap.size() < k) {
-            heap.push_back(entry);
-            std::push_heap(heap.begin(), heap.end());
-        } else if (entry < heap.front()) {
-            std::pop_heap(heap.begin(), heap.end());
-            heap.back() = entry;
-            std::push_heap(heap.begin(), heap.end());
-        }
-    }
-};
-
-// A candidate as one integer that sorts by bound, then position: floats that are not negative compare as their bits do.
-std::uint64_t pack(double bound, std::int32_t position) {
-    const float rounded = static_cast<float>(std::max(0.0, bound) * (1.0 - 1e-6));  // never above the bound
-    std::uint32_t bits;
-    std::memcpy(&bits, &rounded, sizeof bits);
-    return std::uint64_t(bits) << 32 | static_cast<std::uint32_t>(position);
-}
-double bound_of(std::uint64_t candidate) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(candidate >> 32);
-    float bound;
-    std::memcpy(&bound, &bits, sizeof bound);
-    return bound;
-}
-std::int32_t position_of(std::uint64_t candidate) { return static_cast<std::int32_t>(candidate & 0xFFFFFFFFu); }
-
 // What one thread needs; grows to its size once.
 struct Scratch {
-    Encoded encoded[kGroup / kQuad];
-    Buffer<double> rows;  // kGroup queries in double
+    Encoded encoded[kRawGroup / kQuad];
+    Buffer<double> rows;  // the queries in double
     Buffer<std::int32_t> keys, best;
     std::vector<std::int32_t> order;
     Buffer<std::int32_t> positions, survivor_keys;  // of those that the coarse bound leaves over
     Buffer<std::int32_t> distances;                 // between codes
     std::vector<std::uint64_t> candidates;          // of the fine bound
-    Nearest nearest[kGroup];
+    Nearest nearest[kRawGroup];
     std::int64_t fine = 0, whole = 0, measured = 0;
 };
 
@@ -120,6 +79,7 @@ namespace {
 struct View {
     const Sketch* sketch;
     const Strips* strips;
+    std::int64_t group, segment;
 };
 
 template <class T>
@@ -187,20 +147,32 @@ class IndexOf final : public KnnIndex::Impl {
                                   std::to_string(k));
         }
         if (query.rows < 1) return;
-        std::vector<std::int64_t> all(query.rows);
-        for (std::int64_t i = 0; i < query.rows; ++i) all[i] = i;
+        std::vector<std::int64_t> probes, others, raw;
+        for (std::int64_t i = 0; i < query.rows; ++i) {
+            const bool probe = query.rows <= kProbes || i * kProbes / query.rows != (i - 1) * kProbes / query.rows;
+            (i == 0 || probe ? probes : others).push_back(i);
+        }
         std::vector<std::uint8_t> hard(query.rows, 0);
         const bool may_give_up = !raw_only_ && bank_.cols <= kRawColumns;
-        pass(query, all, View{&sketch_, &strips_}, may_give_up ? &hard : nullptr, k, distances, indices, threads);
-        queries += query.rows;
-        std::vector<std::int64_t> again;
-        for (std::int64_t i = 0; i < query.rows; ++i) {
-            if (hard[i]) again.push_back(i);
+        const auto search_some = [&](const std::vector<std::int64_t>& which) {
+            pass(query, which, directions(), may_give_up ? &hard : nullptr, k, distances, indices, threads);
+            for (const std::int64_t i : which) {
+                if (hard[i]) raw.push_back(i);
+            }
+        };
+        search_some(probes);
+        // Where every probe was in vain the others are spared the attempt: theirs would be, most likely.
+        if (raw.size() == probes.size()) {
+            raw.insert(raw.end(), others.begin(), others.end());
+        } else {
+            search_some(others);
         }
-        if (again.empty()) return;
-        unstructured += static_cast<std::int64_t>(again.size());
-        pass(query, again, raw_view(threads), nullptr, k, distances, indices, threads);
+        queries += query.rows;
+        unstructured += static_cast<std::int64_t>(raw.size());
+        if (!raw.empty()) pass(query, raw, raw_view(threads), nullptr, k, distances, indices, threads);
     }
+
+    View directions() const { return {&sketch_, &strips_, kGroup, kSegment}; }
 
     // Codes of all coordinates, made when they are first needed.
     View raw_view(int threads) const {
@@ -209,7 +181,7 @@ class IndexOf final : public KnnIndex::Impl {
             raw_sketch_.fit_raw(bank_, threads);
             raw_strips_.build(raw_sketch_, bank_, order_, threads);
         }
-        return {&raw_sketch_, &raw_strips_};
+        return {&raw_sketch_, &raw_strips_, kRawGroup, kRawSegment};
     }
 
     template <class Q>
@@ -218,9 +190,10 @@ class IndexOf final : public KnnIndex::Impl {
         const std::int64_t count = static_cast<std::int64_t>(which.size());
         Lease lease(*this, resolve_threads(threads));
         std::vector<Scratch>& scratch = *lease.scratch;
-        parallel_for((count + kGroup - 1) / kGroup, threads, [&](std::int64_t group, int worker) {
-            const std::int64_t* ids = which.data() + group * kGroup;
-            const int n = static_cast<int>(std::min(kGroup, count - group * kGroup));
+        const std::int64_t each = view.group;
+        parallel_for((count + each - 1) / each, threads, [&](std::int64_t group, int worker) {
+            const std::int64_t* ids = which.data() + group * each;
+            const int n = static_cast<int>(std::min(each, count - group * each));
             search_group(query, ids, n, view, hard, k, scratch[worker]);
             for (int q = 0; q < n; ++q) {
                 if (hard && (*hard)[ids[q]]) continue;
@@ -244,10 +217,10 @@ class IndexOf final : public KnnIndex::Impl {
     void search_group(Matrix<const Q> query, const std::int64_t* ids, int n, View view, std::vector<std::uint8_t>* hard,
                       std::int64_t k, Scratch& scratch) const {
         const std::int64_t columns = bank_.cols, dims = view.sketch->coarse_dims(), strips = view.strips->strips();
-        const std::int64_t segment = std::min(kSegment, strips), stride = segment * kStrip;
-        scratch.rows.resize(kGroup * columns);
-        scratch.keys.resize(kGroup * stride);
-        scratch.best.resize(kGroup * segment);
+        const std::int64_t segment = std::min(view.segment, strips), stride = segment * kStrip;
+        scratch.rows.resize(view.group * columns);
+        scratch.keys.resize(view.group * stride);
+        scratch.best.resize(view.group * segment);
         scratch.positions.resize(stride);
         scratch.survivor_keys.resize(stride);
         scratch.distances.resize(stride);
@@ -289,6 +262,27 @@ class IndexOf final : public KnnIndex::Impl {
         ++scratch.measured;
     }
 
+    // The points of the highest keys fill the heap: they are hard to beat. False if they are all of the segment.
+    bool fill(int q, std::int64_t begin, std::int64_t strips, const std::int32_t* keys, const std::int32_t* best,
+              std::int32_t& seen, Scratch& scratch) const {
+        const Nearest& nearest = scratch.nearest[q];
+        const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
+        const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
+        if (wanted == 0) return true;
+        seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch) : kLeastKey;
+        std::int64_t count = 0;
+        for (std::int64_t s = 0; s < strips; ++s) {
+            if (best[s] < seen) continue;
+            for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
+                const auto position = static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits));
+                scratch.positions[count++] = position;
+                fetch(bank_.row(order_[position]), kFirstLines);
+            }
+        }
+        for (std::int64_t i = 0; i < count; ++i) measure_at(q, scratch.positions[i], scratch);
+        return wanted < points;
+    }
+
     // Lets the points of one segment compete for query q. False if the bounds leave too much and `may_give_up`.
     bool search_segment(View view, int q, std::int64_t begin, std::int64_t strips, std::int64_t stride,
                         std::int64_t segment, bool may_give_up, Scratch& scratch) const {
@@ -301,23 +295,8 @@ class IndexOf final : public KnnIndex::Impl {
 
         const double level = double(encoded.level[lane]);  // |codes_q - codes_p|^2 >= level - 2 * key
 
-        // The highest keys first: they fill the heap with points that are hard to beat.
         std::int32_t seen = kMostKey;  // points with a key from here on have been measured
-        const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
-        if (wanted > 0) {
-            seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch) : kLeastKey;
-            std::int64_t first = 0;
-            for (std::int64_t s = 0; s < strips; ++s) {
-                if (best[s] < seen) continue;
-                for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
-                    const auto position = static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits));
-                    scratch.positions[first++] = position;
-                    fetch(bank_.row(order_[position]), kFirstLines);
-                }
-            }
-            for (std::int64_t i = 0; i < first; ++i) measure_at(q, scratch.positions[i], scratch);
-            if (wanted >= points) return true;
-        }
+        if (!fill(q, begin, strips, keys, best, seen, scratch)) return true;
 
         // What the coarse bound leaves over.
         const double step = view.sketch->coarse_step(), scale = view.sketch->scale();
@@ -365,10 +344,15 @@ class IndexOf final : public KnnIndex::Impl {
             if (bound_of(candidates[begin]) > limit) return;
             std::int32_t positions[kBatch], distances[kBatch];
             for (std::size_t i = begin; i < end; ++i) positions[i - begin] = position_of(candidates[i]);
-            if (whole_dims) {
-                for (std::size_t i = end; i < std::min(end + kBatch, candidates.size()); ++i) {
-                    fetch(view.strips->whole(position_of(candidates[i])), whole_dims);
+            for (std::size_t i = end; i < std::min(end + kBatch, candidates.size()); ++i) {
+                const std::int32_t next = position_of(candidates[i]);
+                if (whole_dims) {
+                    fetch(view.strips->whole(next), whole_dims);
+                } else {
+                    fetch(bank_.row(order_[next]), kFirstLines);
                 }
+            }
+            if (whole_dims) {
                 kernels_.code_distances(codes, view.strips->whole(0), whole_dims, positions,
                                         static_cast<std::int64_t>(end - begin), distances);
                 scratch.whole += static_cast<std::int64_t>(end - begin);

@@ -19,7 +19,7 @@ namespace ttt4as {
 class TTT4AS_API KnnIndex {
   public:
     // The bank (rows >= 1, cols >= 1, finite) stays the caller's: it must outlive the index, and may be memory-mapped.
-    // The index adds 150 (from 512 columns on 214) + cols bytes a row, and cols more once a search has met a query
+    // The index adds 150 (from 320 columns on 214) + cols bytes a row, and cols more once a search has met a query
     // without structure.
     // Throws InvalidArgument, std::bad_alloc. T: float, double.
     explicit KnnIndex(Matrix<const float> bank, int threads = 0);
