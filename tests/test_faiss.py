@@ -95,6 +95,82 @@ def test_damaged_files_are_refused(vectors, tmp_path, damage):
         kernels.KnnIndex.read(path)
 
 
+def wide(n=900, dim=400):
+    """Bank and queries with structure and without, so that every kind of codes is made."""
+    rng = np.random.default_rng(8)
+    bank = (rng.standard_normal((n, 9)) @ rng.standard_normal((9, dim))).astype(np.float32)
+    return bank, np.concatenate([bank[:20] + np.float32(0.1), rng.standard_normal((12, dim)).astype(np.float32)])
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="only the C++ core prepares anything to keep")
+class TestPreparedFiles:
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    @pytest.mark.parametrize("mmap", [False, True])
+    def test_opened_as_it_was(self, tmp_path, dtype, mmap):
+        bank, query = wide()
+        index = kernels.KnnIndex(bank.astype(dtype), backend="cpu")
+        want = index.search(query, 7)
+        index.write(tmp_path / "bank.npy")
+        opened = kernels.KnnIndex.read(tmp_path / "bank.npy", mmap=mmap, backend="cpu")
+        for got, expected in zip(opened.search(query, 7), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        assert opened._parts[0].nbytes == 0 < index._parts[0].nbytes  # nothing was prepared again
+        np.testing.assert_array_equal(np.load(tmp_path / "bank.npy"), bank.astype(dtype))
+        opened.add(bank[:3] + np.float32(9))
+        assert opened.search(bank[:3] + np.float32(9))[1].ravel().tolist() == [900, 901, 902]
+
+    def test_parts_become_one(self, tmp_path):
+        bank, query = wide()
+        index = kernels.KnnIndex(bank[:880], backend="cpu")
+        index.add(bank[880:])
+        assert len(index._parts) == 2
+        index.write(tmp_path / "bank")
+        opened = kernels.KnnIndex.read(tmp_path / "bank", mmap=True, backend="cpu")
+        assert len(opened._parts) == 1
+        np.testing.assert_array_equal(opened.search(query, 3)[1], index.search(query, 3)[1])
+
+    def test_plain_files_and_other_backends_are_read(self, tmp_path):
+        bank, query = wide()
+        want = kernels.nearest_neighbors(query, bank, 3)[1]
+        np.save(tmp_path / "old.npy", bank)
+        kernels.KnnIndex(bank, backend="cpu").write(tmp_path / "new.npy")
+        kernels.KnnIndex(bank, backend="reference").write(tmp_path / "plain.npy")
+        assert (tmp_path / "plain.npy").read_bytes() == (tmp_path / "old.npy").read_bytes()
+        for name in ("old", "new", "plain"):
+            for backend in ("cpu", "reference"):
+                opened = kernels.KnnIndex.read(tmp_path / f"{name}.npy", backend=backend)
+                np.testing.assert_array_equal(opened.search(query, 3)[1], want)
+
+    @pytest.mark.parametrize("mmap", [False, True])
+    def test_what_does_not_fit_is_refused(self, tmp_path, mmap):
+        bank, _ = wide()
+        path = tmp_path / "bank.npy"
+        kernels.KnnIndex(bank, backend="cpu").write(path)
+        whole = path.read_bytes()
+        begin = whole.index(b"TTT4ASKN")
+        newer = whole[: begin + 8] + (2).to_bytes(4, "little") + whole[begin + 12 :]
+        other = whole[:128] + (bank + np.float32(1)).tobytes() + whole[begin:]
+        early = bytearray(whole)
+        early[begin + 5000] ^= 1
+        for bad, says in (
+            (whole[:-64], "cut short or has grown"),
+            (whole + bytes(64), "cut short or has grown"),
+            (whole[: begin + 30], "at least 64 bytes"),
+            (whole[:begin] + b"x" * 200, "other bytes"),
+            (newer, "version 1 of the format, got version 2"),
+            (other, "another's"),
+            (bytes(early), "its checksum differs"),
+        ):
+            path.write_bytes(bad)
+            with pytest.raises(ValueError, match=r"path: expected an NPY file.*" + says):
+                kernels.KnnIndex.read(path, mmap=mmap, backend="cpu")
+        late = bytearray(whole)
+        late[-100] ^= 1
+        path.write_bytes(late)
+        with pytest.raises(ValueError, match="its checksum differs"):
+            kernels.KnnIndex.read(path, backend="cpu")
+
+
 def test_pickle(vectors):
     bank, query = vectors
     index = pickle.loads(pickle.dumps(kernels.KnnIndex(torch.from_numpy(bank))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,22 @@ class Index:
     def __init__(self, bank: np.ndarray) -> None:
         self.bank = bank
         self._index: Any = native.core().KnnIndex(native_rows(bank), threads=native.threads())
+
+    @classmethod
+    def open(cls, bank: np.ndarray, prepared: np.ndarray, verify: bool) -> Index:
+        """The index over `bank` that `save` wrote, `prepared` (bytes, aligned to 64) being read in place.
+
+        ValueError where they do not belong together, where the bytes are of another version or have changed; with
+        `verify` all of them are checked, else only what keeps a search within bounds.
+        """
+        index = cls.__new__(cls)
+        index.bank = bank
+        index._index = native.core().KnnIndex.open(native_rows(bank), prepared, verify)
+        return index
+
+    def save(self, write: Callable[[memoryview], object]) -> None:
+        """Hand what was prepared to `write`, piece by piece."""
+        self._index.save(write)
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index."""

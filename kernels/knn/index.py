@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from .. import arrays
 from ..dispatch import Operation
+from . import index_file
 
 if TYPE_CHECKING:
     from ..arrays import Array
@@ -136,21 +136,22 @@ class KnnIndex:
         return arrays.like((distances * distances if squared else distances, indices), template)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Save the vectors as one NPY file, written whole or not at all.
+        """Save the vectors as one NPY file, written whole or not at all, and behind them what the backend prepared.
+
+        NumPy and other readers of NPY see the vectors alone. With the ``cpu`` backend the codes follow them, those of
+        the whole bank: an index in several parts is prepared once more for it.
 
         Parameters
         ----------
         path : path
             The file; ``.npy`` is not appended.
         """
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with open(partial, "wb") as file:
-                np.save(file, arrays.to_numpy(self.bank), allow_pickle=False)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        bank = arrays.to_numpy(self.bank)
+        save = None
+        if hasattr(self._module.Index, "open"):  # type: ignore[union-attr]
+            part = self._parts[0] if len(self._parts) == 1 else self._module.Index(bank)  # type: ignore[union-attr]
+            save = part.save
+        index_file.write(path, bank, save)
 
     @classmethod
     def read(cls, path: str | os.PathLike, *, mmap: bool = False, backend: str = "auto") -> KnnIndex:
@@ -160,7 +161,9 @@ class KnnIndex:
         ----------
         path : path
         mmap : bool
-            Map the file instead of reading it: the vectors stay on disk and pages are loaded as searches need them.
+            Map the file instead of reading it: vectors and codes stay on disk and pages are loaded as searches need
+            them. Nothing is prepared, and the vectors are not read to be checked. Of the codes' checksums, the one
+            over what keeps a search within bounds is verified (30 bytes a vector); without `mmap` all are.
         backend : str
             As in the constructor.
 
@@ -171,15 +174,24 @@ class KnnIndex:
         Raises
         ------
         ValueError
-            The file is no NPY file of numbers (N, D), or cut short.
+            The file is no NPY file of numbers (N, D), or cut short; the codes were written by a newer version, have
+            changed since, or are another bank's.
         FileNotFoundError
             There is no such file.
         """
+        bank, prepared = index_file.read(path, mmap)
+        module = OPERATION.resolve(backend, "cpu")
+        if prepared is None or not hasattr(module.Index, "open"):
+            return cls(bank, backend=backend)
         try:
-            bank = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"path: expected an NPY file of vectors (N, D), got {path}: {error}") from error
-        return cls(bank, backend=backend)
+            bank = arrays.as_float_array(bank, "bank", (2,))
+            part = module.Index.open(bank, prepared, verify=not mmap)
+        except (TypeError, ValueError) as error:
+            raise index_file.refused(path, error) from error
+        index = cls(dim=bank.shape[1], backend=backend)
+        index._module, index._device = module, "cpu"
+        index._parts, index._starts = [part], [0, len(bank)]
+        return index
 
     def __reduce__(self) -> tuple:
         name = self._module.__name__.rpartition(".")[2] if self._module else self._backend

@@ -62,6 +62,32 @@ void check_search(const ttt4as::KnnIndex& index, const std::vector<float>& bank,
     }
 }
 
+// What was saved answers as the index that saved it, and is refused where it has changed or belongs to another bank.
+void check_saved(const ttt4as::KnnIndex& index, std::vector<float> bank, const std::vector<float>& query) {
+    const std::int64_t dims = index.dim(), n = index.size(), count = static_cast<std::int64_t>(query.size()) / dims;
+    std::vector<char> bytes;
+    index.save([&](const void* data, std::size_t size) {
+        bytes.insert(bytes.end(), static_cast<const char*>(data), static_cast<const char*>(data) + size);
+    });
+    ttt4as::Buffer<char> block(bytes.size());
+    std::copy(bytes.begin(), bytes.end(), block.data());
+    const ttt4as::Matrix<const float> view{bank.data(), n, dims, dims};
+    const ttt4as::KnnIndex opened(view, block.data(), bytes.size());
+    CHECK(opened.bytes() == 0);
+    check_search(opened, bank, query, std::min<std::int64_t>(n, 9), 2);
+    CHECK(opened.counts().unstructured <= count);
+    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(view, block.data(), bytes.size() - 64));
+    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(view, block.data(), 10));
+    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(view, block.data() + 1, bytes.size() - 1));
+    for (const std::size_t at : {std::size_t(0), std::size_t(8), std::size_t(90), bytes.size() / 2, bytes.size() - 1}) {
+        block[at] ^= 16;
+        CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(view, block.data(), bytes.size()));
+        block[at] ^= 16;
+    }
+    bank[0] += 1;
+    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(view, block.data(), bytes.size()));
+}
+
 void check_coreset(const std::vector<float>& data, std::int64_t n, std::int64_t dims, std::int64_t count) {
     ttt4as::GreedyCoreset coreset(ttt4as::Matrix<const float>{data.data(), n, dims, dims}, n / 2);
     std::vector<std::int64_t> picks(static_cast<std::size_t>(count));
@@ -97,6 +123,7 @@ int main() {
                          2);
             check_search(index, bank, points(random, kOutliers, 5, dims), std::min<std::int64_t>(n, 64), 1);
             check_search(index, bank, std::vector<float>(bank.begin(), bank.begin() + dims), n, 1);
+            if (kind == kStructured || kind == kNoise) check_saved(index, bank, points(random, kNoise, 20, dims));
             check_coreset(bank, n, dims, n);
         }
     }
@@ -115,6 +142,7 @@ int main() {
         for (int t = 0; t < 4; ++t) threads.emplace_back([&] { check_search(index, bank, query, 5, 2); });
         for (std::thread& thread : threads) thread.join();
         CHECK(index.counts().unstructured == 48);
+        check_saved(index, bank, query);
         CHECK_THROWS(ttt4as::InvalidArgument, check_search(index, bank, query, 1501, 1));
     }
     CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(ttt4as::Matrix<const float>{nullptr, 0, 3, 3}));

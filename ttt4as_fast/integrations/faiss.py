@@ -96,7 +96,7 @@ class IndexFlatL2:
         self._index.reset()
 
     def write(self, path: str | os.PathLike) -> None:
-        """Save the vectors as an NPY file; see `KnnIndex.write`."""
+        """Save the vectors as an NPY file, and what was prepared behind them; see `KnnIndex.write`."""
         self._index.write(path)
 
     @classmethod

@@ -12,13 +12,36 @@ namespace {
 
 // The index and the array that it points into.
 struct PyKnnIndex {
-    py::array bank;
+    py::array bank, prepared;
     std::unique_ptr<KnnIndex> index;
 
     PyKnnIndex(py::array array, int threads) : bank(std::move(array)) {
         with_matrix(bank, "bank", [&](auto view) {
             py::gil_scoped_release release;
             index = std::make_unique<KnnIndex>(view, threads);
+        });
+    }
+
+    // Opens what `save` wrote; `prepared` is kept, and read in place.
+    PyKnnIndex(py::array array, py::array_t<std::uint8_t> block, bool verify)
+        : bank(std::move(array)), prepared(std::move(block)) {
+        if (prepared.ndim() != 1 || !(prepared.flags() & py::array::c_style)) {
+            throw py::value_error("prepared: expected contiguous bytes, got shape " + shape_text(prepared));
+        }
+        const void* data = prepared.data();
+        const auto bytes = static_cast<std::size_t>(prepared.size());
+        with_matrix(bank, "bank", [&](auto view) {
+            py::gil_scoped_release release;
+            index = std::make_unique<KnnIndex>(view, data, bytes, verify);
+        });
+    }
+
+    // The GIL is held in `write` only: the index has a lock of its own, and who waits for it must not hold the GIL.
+    void save(const py::function& write) const {
+        py::gil_scoped_release release;
+        index->save([&](const void* data, std::size_t bytes) {
+            py::gil_scoped_acquire acquire;
+            write(py::memoryview::from_memory(data, static_cast<py::ssize_t>(bytes)));
         });
     }
 
@@ -51,12 +74,25 @@ void bind_knn(py::module_& module) {
     py::class_<PyKnnIndex>(module, "KnnIndex",
                            "Exact nearest neighbours of rows of a bank, which it keeps a reference to.")
         .def(py::init<py::array, int>(), py::arg("bank"), py::arg("threads") = 0)
+        .def_static(
+            "open",
+            [](py::array bank, py::array_t<std::uint8_t> prepared, bool verify) {
+                return std::make_unique<PyKnnIndex>(std::move(bank), std::move(prepared), verify);
+            },
+            py::arg("bank"), py::arg("prepared"), py::arg("verify") = true,
+            "An index over a bank and the bytes that `save` wrote for it, which are read in place.")
+        .def("save", &PyKnnIndex::save, py::arg("write"), "Calls write(bytes) with what was prepared, piece by piece.")
         .def("search", &PyKnnIndex::search, py::arg("query"), py::arg("k"), py::arg("threads") = 0,
              "(Q, D) -> Euclidean distances (Q, k) float32 and rows of the bank (Q, k) int64, nearest first.")
         .def_property_readonly("size", [](const PyKnnIndex& self) { return self.index->size(); })
         .def_property_readonly("dim", [](const PyKnnIndex& self) { return self.index->dim(); })
         .def_property_readonly(
-            "nbytes", [](const PyKnnIndex& self) { return self.index->bytes(); }, "Bytes held beside the bank.")
+            "nbytes",
+            [](const PyKnnIndex& self) {
+                py::gil_scoped_release release;
+                return self.index->bytes();
+            },
+            "Bytes held beside the bank.")
         .def_property_readonly(
             "counts",
             [](const PyKnnIndex& self) {

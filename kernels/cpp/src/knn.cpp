@@ -67,6 +67,7 @@ class KnnIndex::Impl {
     virtual std::int64_t size() const noexcept = 0;
     virtual std::int64_t dim() const noexcept = 0;
     virtual std::int64_t bytes() const noexcept = 0;
+    virtual void save(const BlockWriter::Sink& sink) const = 0;
     virtual void search(Matrix<const float>, std::int64_t, float*, std::int64_t*, int) const = 0;
     virtual void search(Matrix<const double>, std::int64_t, float*, std::int64_t*, int) const = 0;
 
@@ -86,25 +87,39 @@ template <class T>
 class IndexOf final : public KnnIndex::Impl {
   public:
     IndexOf(Matrix<const T> bank, int threads) : bank_(bank), kernels_(sketch_kernels()) {
-        if (bank.rows < 1 || bank.cols < 1 || bank.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
-            throw InvalidArgument("bank: expected 1 to 2147483583 rows and at least 1 column, got (" +
-                                  std::to_string(bank.rows) + ", " + std::to_string(bank.cols) + ")");
-        }
-        raw_only_ = bank.cols <= kPanel;
+        check_bank();
         if (raw_only_) {
             sketch_.fit_raw(bank, threads);
         } else {
             sketch_.fit_directions(bank, bank.cols < kWideColumns ? 1 : 2, threads);
         }
-        order_ = order_by_norm(sketch_, bank, threads);
-        strips_.build(sketch_, bank, order_, threads);
+        const std::vector<std::int32_t> order = order_by_norm(sketch_, bank, threads);
+        order_.resize(order.size());
+        std::copy(order.begin(), order.end(), order_.own());
+        strips_.build(sketch_, bank, order, threads);
+    }
+
+    IndexOf(Matrix<const T> bank, const void* prepared, std::size_t bytes, bool verify)
+        : bank_(bank), kernels_(sketch_kernels()) {
+        check_bank();
+        BlockReader reader(prepared, bytes, header(), verify);
+        std::uint64_t print = 0;
+        reader(print);
+        if (print != fingerprint()) throw InvalidArgument("prepared: expected the codes of this bank, got another's");
+        fields(*this, reader);
+        const auto rows = static_cast<std::size_t>(bank.rows);
+        bool fits = order_.size() == rows && sketch_.fits(bank.cols) && strips_.fits(sketch_, bank.rows);
+        if (raw_strips_.strips())
+            fits = fits && raw_sketch_.fits(bank.cols) && raw_strips_.fits(raw_sketch_, bank.rows);
+        for (std::size_t i = 0; fits && i < rows; ++i) fits = order_[i] >= 0 && order_[i] < bank.rows;
+        reader.require(fits);
     }
 
     std::int64_t size() const noexcept override { return bank_.rows; }
     std::int64_t dim() const noexcept override { return bank_.cols; }
     std::int64_t bytes() const noexcept override {
         std::lock_guard<std::mutex> lock(raw_mutex_);
-        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.size() * sizeof(std::int32_t));
+        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.bytes());
     }
     void search(Matrix<const float> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
         run(q, k, d, i, threads);
@@ -113,7 +128,62 @@ class IndexOf final : public KnnIndex::Impl {
         run(q, k, d, i, threads);
     }
 
+    void save(const BlockWriter::Sink& sink) const override {
+        std::lock_guard<std::mutex> lock(raw_mutex_);
+        BlockHeader head = header();
+        for (const BlockWriter::Sink* to : {static_cast<const BlockWriter::Sink*>(nullptr), &sink}) {
+            if (to) sink(&head, sizeof head);
+            BlockWriter writer(to);
+            writer(fingerprint());
+            fields(*this, writer);
+            if (!to) writer.finish(head);
+        }
+    }
+
   private:
+    void check_bank() {
+        const Matrix<const T>& bank = bank_;
+        if (bank.rows < 1 || bank.cols < 1 || bank.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
+            throw InvalidArgument("bank: expected 1 to 2147483583 rows and at least 1 column, got (" +
+                                  std::to_string(bank.rows) + ", " + std::to_string(bank.cols) + ")");
+        }
+        raw_only_ = bank.cols <= kPanel;
+    }
+
+    BlockHeader header() const {
+        BlockHeader head = {};
+        std::memcpy(head.magic, BlockHeader::kMagic, sizeof head.magic);
+        head.version = BlockHeader::kVersion;
+        head.element = sizeof(T);
+        head.rows = bank_.rows;
+        head.cols = bank_.cols;
+        return head;
+    }
+
+    // A checksum of 64 rows, evenly spread.
+    std::uint64_t fingerprint() const {
+        constexpr std::int64_t kRows = 64;
+        Checksum sum;
+        for (std::int64_t i = 0; i < std::min(kRows, bank_.rows); ++i) {
+            const double place =
+                double(i) * double(bank_.rows - 1) / double(std::max<std::int64_t>(1, std::min(kRows, bank_.rows) - 1));
+            sum.add(bank_.row(static_cast<std::int64_t>(place)), static_cast<std::size_t>(bank_.cols) * sizeof(T));
+        }
+        return sum.value();
+    }
+
+    template <class Self, class Archive>
+    static void fields(Self& self, Archive& archive) {
+        Sketch::fields(self.sketch_, archive);
+        Sketch::fields(self.raw_sketch_, archive);
+        archive(self.order_);
+        Strips::first_fields(self.strips_, archive);
+        Strips::first_fields(self.raw_strips_, archive);
+        archive.rest();
+        Strips::other_fields(self.strips_, archive);
+        Strips::other_fields(self.raw_strips_, archive);
+    }
+
     // Scratch of one call, kept for the next.
     struct Lease {
         const IndexOf& index;
@@ -179,7 +249,7 @@ class IndexOf final : public KnnIndex::Impl {
         std::lock_guard<std::mutex> lock(raw_mutex_);
         if (raw_strips_.strips() == 0) {
             raw_sketch_.fit_raw(bank_, threads);
-            raw_strips_.build(raw_sketch_, bank_, order_, threads);
+            raw_strips_.build(raw_sketch_, bank_, {order_.data(), order_.data() + order_.size()}, threads);
         }
         return {&raw_sketch_, &raw_strips_, kRawGroup, kRawSegment};
     }
@@ -443,7 +513,7 @@ class IndexOf final : public KnnIndex::Impl {
     bool raw_only_ = false;
     Sketch sketch_;
     Strips strips_;
-    std::vector<std::int32_t> order_;
+    Kept<std::int32_t> order_;  // ids by position
     mutable std::mutex raw_mutex_;
     mutable Sketch raw_sketch_;
     mutable Strips raw_strips_;
@@ -456,6 +526,10 @@ class IndexOf final : public KnnIndex::Impl {
 
 KnnIndex::KnnIndex(Matrix<const float> bank, int threads) : impl_(new IndexOf<float>(bank, threads)) {}
 KnnIndex::KnnIndex(Matrix<const double> bank, int threads) : impl_(new IndexOf<double>(bank, threads)) {}
+KnnIndex::KnnIndex(Matrix<const float> bank, const void* prepared, std::size_t bytes, bool verify)
+    : impl_(new IndexOf<float>(bank, prepared, bytes, verify)) {}
+KnnIndex::KnnIndex(Matrix<const double> bank, const void* prepared, std::size_t bytes, bool verify)
+    : impl_(new IndexOf<double>(bank, prepared, bytes, verify)) {}
 KnnIndex::~KnnIndex() = default;
 KnnIndex::KnnIndex(KnnIndex&&) noexcept = default;
 KnnIndex& KnnIndex::operator=(KnnIndex&&) noexcept = default;
@@ -463,6 +537,7 @@ KnnIndex& KnnIndex::operator=(KnnIndex&&) noexcept = default;
 std::int64_t KnnIndex::size() const noexcept { return impl_->size(); }
 std::int64_t KnnIndex::dim() const noexcept { return impl_->dim(); }
 std::int64_t KnnIndex::bytes() const noexcept { return impl_->bytes(); }
+void KnnIndex::save(const std::function<void(const void*, std::size_t)>& sink) const { impl_->save(sink); }
 KnnIndex::Counts KnnIndex::counts() const noexcept {
     return {impl_->queries, impl_->unstructured, impl_->fine, impl_->whole, impl_->measured};
 }

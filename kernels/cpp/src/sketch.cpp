@@ -454,84 +454,27 @@ void Sketch::fit_steps(const Matrix<const T>& rows, const std::vector<std::int64
     if (whole_dims_) whole_step_ = best_step(whole_points, 0, padded_);
 }
 
-template <class T>
-std::vector<std::int32_t> order_by_norm(const Sketch& sketch, const Matrix<const T>& rows, int threads) {
-    constexpr std::int64_t kBlock = 1024;
-    std::vector<float> norms(rows.rows);
-    parallel_for((rows.rows + kBlock - 1) / kBlock, threads, [&](std::int64_t block, int) {
-        for (std::int64_t i = block * kBlock; i < std::min(rows.rows, (block + 1) * kBlock); ++i) {
-            norms[i] = static_cast<float>(sketch.norm(rows.row(i)));
-        }
-    });
-    std::vector<std::int32_t> order, far;
-    order.reserve(rows.rows);
-    for (std::int64_t i = 0; i < rows.rows; ++i) {
-        (double(norms[i]) <= sketch.usual_norm() ? order : far).push_back(static_cast<std::int32_t>(i));
+bool Sketch::fits(std::int64_t columns) const noexcept {
+    const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+    const std::int64_t padded = (columns + 63) / 64 * 64, fine_panels = fine_dims_ / kPanel;
+    bool right = columns_ == columns && padded_ == padded && mean_.size() == size(columns) &&
+                 signs_.size() == size(padded) && mixed_rows_ >= 1 && padded_ % (16 * mixed_rows_) == 0;
+    if (raw_) {
+        return right && fine_dims_ == 0 && whole_dims_ == 0 && lifted_ == coarse_dims_ && panels_.empty() &&
+               coarse_dims_ == (columns <= kPanel ? (columns + 15) / 16 * 16 : padded);
     }
-    std::stable_sort(far.begin(), far.end(), [&](std::int32_t a, std::int32_t b) { return norms[a] < norms[b]; });
-    order.insert(order.end(), far.begin(), far.end());
-    return order;
+    for (const Buffer<float>& panel : panels_) right = right && panel.size() == size(columns * kPanel);
+    return right && coarse_dims_ == kPanel && fine_panels >= 0 && fine_dims_ == fine_panels * kPanel &&
+           lifted_ == coarse_dims_ + fine_dims_ && panels_.size() == size(1 + fine_panels) &&
+           (whole_dims_ == 0 || whole_dims_ == padded) && coarse_directions_ >= 0 && coarse_directions_ < kPanel &&
+           fine_directions_ >= 0 && fine_directions_ <= std::max<std::int64_t>(0, fine_dims_ - 2);
 }
 
-template <class T>
-void Strips::build(const Sketch& sketch, const Matrix<const T>& rows, const std::vector<std::int32_t>& order,
-                   int threads) {
-    const std::int64_t count = static_cast<std::int64_t>(order.size());
-    n_strips_ = (count + kStrip - 1) / kStrip;
-    dims_ = sketch.coarse_dims();
-    fine_dims_ = sketch.fine_dims();
-    whole_dims_ = sketch.whole_dims();
-    codes_.resize(n_strips_ * kStrip * dims_);
-    fine_.resize(n_strips_ * kStrip * fine_dims_);
-    whole_.resize(n_strips_ * kStrip * whole_dims_);
-    half_norms_.resize(n_strips_ * kStrip);
-    coarse_errors_.assign(n_strips_, 0.0);
-    errors_.assign(n_strips_, 0.0);
-    whole_errors_.assign(n_strips_, 0.0);
-    point_errors_.assign(n_strips_ * kStrip, 0.0f);
-    std::vector<Encoded> scratch(resolve_threads(threads));
-    parallel_for(n_strips_, threads, [&](std::int64_t s, int worker) {
-        Encoded& encoded = scratch[worker];
-        std::uint8_t* codes = codes_.data() + s * kStrip * dims_;
-        for (std::int64_t p = 0; p < kStrip; p += kQuad) {
-            const std::int64_t first = s * kStrip + p;
-            const int n = static_cast<int>(std::max<std::int64_t>(0, std::min<std::int64_t>(kQuad, count - first)));
-            const T* points[kQuad] = {};
-            for (int q = 0; q < n; ++q) points[q] = rows.row(order[first + q]);
-            sketch.encode(points, n, encoded);
-            for (int q = 0; q < kQuad; ++q) {
-                const std::int8_t* from = encoded.coarse.data() + q * dims_;
-                std::int64_t squared = 0;
-                for (std::int64_t d = 0; d < dims_; ++d) {
-                    squared += from[d] * from[d];
-                    codes[(d / kQuad * kStrip + p + q) * kQuad + d % kQuad] = static_cast<std::uint8_t>(from[d] + 128);
-                }
-                half_norms_[first + q] = q < n ? static_cast<std::int32_t>(squared / 2) : kAbsent;
-                std::copy_n(encoded.fine.data() + q * fine_dims_, fine_dims_, fine_.data() + (first + q) * fine_dims_);
-                std::copy_n(encoded.whole.data() + q * whole_dims_, whole_dims_,
-                            whole_.data() + (first + q) * whole_dims_);
-                if (q < n) {
-                    if (whole_dims_) whole_errors_[s] = std::max(whole_errors_[s], encoded.whole_error[q]);
-                    coarse_errors_[s] = std::max(coarse_errors_[s], encoded.coarse_error[q]);
-                    errors_[s] = std::max(errors_[s], encoded.error[q]);
-                    point_errors_[first + q] = static_cast<float>(encoded.coarse_error[q] * kSlack);
-                }
-            }
-        }
-    });
-}
-
-std::int64_t Strips::bytes() const noexcept {
-    return static_cast<std::int64_t>(codes_.bytes() + fine_.bytes() + whole_.bytes() + half_norms_.bytes() +
-                                     sizeof(double) * 3 * errors_.size() + sizeof(float) * point_errors_.size());
-}
-
-#define TTT4AS_INSTANTIATE(T)                                                                     \
-    template void Sketch::fit_directions(const Matrix<const T>&, int, int);                       \
-    template void Sketch::fit_raw(const Matrix<const T>&, int);                                   \
-    template void Sketch::encode(const T* const*, int, Encoded&) const;                           \
-    template std::vector<std::int32_t> order_by_norm(const Sketch&, const Matrix<const T>&, int); \
-    template void Strips::build(const Sketch&, const Matrix<const T>&, const std::vector<std::int32_t>&, int);
+#define TTT4AS_INSTANTIATE(T)                                               \
+    template void Sketch::fit_directions(const Matrix<const T>&, int, int); \
+    template void Sketch::fit_raw(const Matrix<const T>&, int);             \
+    template double Sketch::norm(const T*) const;                           \
+    template void Sketch::encode(const T* const*, int, Encoded&) const;
 TTT4AS_INSTANTIATE(float)
 TTT4AS_INSTANTIATE(double)
 #undef TTT4AS_INSTANTIATE

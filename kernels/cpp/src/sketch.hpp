@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "prepared.hpp"
 #include "sketch_kernels.hpp"
 #include "ttt4as/common.hpp"
 
@@ -61,6 +62,26 @@ class Sketch {
     // |c|, infinite if not finite.
     template <class T>
     double norm(const T* row) const;
+
+    // Every field, for BlockWriter and BlockReader.
+    template <class Self, class Archive>
+    static void fields(Self& self, Archive& archive) {
+        archive(self.raw_), archive(self.columns_), archive(self.coarse_dims_), archive(self.fine_dims_);
+        archive(self.whole_dims_), archive(self.lifted_), archive(self.coarse_directions_);
+        archive(self.fine_directions_), archive(self.scale_), archive(self.usual_norm_), archive(self.coarse_step_);
+        archive(self.fine_step_), archive(self.whole_step_), archive(self.coarse_rest_), archive(self.fine_rest_);
+        archive(self.mean_), archive(self.signs_), archive(self.padded_), archive(self.mixed_rows_);
+        archive(self.mix_factor_), archive(self.projection_error_);
+        std::uint64_t panels = self.panels_.size();
+        archive(panels);
+        if constexpr (Archive::kReads) {
+            archive.require(panels <= 64);
+            self.panels_.resize(panels);
+        }
+        for (auto& panel : self.panels_) archive(panel);
+    }
+    // Whether what was read fits together, for points of `columns` coordinates.
+    bool fits(std::int64_t columns) const noexcept;
 
   private:
     template <class T>
@@ -111,13 +132,27 @@ class Strips {
 
     static constexpr std::int32_t kAbsent = 1 << 30;
 
+    // What a search compares every point with, then what it looks up of a few.
+    template <class Self, class Archive>
+    static void first_fields(Self& self, Archive& archive) {
+        archive(self.n_strips_), archive(self.dims_), archive(self.fine_dims_), archive(self.whole_dims_);
+        archive(self.half_norms_), archive(self.coarse_errors_), archive(self.errors_), archive(self.whole_errors_);
+        archive(self.point_errors_);
+    }
+    template <class Self, class Archive>
+    static void other_fields(Self& self, Archive& archive) {
+        archive(self.codes_), archive(self.fine_), archive(self.whole_);
+    }
+    // Whether what was read fits together, for `rows` points and their sketch.
+    bool fits(const Sketch& sketch, std::int64_t rows) const noexcept;
+
   private:
     std::int64_t n_strips_ = 0, dims_ = 0, fine_dims_ = 0, whole_dims_ = 0;
-    Buffer<std::uint8_t> codes_;
-    Buffer<std::int8_t> fine_, whole_;
-    Buffer<std::int32_t> half_norms_;
-    std::vector<double> coarse_errors_, errors_, whole_errors_;
-    std::vector<float> point_errors_;  // of the coarse codes, rounded up
+    Kept<std::uint8_t> codes_;
+    Kept<std::int8_t> fine_, whole_;
+    Kept<std::int32_t> half_norms_;
+    Kept<double> coarse_errors_, errors_, whole_errors_;
+    Kept<float> point_errors_;  // of the coarse codes, rounded up
 };
 
 // Ids 0 to rows - 1, those whose c is longer than usual last.

@@ -9,7 +9,9 @@
 // needs.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "ttt4as/common.hpp"
@@ -24,6 +26,12 @@ class TTT4AS_API KnnIndex {
     // Throws InvalidArgument, std::bad_alloc. T: float, double.
     explicit KnnIndex(Matrix<const float> bank, int threads = 0);
     explicit KnnIndex(Matrix<const double> bank, int threads = 0);
+    // The same from what `save` wrote for that very bank, without preparing anything: `prepared`, aligned to 64 bytes,
+    // is read in place, stays the caller's, must outlive the index and may be memory-mapped. Always checked: version,
+    // lengths, that it belongs to this bank (by 64 of its rows), and a checksum over all that keeps a search within
+    // bounds (30 bytes a row). `verify` checks the rest too, which reads all of it. Throws InvalidArgument.
+    KnnIndex(Matrix<const float> bank, const void* prepared, std::size_t bytes, bool verify = true);
+    KnnIndex(Matrix<const double> bank, const void* prepared, std::size_t bytes, bool verify = true);
     ~KnnIndex();
     KnnIndex(KnnIndex&&) noexcept;
     KnnIndex& operator=(KnnIndex&&) noexcept;
@@ -39,6 +47,10 @@ class TTT4AS_API KnnIndex {
                 int threads = 0) const;
     void search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices,
                 int threads = 0) const;
+
+    // Hands what was prepared to `sink`, piece after piece: a block of bytes for the constructor above, on machines of
+    // the same byte order. Searches of other threads may go on.
+    void save(const std::function<void(const void*, std::size_t)>& sink) const;
 
     // How the pairs of the searches so far were decided, for tests and tuning: those the fine codes saw, those the
     // codes of all coordinates saw, and those measured.

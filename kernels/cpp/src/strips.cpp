@@ -1,0 +1,108 @@
+// The codes of a whole point set; see sketch.hpp.
+#include <algorithm>
+
+#include "sketch.hpp"
+#include "ttt4as/threads.hpp"
+
+namespace ttt4as {
+namespace {
+
+constexpr double kSlack = 1.0 + 1e-6;  // covers the double arithmetic on errors themselves
+
+void raise(Kept<double>& errors, std::int64_t at, double error) { errors.own()[at] = std::max(errors[at], error); }
+
+}  // namespace
+
+template <class T>
+std::vector<std::int32_t> order_by_norm(const Sketch& sketch, const Matrix<const T>& rows, int threads) {
+    constexpr std::int64_t kBlock = 1024;
+    std::vector<float> norms(rows.rows);
+    parallel_for((rows.rows + kBlock - 1) / kBlock, threads, [&](std::int64_t block, int) {
+        for (std::int64_t i = block * kBlock; i < std::min(rows.rows, (block + 1) * kBlock); ++i) {
+            norms[i] = static_cast<float>(sketch.norm(rows.row(i)));
+        }
+    });
+    std::vector<std::int32_t> order, far;
+    order.reserve(rows.rows);
+    for (std::int64_t i = 0; i < rows.rows; ++i) {
+        (double(norms[i]) <= sketch.usual_norm() ? order : far).push_back(static_cast<std::int32_t>(i));
+    }
+    std::stable_sort(far.begin(), far.end(), [&](std::int32_t a, std::int32_t b) { return norms[a] < norms[b]; });
+    order.insert(order.end(), far.begin(), far.end());
+    return order;
+}
+
+template <class T>
+void Strips::build(const Sketch& sketch, const Matrix<const T>& rows, const std::vector<std::int32_t>& order,
+                   int threads) {
+    const std::int64_t count = static_cast<std::int64_t>(order.size());
+    n_strips_ = (count + kStrip - 1) / kStrip;
+    dims_ = sketch.coarse_dims();
+    fine_dims_ = sketch.fine_dims();
+    whole_dims_ = sketch.whole_dims();
+    codes_.resize(n_strips_ * kStrip * dims_);
+    fine_.resize(n_strips_ * kStrip * fine_dims_);
+    whole_.resize(n_strips_ * kStrip * whole_dims_);
+    half_norms_.resize(n_strips_ * kStrip);
+    for (Kept<double>* errors : {&coarse_errors_, &errors_, &whole_errors_}) {
+        errors->resize(n_strips_);
+        std::fill_n(errors->own(), n_strips_, 0.0);
+    }
+    point_errors_.resize(n_strips_ * kStrip);
+    std::fill_n(point_errors_.own(), n_strips_ * kStrip, 0.0f);
+    std::vector<Encoded> scratch(resolve_threads(threads));
+    parallel_for(n_strips_, threads, [&](std::int64_t s, int worker) {
+        Encoded& encoded = scratch[worker];
+        std::uint8_t* codes = codes_.own() + s * kStrip * dims_;
+        for (std::int64_t p = 0; p < kStrip; p += kQuad) {
+            const std::int64_t first = s * kStrip + p;
+            const int n = static_cast<int>(std::max<std::int64_t>(0, std::min<std::int64_t>(kQuad, count - first)));
+            const T* points[kQuad] = {};
+            for (int q = 0; q < n; ++q) points[q] = rows.row(order[first + q]);
+            sketch.encode(points, n, encoded);
+            for (int q = 0; q < kQuad; ++q) {
+                const std::int8_t* from = encoded.coarse.data() + q * dims_;
+                std::int64_t squared = 0;
+                for (std::int64_t d = 0; d < dims_; ++d) {
+                    squared += from[d] * from[d];
+                    codes[(d / kQuad * kStrip + p + q) * kQuad + d % kQuad] = static_cast<std::uint8_t>(from[d] + 128);
+                }
+                half_norms_.own()[first + q] = q < n ? static_cast<std::int32_t>(squared / 2) : kAbsent;
+                std::copy_n(encoded.fine.data() + q * fine_dims_, fine_dims_, fine_.own() + (first + q) * fine_dims_);
+                std::copy_n(encoded.whole.data() + q * whole_dims_, whole_dims_,
+                            whole_.own() + (first + q) * whole_dims_);
+                if (q < n) {
+                    raise(whole_errors_, s, whole_dims_ ? encoded.whole_error[q] : 0.0);
+                    raise(coarse_errors_, s, encoded.coarse_error[q]);
+                    raise(errors_, s, encoded.error[q]);
+                    point_errors_.own()[first + q] = static_cast<float>(encoded.coarse_error[q] * kSlack);
+                }
+            }
+        }
+    });
+}
+
+std::int64_t Strips::bytes() const noexcept {
+    return static_cast<std::int64_t>(codes_.bytes() + fine_.bytes() + whole_.bytes() + half_norms_.bytes() +
+                                     coarse_errors_.bytes() + errors_.bytes() + whole_errors_.bytes() +
+                                     point_errors_.bytes());
+}
+
+bool Strips::fits(const Sketch& sketch, std::int64_t rows) const noexcept {
+    const auto n = static_cast<std::size_t>(n_strips_), points = n * kStrip;
+    return n_strips_ == (rows + kStrip - 1) / kStrip && dims_ == sketch.coarse_dims() &&
+           fine_dims_ == sketch.fine_dims() && whole_dims_ == sketch.whole_dims() && half_norms_.size() == points &&
+           point_errors_.size() == points && coarse_errors_.size() == n && errors_.size() == n &&
+           whole_errors_.size() == n && codes_.size() == points * static_cast<std::size_t>(dims_) &&
+           fine_.size() == points * static_cast<std::size_t>(fine_dims_) &&
+           whole_.size() == points * static_cast<std::size_t>(whole_dims_);
+}
+
+#define TTT4AS_INSTANTIATE(T)                                                                     \
+    template std::vector<std::int32_t> order_by_norm(const Sketch&, const Matrix<const T>&, int); \
+    template void Strips::build(const Sketch&, const Matrix<const T>&, const std::vector<std::int32_t>&, int);
+TTT4AS_INSTANTIATE(float)
+TTT4AS_INSTANTIATE(double)
+#undef TTT4AS_INSTANTIATE
+
+}  // namespace ttt4as

@@ -1,0 +1,78 @@
+"""The file of a `KnnIndex`: its vectors as an NPY file, and behind them what the C++ core has prepared of them.
+
+NumPy reads the vectors and stops there, so the file is an NPY file to everyone else; files without the second part are
+read too. The second part begins on a multiple of 64 bytes and is the core's own block (kernels/cpp/src/prepared.hpp),
+with its version, its lengths and its checksums.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+_ALIGN = 64
+Save = Callable[[Callable[[memoryview], object]], None]
+
+
+def write(path: str | os.PathLike, bank: np.ndarray, save: Save | None) -> None:
+    """Write `bank` (N, D), and what `save` hands to its argument; the file is there whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            np.save(file, np.ascontiguousarray(bank), allow_pickle=False)
+            if save is not None:
+                file.write(bytes(-file.tell() % _ALIGN))
+                save(file.write)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """The bank, and the prepared bytes if the file has them, aligned to 64; both mapped if `mmap`.
+
+    Raises
+    ------
+    ValueError
+        No NPY file of numbers, or cut short.
+    """
+    try:
+        bank = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        if not isinstance(bank, np.ndarray):
+            raise ValueError("an archive of several arrays")
+        with open(path, "rb") as file:
+            _skip_header(file)
+            begin = file.tell() + bank.nbytes
+            begin += -begin % _ALIGN
+            size = os.fstat(file.fileno()).st_size - begin
+            if size <= 0:
+                return bank, None
+            if mmap:
+                return bank, np.memmap(file, np.uint8, "r", begin, (size,))
+            file.seek(begin)
+            room = np.zeros(size + _ALIGN, np.uint8)
+            start = -room.ctypes.data % _ALIGN
+            prepared = room[start : start + size]
+            if file.readinto(memoryview(prepared)) != size:
+                raise ValueError("it became shorter while it was read")
+            return bank, prepared
+    except (ValueError, EOFError) as error:
+        raise refused(path, error) from error
+
+
+def refused(path: str | os.PathLike, error: Exception) -> ValueError:
+    """The error that says what is wrong with the file."""
+    return ValueError(f"path: expected an NPY file of vectors (N, D), as KnnIndex.write makes it, got {path}: {error}")
+
+
+def _skip_header(file: IO[bytes]) -> None:
+    version = np.lib.format.read_magic(file)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f"version {version} of the NPY format")
+    header[version](file)
