@@ -1,5 +1,9 @@
 """Peaks and dilation compiled by Numba, for installations without the C++ core.
 
+A map is read once: a sample of its values tells a bound below the percentile, and one pass over all pixels keeps those
+above it, a few in a hundred. The percentile is selected among them, and only they are compared with their neighbours.
+Sparse masks are dilated by painting squares, dense ones by joining shifted copies: log2 of the square's side of them.
+
 Compiled code is cached on disk; `warmup` compiles or loads it ahead of the first call (seconds the first time ever).
 Images of a batch go to threads of their own, outside the GIL: Numba's own parallel layer is not used, because not every
 layer of it survives a fork or two callers at once.
@@ -7,6 +11,7 @@ layer of it survives a fork or two callers at once.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -16,6 +21,10 @@ import numba
 import numpy as np
 
 ARRAYS = "numpy"
+_SAMPLE = 1024  # values that bracket a percentile
+_STRETCH = 128  # values that are compared at once
+_PARALLEL = 1 << 18  # pixels of a batch below which starting threads costs more than it brings
+_SPARSE = 1 / 8  # rows of squares painted for each pixel of the map; from here on joining shifted copies is cheaper
 
 
 def unavailable(device: str) -> str | None:
@@ -30,25 +39,53 @@ def unavailable(device: str) -> str | None:
 def warmup() -> None:
     """Compile, or load from the disk, what the first call of each dtype would wait for."""
     for dtype in (np.float32, np.float64):
-        dilate(local_maxima(np.zeros((1, 2, 2), dtype), 99.0), 1)
+        peaks = local_maxima(np.zeros((1, 2, 2), dtype), 99.0)
+    dilate(peaks, 1)
+    dilate(np.eye(64, dtype=bool)[None], 0)
 
 
 def local_maxima(anomaly_map: np.ndarray, percentile: float) -> np.ndarray:
-    """(B, H, W) -> (B, H, W) bool."""
+    """(B, H, W) -> (B, H, W) bool. Beside the result, 8 bytes a pixel of each map under work."""
     dtype = np.float64 if anomaly_map.dtype.itemsize > 4 else np.float32
     maps = np.ascontiguousarray(anomaly_map, dtype)
-    result = np.empty(maps.shape, np.bool_)
-    place = (maps[0].size - 1) * (percentile / 100)
-    rank = min(math.floor(place), maps[0].size - 1)
+    result = np.zeros(maps.shape, np.bool_)
 
     def mark(i: int) -> None:
-        ordered = np.partition(maps[i], rank, axis=None)
-        low = float(ordered[rank])
-        high = float(ordered[rank + 1 :].min()) if rank + 1 < ordered.size else low
-        _mark_peaks(maps[i], _between(low, high, place - rank), result[i])
+        places, tau = _above_percentile(maps[i].reshape(-1), percentile)
+        _mark_peaks(maps[i], places, tau, result[i])
 
-    _each(len(maps), mark)
+    _each(maps, mark)
     return result
+
+
+def _above_percentile(values: np.ndarray, percentile: float) -> tuple[np.ndarray, float]:
+    """Places of a map's values that include all from its percentile on, and that percentile."""
+    place = (values.size - 1) * (percentile / 100)
+    rank = min(math.floor(place), values.size - 1)
+    places = _collect(values, values.dtype.type(_below_rank(values, rank)))
+    skipped = values.size - len(places)
+    if skipped > rank:  # the sample misled: once in ten thousand maps
+        places, skipped = np.arange(values.size), 0
+    last = min(rank + 1, values.size - 1) - skipped
+    ordered = np.partition(values[places], (rank - skipped, last))
+    return places, _between(float(ordered[rank - skipped]), float(ordered[last]), place - rank)
+
+
+def _below_rank(values: np.ndarray, rank: int) -> float:
+    """A value that most likely has fewer than `rank` values below it: four standard deviations of a sample's rank."""
+    share = rank / values.size
+    first = math.floor((share - 4 * math.sqrt(share * (1 - share) / _SAMPLE) - 2 / _SAMPLE) * _SAMPLE)
+    if first < 0 or values.size <= 4 * _SAMPLE:
+        return -math.inf
+    return float(np.partition(values[_sample_places(values.size)], first)[first])
+
+
+@functools.lru_cache(maxsize=8)
+def _sample_places(size: int) -> np.ndarray:
+    """One place from each of equal stretches, wandering, so that no period of the map is met."""
+    edges = np.arange(_SAMPLE + 1) * size // _SAMPLE
+    wander = np.arange(_SAMPLE) * 2654435761 % 2**32 / 2**32
+    return edges[:-1] + (wander * np.diff(edges)).astype(np.int64)
 
 
 def _between(low: float, high: float, fraction: float) -> float:
@@ -59,19 +96,26 @@ def _between(low: float, high: float, fraction: float) -> float:
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """(B, H, W) bool -> the same, grown by a square of side 2 * radius + 1."""
     masks = np.ascontiguousarray(mask)
-    result = np.empty(masks.shape, np.bool_)
+    result = np.zeros(masks.shape, np.bool_)
+    height, width = masks.shape[1:]
 
     def grow(i: int) -> None:
-        _dilate(masks[i], radius, np.zeros_like(masks[i]), np.full(masks.shape[2], -1), result[i])
+        side = 2 * radius + 1
+        if np.count_nonzero(masks[i]) * side <= _SPARSE * height * width:
+            _paint(np.flatnonzero(masks[i]), radius, result[i])
+        else:
+            _join(masks[i].view(np.uint8), side, result[i].view(np.uint8))
 
-    _each(len(masks), grow)
+    _each(masks, grow)
     return result
 
 
-def _each(count: int, work: Callable[[int], None]) -> None:
+def _each(images: np.ndarray, work: Callable[[int], None]) -> None:
+    """Call `work` with the place of every image, on threads where there is work for several."""
+    count = len(images)
     limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     workers = min(count, int(limit) if limit.isdigit() and int(limit) else os.cpu_count() or 1)
-    if workers == 1:
+    if workers == 1 or images.size < _PARALLEL:
         for i in range(count):
             work(i)
         return
@@ -81,42 +125,85 @@ def _each(count: int, work: Callable[[int], None]) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_peaks(values: np.ndarray, tau: float, out: np.ndarray) -> None:
-    """Peaks of one map, compared with the percentile in float64."""
-    height, width = values.shape
-    for y in range(height):
-        for x in range(width):
-            value = values[y, x]
-            peak = np.float64(value) >= tau
-            if peak:
-                for v in range(max(y - 1, 0), min(y + 2, height)):
-                    for u in range(max(x - 1, 0), min(x + 2, width)):
-                        peak = peak and values[v, u] <= value
-            out[y, x] = peak
+def _collect(values: np.ndarray, least: float) -> np.ndarray:
+    """Places of the values that are not below `least`, in order; `least` is of the values' dtype.
+
+    Stretches are counted first, which the compiler does in vectors, and only those that hold any are looked through.
+    """
+    counts = np.empty((values.size + _STRETCH - 1) // _STRETCH, np.int32)
+    total = 0
+    for s in range(counts.size):
+        count = np.int32(0)
+        for value in values[s * _STRETCH : (s + 1) * _STRETCH]:
+            count += np.int32(value >= least)
+        counts[s] = count
+        total += count
+    places = np.empty(total, np.int64)
+    found = 0
+    for s in range(counts.size):
+        end = found + counts[s]
+        i = s * _STRETCH
+        while found < end:
+            if values[i] >= least:
+                places[found] = i
+                found += 1
+            i += 1
+    return places
 
 
 @numba.njit(cache=True, nogil=True)
-def _dilate(mask: np.ndarray, radius: int, row: np.ndarray, reaches: np.ndarray, out: np.ndarray) -> None:
-    """Along rows, then along columns: each sweep carries how far the last set pixel still reaches.
+def _mark_peaks(values: np.ndarray, places: np.ndarray, tau: float, out: np.ndarray) -> None:
+    """Peaks of one map among `places`, compared with the percentile in float64."""
+    height, width = values.shape
+    for place in places:
+        y, x = place // width, place % width
+        value = values[y, x]
+        peak = np.float64(value) >= tau
+        if peak:
+            for v in range(max(y - 1, 0), min(y + 2, height)):
+                for u in range(max(x - 1, 0), min(x + 2, width)):
+                    peak = peak and values[v, u] <= value
+        out[y, x] = peak
 
-    `row` is scratch like `mask`, `reaches` holds -1 for each column; nothing is allocated here.
-    """
+
+@numba.njit(cache=True, nogil=True)
+def _paint(places: np.ndarray, radius: int, out: np.ndarray) -> None:
+    """A square around each place; they rise, so that of two in a row the second adds what the first did not reach."""
+    height, width = out.shape
+    row, end = -1, 0
+    for place in places:
+        y, x = place // width, place % width
+        begin = max(x - radius, 0)
+        if y == row:
+            begin = max(begin, end)
+        row, end = y, min(x + radius + 1, width)
+        for v in range(max(y - radius, 0), min(y + radius + 1, height)):
+            for u in range(begin, end):
+                out[v, u] = True
+
+
+@numba.njit(cache=True, nogil=True)
+def _join(mask: np.ndarray, side: int, out: np.ndarray) -> None:
+    """Windows of `side` along rows, then along columns. A window twice as wide is two of those made so far."""
     height, width = mask.shape
+    radius = side // 2
+    line = np.zeros(width + side - 1, np.uint8)
+    tall = np.zeros((height + side - 1, width), np.uint8)
     for y in range(height):
-        reach = -1
-        for x in range(width):
-            reach = radius if mask[y, x] else reach - 1
-            row[y, x] = reach >= 0
-        reach = -1
-        for x in range(width - 1, -1, -1):
-            reach = radius if mask[y, x] else reach - 1
-            row[y, x] = row[y, x] or reach >= 0
-    for y in range(height):
-        for x in range(width):
-            reaches[x] = radius if row[y, x] else reaches[x] - 1
-            out[y, x] = reaches[x] >= 0
-    reaches[:] = -1
-    for y in range(height - 1, -1, -1):
-        for x in range(width):
-            reaches[x] = radius if row[y, x] else reaches[x] - 1
-            out[y, x] = out[y, x] or reaches[x] >= 0
+        line[:] = 0
+        line[radius : radius + width] = mask[y]
+        done = 1
+        while done < side:
+            shift = min(done, side - done)
+            for x in range(line.size - shift):
+                line[x] |= line[x + shift]
+            done += shift
+        tall[radius + y] = line[:width]
+    done = 1
+    while done < side:
+        shift = min(done, side - done)
+        for y in range(tall.shape[0] - shift):
+            for x in range(width):
+                tall[y, x] |= tall[y + shift, x]
+        done += shift
+    out[:] = tall[:height]

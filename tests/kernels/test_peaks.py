@@ -105,6 +105,15 @@ def test_batch_and_layout_change_nothing(backend, rng):
         np.testing.assert_array_equal(kernels.dilate(peaks[i], 4, backend=backend), grown[i])
 
 
+def test_batches_that_are_worth_threads(backend, rng):
+    maps = np.stack([smooth_map(rng, 301, 305) for _ in range(3)])
+    peaks = kernels.local_maxima(maps, 98.0, backend=backend)
+    grown = kernels.dilate(maps > 0.5, 7, backend=backend)
+    for i, one in enumerate(maps):
+        np.testing.assert_array_equal(peaks[i], kernels.local_maxima(one, 98.0, backend="reference"))
+        np.testing.assert_array_equal(grown[i], kernels.dilate(one > 0.5, 7, backend="reference"))
+
+
 @pytest.mark.parametrize(
     ("values", "percentile", "error", "says"),
     [
