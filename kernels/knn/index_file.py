@@ -58,7 +58,7 @@ def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | 
             room = np.zeros(size + _ALIGN, np.uint8)
             start = -room.ctypes.data % _ALIGN
             prepared = room[start : start + size]
-            if file.readinto(memoryview(prepared)) != size:
+            if file.readinto(prepared.data) != size:
                 raise ValueError("it became shorter while it was read")
             return bank, prepared
     except (ValueError, EOFError) as error:

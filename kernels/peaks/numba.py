@@ -137,7 +137,7 @@ def _collect(values: np.ndarray, least: float) -> np.ndarray:
         for value in values[s * _STRETCH : (s + 1) * _STRETCH]:
             count += np.int32(value >= least)
         counts[s] = count
-        total += count
+        total += counts[s]
     places = np.empty(total, np.int64)
     found = 0
     for s in range(counts.size):
