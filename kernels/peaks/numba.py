@@ -130,7 +130,7 @@ def _collect(values: np.ndarray, least: float) -> np.ndarray:
 
     Stretches are counted first, which the compiler does in vectors, and only those that hold any are looked through.
     """
-    counts = np.empty((values.size + _STRETCH - 1) // _STRETCH, np.int32)
+    counts = np.zeros((values.size + _STRETCH - 1) // _STRETCH, np.int32)
     total = 0
     for s in range(counts.size):
         count = np.int32(0)
@@ -138,7 +138,7 @@ def _collect(values: np.ndarray, least: float) -> np.ndarray:
             count += np.int32(value >= least)
         counts[s] = count
         total += counts[s]
-    places = np.empty(total, np.int64)
+    places = np.zeros(total, np.int64)
     found = 0
     for s in range(counts.size):
         end = found + counts[s]
