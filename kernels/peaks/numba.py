@@ -104,7 +104,8 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
         if np.count_nonzero(masks[i]) * side <= _SPARSE * height * width:
             _paint(np.flatnonzero(masks[i]), radius, result[i])
         else:
-            _join(masks[i].view(np.uint8), side, result[i].view(np.uint8))
+            line, tall = np.zeros(width + side - 1, np.uint8), np.zeros((height + side - 1, width), np.uint8)
+            _join(masks[i].view(np.uint8), side, line, tall, result[i].view(np.uint8))
 
     _each(masks, grow)
     return result
@@ -124,13 +125,20 @@ def _each(images: np.ndarray, work: Callable[[int], None]) -> None:
             pass
 
 
-@numba.njit(cache=True, nogil=True)
 def _collect(values: np.ndarray, least: float) -> np.ndarray:
-    """Places of the values that are not below `least`, in order; `least` is of the values' dtype.
+    """Places of the values that are not below `least`, in order; `least` is of the values' dtype."""
+    counts = np.zeros(-(-values.size // _STRETCH), np.int32)
+    places = np.zeros(_count(values, least, counts), np.int64)
+    _gather(values, least, counts, places)
+    return places
 
-    Stretches are counted first, which the compiler does in vectors, and only those that hold any are looked through.
-    """
-    counts = np.empty((values.size + _STRETCH - 1) // _STRETCH, np.int32)
+
+# Compiled code allocates nothing: scratch is handed to it.
+
+
+@numba.njit(cache=True, nogil=True)
+def _count(values: np.ndarray, least: float, counts: np.ndarray) -> int:
+    """How many values of each stretch are not below `least`, in vectors; returns their sum."""
     total = 0
     for s in range(counts.size):
         count = np.int32(0)
@@ -138,7 +146,12 @@ def _collect(values: np.ndarray, least: float) -> np.ndarray:
             count += np.int32(value >= least)
         counts[s] = count
         total += counts[s]
-    places = np.empty(total, np.int64)
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(values: np.ndarray, least: float, counts: np.ndarray, places: np.ndarray) -> None:
+    """The places of what `_count` counted."""
     found = 0
     for s in range(counts.size):
         end = found + counts[s]
@@ -148,7 +161,6 @@ def _collect(values: np.ndarray, least: float) -> np.ndarray:
                 places[found] = i
                 found += 1
             i += 1
-    return places
 
 
 @numba.njit(cache=True, nogil=True)
@@ -183,12 +195,10 @@ def _paint(places: np.ndarray, radius: int, out: np.ndarray) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _join(mask: np.ndarray, side: int, out: np.ndarray) -> None:
+def _join(mask: np.ndarray, side: int, line: np.ndarray, tall: np.ndarray, out: np.ndarray) -> None:
     """Windows of `side` along rows, then along columns. A window twice as wide is two of those made so far."""
     height, width = mask.shape
     radius = side // 2
-    line = np.zeros(width + side - 1, np.uint8)
-    tall = np.zeros((height + side - 1, width), np.uint8)
     for y in range(height):
         line[:] = 0
         line[radius : radius + width] = mask[y]
