@@ -50,7 +50,7 @@ class Limits:
     Parameters
     ----------
     max_bytes : int
-        Of a request's body, default 32 MiB; more is refused (413) without being read to the end.
+        Of a request's body, default 32 MiB; more is refused (413), not kept, and read no further than twice that.
     max_pixels : int
         Of an image, default 50 million; more is refused (413) without being decoded.
     queue_size : int
@@ -270,11 +270,15 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         raise too_large
 
     async def collect() -> bytes:
-        data = bytearray()
+        data, received = bytearray(), 0
         async for chunk in request.stream():
-            data += chunk
-            if len(data) > limits.max_bytes:
-                raise too_large
+            received += len(chunk)
+            if received <= limits.max_bytes:
+                data += chunk
+            elif received > 2 * limits.max_bytes:
+                break  # until then what is sent is taken, and dropped: most clients read their answer only after that
+        if received > limits.max_bytes:
+            raise too_large
         return bytes(data)
 
     try:

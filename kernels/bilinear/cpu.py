@@ -16,7 +16,7 @@ def unavailable(device: str) -> str | None:
 
 def upsample(features: np.ndarray, height: int, width: int) -> np.ndarray:
     """(..., h, w) -> (..., height, width), in the dtype of `features`."""
-    return native.core().bilinear_upsample(features, height, width)
+    return native.core().bilinear_upsample(features, height, width, native.threads())
 
 
 def sample(features: np.ndarray, rows: np.ndarray, cols: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -25,7 +25,7 @@ void check_features(const py::array& features, py::ssize_t most_axes) {
     check_size(features.shape(features.ndim() - 2), features.shape(features.ndim() - 1));
 }
 
-py::array upsample(py::array features, std::int64_t height, std::int64_t width) {
+py::array upsample(py::array features, std::int64_t height, std::int64_t width, int threads) {
     check_features(features, 4);
     check_size(height, width);
     return with_float_type(features, "features", [&](auto zero) -> py::array {
@@ -43,7 +43,9 @@ py::array upsample(py::array features, std::int64_t height, std::int64_t width) 
         for (std::int64_t b = 0; b < batch; ++b) views.push_back(feature_view<T>(input, b));
         {
             py::gil_scoped_release release;
-            for (std::int64_t b = 0; b < batch; ++b) bilinear_upsample(views[b], height, width, out + b * image);
+            for (std::int64_t b = 0; b < batch; ++b) {
+                bilinear_upsample(views[b], height, width, out + b * image, threads);
+            }
         }
         return output;
     });
@@ -100,6 +102,7 @@ py::array sample(py::array features, py::array rows, py::array cols, std::int64_
 
 void bind_bilinear(py::module_& module) {
     module.def("bilinear_upsample", &upsample, py::arg("features"), py::arg("height"), py::arg("width"),
+               py::arg("threads") = 1,
                "(C, h, w) or (B, C, h, w), float16/32/64 -> the same with height and width, in that dtype.");
     module.def("bilinear_sample", &sample, py::arg("features"), py::arg("rows"), py::arg("cols"), py::arg("height"),
                py::arg("width"),

@@ -9,10 +9,13 @@
 #include <type_traits>
 #include <vector>
 
+#include "ttt4as/threads.hpp"
+
 namespace ttt4as {
 namespace {
 
 constexpr std::int64_t kChannelBlock = 16;
+constexpr std::int64_t kSerial = 1 << 18;  // output pixels below which a second thread costs more than it brings
 
 // Taps of a whole axis, split by field so that the loops over it vectorise.
 template <class Compute>
@@ -93,29 +96,33 @@ void sample_block(const FeatureView<T>& features, const Tap& vertical, const Tap
 }  // namespace
 
 template <class T>
-void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out) {
+void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
+                       int threads) {
     using Compute = typename Element<T>::Compute;
     const AxisTaps<Compute> vertical(out_height, features.height), horizontal(out_width, features.width);
-    std::vector<Compute> row(features.width);
-    if constexpr (std::is_same_v<T, Compute>) {
-        if (features.stride_col == 1) {
-            for (std::int64_t c = 0; c < features.channels; ++c) {
-                upsample_plane(features.at(c, 0, 0), features.stride_row, features.width, vertical, horizontal,
-                               row.data(), out + c * out_height * out_width);
+    const bool direct = std::is_same_v<T, Compute> && features.stride_col == 1;
+    const std::int64_t plane = features.height * features.width, out_plane = out_height * out_width;
+    const std::int64_t block = std::min(kChannelBlock, features.channels);
+    const std::int64_t tasks = (features.channels + block - 1) / block;
+    parallel_for(tasks, features.channels * out_plane < kSerial ? 1 : threads, [&](std::int64_t task, int) {
+        const std::int64_t begin = task * block, end = std::min(begin + block, features.channels);
+        std::vector<Compute> row(features.width);
+        if constexpr (std::is_same_v<T, Compute>) {
+            if (direct) {
+                for (std::int64_t c = begin; c < end; ++c) {
+                    upsample_plane(features.at(c, 0, 0), features.stride_row, features.width, vertical, horizontal,
+                                   row.data(), out + c * out_plane);
+                }
+                return;
             }
-            return;
         }
-    }
-    const std::int64_t plane = features.height * features.width;
-    std::vector<Compute> packed(std::min(kChannelBlock, features.channels) * plane);
-    for (std::int64_t begin = 0; begin < features.channels; begin += kChannelBlock) {
-        const std::int64_t end = std::min(begin + kChannelBlock, features.channels);
+        std::vector<Compute> packed(block * plane);
         pack(features, begin, end, packed.data());
         for (std::int64_t c = begin; c < end; ++c) {
             upsample_plane(packed.data() + (c - begin) * plane, features.width, features.width, vertical, horizontal,
-                           row.data(), out + c * out_height * out_width);
+                           row.data(), out + c * out_plane);
         }
-    }
+    });
 }
 
 template <class T>
@@ -140,9 +147,9 @@ void bilinear_sample(const FeatureView<T>& features, std::int64_t out_height, st
     }
 }
 
-template void bilinear_upsample(const FeatureView<Half>&, std::int64_t, std::int64_t, Half*);
-template void bilinear_upsample(const FeatureView<float>&, std::int64_t, std::int64_t, float*);
-template void bilinear_upsample(const FeatureView<double>&, std::int64_t, std::int64_t, double*);
+template void bilinear_upsample(const FeatureView<Half>&, std::int64_t, std::int64_t, Half*, int);
+template void bilinear_upsample(const FeatureView<float>&, std::int64_t, std::int64_t, float*, int);
+template void bilinear_upsample(const FeatureView<double>&, std::int64_t, std::int64_t, double*, int);
 template void bilinear_sample(const FeatureView<Half>&, std::int64_t, std::int64_t, const std::int64_t*,
                               const std::int64_t*, std::int64_t, float*);
 template void bilinear_sample(const FeatureView<float>&, std::int64_t, std::int64_t, const std::int64_t*,

@@ -256,7 +256,11 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
     bool first = true;
     int stalls = 0;
     double last_objective = std::numeric_limits<double>::infinity();
-    evaluate();
+    if (norm2(w.data()) > 0) {
+        evaluate();
+    } else {
+        std::fill(values.begin(), values.end(), 0.0);
+    }
     for (;;) {
         const double losses = scan(values.data(), b * sigma_);
         const double square = norm2(w.data()) + b * b;

@@ -85,8 +85,9 @@ class SvmSolver {
     // Bytes held.
     std::size_t memory() const noexcept {
         std::size_t bytes = rows_.bytes() + batch_.bytes() + sample_.bytes() + vector_.bytes() +
-                            vector_points_.bytes() + panel_.bytes() + transposed_.bytes() + ids_.bytes() +
-                            free_.bytes() + active_.bytes() + order_.bytes() + in_set_.bytes() + state_.bytes();
+                            vector_points_.bytes() + round_trip_.turned.bytes() + subset_labels_.bytes() +
+                            panel_.bytes() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
+                            order_.bytes() + in_set_.bytes() + state_.bytes();
         for (const Buffer<double>* buffer : {&w,
                                              &values,
                                              &q_,
@@ -120,6 +121,7 @@ class SvmSolver {
                                              &curvature_,
                                              &gathered_,
                                              &round_trip_.sums,
+                                             &subset_weight_,
                                              &alpha_}) {
             bytes += buffer->bytes();
         }

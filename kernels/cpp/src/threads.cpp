@@ -60,13 +60,13 @@ class Pool {
             n_tasks_ = n_tasks;
             next_.store(0, std::memory_order_relaxed);
             wanted_ = threads - 1 < n_threads_ ? threads - 1 : n_threads_;
-            running_ = wanted_;
             error_ = nullptr;
             ++job_;
         }
         wake_.notify_all();
         drain(0);
         std::unique_lock<std::mutex> lock(mutex_);
+        wanted_ = 0;  // who has not woken by now sleeps on: on a busy machine that would be waited for
         done_.wait(lock, [this] { return running_ == 0; });
         if (error_) {
             std::exception_ptr error = error_;
@@ -102,6 +102,7 @@ class Pool {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return job_ != seen && index < wanted_; });
                 seen = job_;
+                ++running_;
             }
             drain(index + 1);
             {
@@ -115,8 +116,8 @@ class Pool {
     std::mutex mutex_;  // guards what follows, except next_
     std::condition_variable wake_, done_;
     int n_threads_ = 0;
-    int wanted_ = 0;   // pool threads that take part in the current job
-    int running_ = 0;  // of those, how many have not finished it
+    int wanted_ = 0;   // pool threads that may take part in the current job
+    int running_ = 0;  // pool threads that do
     std::uint64_t job_ = 0;
     std::int64_t n_tasks_ = 0;
     detail::Task task_ = nullptr;
