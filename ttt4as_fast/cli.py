@@ -105,9 +105,9 @@ def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 @_command("ttt4as demo", "ttt4as demo --texture grass --seed 7 --output demo-grass")
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results, made if absent.")] = Path(
-        "demo-output"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the results, made if absent.")
+    ] = Path("demo-output"),
     texture: Annotated[
         list[Texture] | None, typer.Option(help="One of the photographs; may be repeated.", show_default="all three")
     ] = None,

@@ -21,7 +21,9 @@ Threads = Annotated[
 Data = Annotated[
     Path | None, typer.Option(help="Data set to take the images from.", show_default="textures of scikit-image")
 ]
-Results = Annotated[Path, typer.Option("--output", "-o", help="Folder for the result files (JSON), made if absent.")]
+Results = Annotated[
+    Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the result files (JSON), made if absent.")
+]
 Readme = Annotated[
     Path | None, typer.Option(help="Markdown file whose block between the bench:begin and bench:end marks to renew.")
 ]

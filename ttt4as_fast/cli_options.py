@@ -73,7 +73,8 @@ Device = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, rich_help_panel=SPEED, help="Images taken at once.")]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the results, made if absent.", show_default=False)
+    Path,
+    typer.Option("--output", "-o", file_okay=False, help="Folder for the results, made if absent.", show_default=False),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="File from [b]ttt4as fit[/b].", show_default=False)]

@@ -135,7 +135,7 @@ class PointMatrix {
 
   private:
     static constexpr std::int64_t kSerial =
-        1 << 18;  // multiply-adds below which a second thread costs more than it brings
+        1 << 19;  // multiply-adds below which a second thread costs more than it brings
     static constexpr std::int64_t kTaskPoints = 128, kBlockPoints = 32;  // of a round trip
     static int table_index(int n) { return n == 1 ? 0 : n == 2 ? 1 : n == 4 ? 2 : 3; }
 
