@@ -167,6 +167,12 @@ def test_chunked_body_beyond_the_limit(port):
     connection.close()
 
 
+def test_a_body_announced_far_beyond_the_limit_is_not_read(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        assert b" 413 " in client.recv(4096)
+
+
 def test_a_slow_body_is_not_waited_for(port):
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")

@@ -266,17 +266,18 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
         raise _Refusal(415, f"content-type: expected one of {', '.join(CONTENT_TYPES)}, got {kind!r}")
     too_large = _Refusal(413, f"body: expected at most {limits.max_bytes} bytes", Connection="close")
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limits.max_bytes:
+    if length.isdigit() and int(length) > 2 * limits.max_bytes:
         raise too_large
 
     async def collect() -> bytes:
+        # Up to twice the limit what is sent is taken, and dropped: most clients read their answer only after that.
         data, received = bytearray(), 0
         async for chunk in request.stream():
             received += len(chunk)
             if received <= limits.max_bytes:
                 data += chunk
             elif received > 2 * limits.max_bytes:
-                break  # until then what is sent is taken, and dropped: most clients read their answer only after that
+                break
         if received > limits.max_bytes:
             raise too_large
         return bytes(data)
