@@ -136,6 +136,17 @@ def test_objective_is_the_optimum(rng, n, d, C, loss, dtype):
     assert value <= best * (1 + 1.1e-4)
 
 
+@pytest.mark.parametrize("n", [60, 1500])
+def test_values_at_the_end_of_the_range_are_told_apart(rng, n):
+    """Sums of products of such values leave float32; the solver scales them."""
+    y = np.repeat([1, -1], n // 2)
+    X = (rng.standard_normal((n, 20)) + 0.5 * y[:, None]).astype(np.float32)
+    X *= np.float32(3.3e38 / np.abs(X).max())
+    svm = kernels.fit_linear_svm(X, y, backend="cpu")
+    decision = X.astype(np.float64) @ svm.coef.astype(np.float64) + svm.intercept
+    assert np.mean((decision > 0) == (y > 0)) > 0.9
+
+
 def test_a_warm_start_ends_where_a_cold_one_does(rng):
     X = rng.normal(size=(300, 50)).astype(np.float32)
     y = np.where(X[:, 0] + 0.5 * rng.normal(size=300) > 0, 1.0, -1.0)

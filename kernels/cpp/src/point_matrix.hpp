@@ -36,36 +36,22 @@ class PointMatrix {
     bool channels_first = false;
     int threads = 1;
 
-    // v[p] = x_p . w, every term in double. `w` is padded.
-    void to_points(const double* w, double* v) const {
+    // v[p] = x_p . w, every term in the precision of X: double, or T. `w` is padded.
+    template <class X>
+    void to_points(const X* w, double* v) const {
         if (channels_first) {
-            by_columns<double>(w, v, 1, points);
+            by_columns(w, v, points);
         } else {
-            by_rows<double>(w, v, 1, points);
+            by_rows(w, v, points);
         }
     }
-    // w = sum_p u[p] x_p, every term in double. `u` is padded.
-    void from_points(const double* u, double* w) const {
+    // w = sum_p u[p] x_p, likewise. `u` is padded.
+    template <class X>
+    void from_points(const X* u, double* w) const {
         if (channels_first) {
-            by_rows<double>(u, w, 1, dims);
+            by_rows(u, w, dims);
         } else {
-            by_columns<double>(u, w, 1, points);
-        }
-    }
-    // The same in the precision of T over some of the points (all without `subset`); v and u are indexed by position in
-    // it. Vectors are T and padded.
-    void to_points_fast(const T* w, double* v, const std::int32_t* subset, std::int64_t count) const {
-        if (channels_first) {
-            by_columns<T>(w, v, 1, points);
-        } else {
-            by_rows<T>(w, v, 1, subset ? count : points, subset);
-        }
-    }
-    void from_points_fast(const T* u, double* w, const std::int32_t* subset, std::int64_t count) const {
-        if (channels_first) {
-            by_rows<T>(u, w, 1, dims);
-        } else {
-            by_columns<T>(u, w, 1, subset ? count : points, subset);
+            by_columns(u, w, points);
         }
     }
     // out[r * out_stride + p] = x_p . q_r for r < count, kMaxRhs vectors at a time: vector r lies in batch r / kMaxRhs
@@ -90,14 +76,15 @@ class PointMatrix {
     }
     // v[k] = x_k . p, then w = sum_k turn(k, v[k]) x_k, over some of the points (all without `subset`) in the precision
     // of T, for points in rows. One pass: the points of a block are in the first or second cache when they are needed
-    // again. Vectors are padded, and `scratch` keeps what this needs.
+    // again. Vectors are padded, and `scratch` keeps what this needs. `headroom` scales what is summed in T, where the
+    // points are enormous.
     struct RoundTrip {
         Buffer<double> sums;
         Buffer<T> turned;
     };
     template <class Turn>
-    void round_trip(const T* p, const std::int32_t* subset, std::int64_t count, Turn&& turn, double* v, double* w,
-                    RoundTrip& scratch) const {
+    void round_trip(const T* p, const std::int32_t* subset, std::int64_t count, Turn&& turn, double headroom, double* v,
+                    double* w, RoundTrip& scratch) const {
         const std::int64_t tasks = (count + kTaskPoints - 1) / kTaskPoints;
         scratch.sums.resize(static_cast<std::size_t>(2 * tasks * dims));
         scratch.turned.resize(static_cast<std::size_t>(tasks * kBlockPoints));
@@ -114,7 +101,7 @@ class PointMatrix {
                 there(rows, stride, dims, some, 0, n, p, padded(dims), v + begin, 0);
                 double most = 0;
                 for (std::int64_t k = 0; k < n; ++k) most = std::max(most, std::abs(turn(begin + k, v[begin + k])));
-                const double down = normaliser(most), up = 1 / down;  // T may have a small range
+                const double down = normaliser(most) * headroom, up = 1 / down;  // T may have a small range
                 for (std::int64_t k = 0; k < n; ++k) turned[k] = static_cast<T>(turn(begin + k, v[begin + k]) * down);
                 back(rows, stride, n, some, 0, dims, turned, part, 0);
                 for (std::int64_t c = 0; c < dims; ++c) sums[c] += up * part[c];
@@ -146,25 +133,23 @@ class PointMatrix {
         parallel_for(tasks, work < kSerial ? 1 : threads,
                      [&](std::int64_t task, int) { body(task * grain, std::min(n, (task + 1) * grain)); });
     }
-    // The matrix's rows times the vectors.
+    // The matrix's rows, of which there are `rows`, times the vector.
     template <class X>
-    void by_rows(const X* x, double* out, int n, std::int64_t rows, const std::int32_t* subset = nullptr,
-                 std::int64_t out_stride = 0) const {
+    void by_rows(const X* x, double* out, std::int64_t rows) const {
         const std::int64_t cols = channels_first ? points : dims;
-        const auto kernel = linear_kernels<T, X>().product[table_index(n)];
-        split(rows, 64, rows * cols * n, [&](std::int64_t begin, std::int64_t end) {
-            kernel(data, stride, cols, subset, begin, end, x, padded(cols), out, out_stride);
+        const auto kernel = linear_kernels<T, X>().product[0];
+        split(rows, 64, rows * cols, [&](std::int64_t begin, std::int64_t end) {
+            kernel(data, stride, cols, nullptr, begin, end, x, padded(cols), out, 0);
         });
     }
-    // The vectors times the matrix's rows, of which there are `rows`.
+    // The vector times the matrix's rows.
     template <class X>
-    void by_columns(const X* x, double* out, int n, std::int64_t rows, const std::int32_t* subset = nullptr,
-                    std::int64_t out_stride = 0) const {
+    void by_columns(const X* x, double* out, std::int64_t rows) const {
         const std::int64_t cols = channels_first ? points : dims;
         const std::int64_t length = channels_first ? dims : rows;
-        const auto kernel = linear_kernels<T, X>().transposed[table_index(n)];
-        split(cols, 128, length * cols * n, [&](std::int64_t begin, std::int64_t end) {
-            kernel(data, stride, length, subset, begin, end, x, out, out_stride);
+        const auto kernel = linear_kernels<T, X>().transposed[0];
+        split(cols, 128, length * cols, [&](std::int64_t begin, std::int64_t end) {
+            kernel(data, stride, length, nullptr, begin, end, x, out, 0);
         });
     }
 };

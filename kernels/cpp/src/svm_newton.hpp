@@ -34,7 +34,7 @@ double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
         points.from_points(u_.data(), dual_w_.data());
     } else {
         const double down = narrow(u_.data(), points.points, vector_points_);
-        points.from_points_fast(vector_points_.data(), dual_w_.data(), nullptr, points.points);
+        points.from_points(vector_points_.data(), dual_w_.data());
         for (std::int64_t c = 0; c < points.dims; ++c) dual_w_[c] *= 1 / down;
     }
     if (sigma_ != 1) {
@@ -69,17 +69,18 @@ void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, 
     if constexpr (Samples::kIsPoint) {
         const bool all = most_active(active);
         const auto turn = [&](std::int64_t k, double value) {
-            return curvature_[all ? k : active_[k]] * (value * scale + bias) * headroom_;
+            return curvature_[all ? k : active_[k]] * (value * scale + bias);
         };
         const std::int64_t count = all ? n_ : active;
-        points.round_trip(vector_.data(), all ? nullptr : active_.data(), count, turn, v_.data(), out, round_trip_);
+        points.round_trip(vector_.data(), all ? nullptr : active_.data(), count, turn, headroom_, v_.data(), out,
+                          round_trip_);
         for (std::int64_t k = 0; k < count; ++k) {
-            pull += turn(k, v_[k]) / headroom_;
+            pull += turn(k, v_[k]);
             v_[k] *= 1 / up;
         }
-        for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * (sigma_ / headroom_);
+        for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * sigma_;
     } else {
-        points.to_points_fast(vector_.data(), v_.data(), nullptr, points.points);
+        points.to_points(vector_.data(), v_.data());
         std::fill(u_.data(), u_.data() + points.points, 0.0);
         for (std::int64_t k = 0; k < active; ++k) {
             const std::int64_t i = active_[k];
@@ -88,7 +89,7 @@ void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, 
             pull += z;
         }
         const double down = narrow(u_.data(), points.points, vector_points_);
-        points.from_points_fast(vector_points_.data(), out, nullptr, points.points);
+        points.from_points(vector_points_.data(), out);
         for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * (sigma_ / down);
     }
     out[dims] = p[dims] + pull * sigma_;
