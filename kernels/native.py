@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
+import numpy as np
+
+from . import arrays
 from .dispatch import native_core
 
 
@@ -65,3 +70,33 @@ def register_with_threadpoolctl() -> bool:
 
     threadpoolctl.register(CoreController)
     return True
+
+
+def segment_batch(
+    function: Callable[..., Any],
+    anomaly_map: np.ndarray,
+    features: np.ndarray,
+    skip: np.ndarray | None,
+    *,
+    max_iter: int,
+    **options: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One of the core's fused methods over a batch: mask, decision, labels and codes, as the operations return them."""
+    if skip is not None:  # images that are passed over are checked too
+        arrays.check_finite(anomaly_map, "anomaly_map")
+        arrays.check_finite(features, "features")
+    dtype = np.result_type(anomaly_map.dtype, features.dtype, np.float32)
+    try:
+        mask, decision, labels, codes, _ = function(
+            anomaly_map.astype(dtype, copy=False),
+            features.astype(dtype, copy=False),
+            max_iter=min(max_iter, np.iinfo(np.int32).max),
+            skip=skip,
+            threads=threads(),
+            **options,
+        )
+    except ValueError:
+        arrays.check_finite(anomaly_map, "anomaly_map")  # says where
+        arrays.check_finite(features, "features")
+        raise
+    return mask, decision, labels, codes

@@ -126,7 +126,8 @@ _define(
 _define(
     "segment_robust(Tensor anomaly_map, Tensor features, Tensor? score, float? nominal_level, float nominal_share, "
     "float nominal_weight, float? height, float base_quantile, float core, int n_core, int n_background, "
-    "float size_exponent, bool standardize, bool recentre, float score_weight, float C, str loss, "
+    "float core_weight, float background_weight, float hard_share, float size_exponent, bool standardize, "
+    "bool recentre, float score_weight, float C, str loss, "
     "float? image_threshold, float tol, int max_iter, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _segment_robust,

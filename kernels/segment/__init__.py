@@ -14,6 +14,8 @@ from ..dispatch import Operation
 from ..linear_svm import LOSSES
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ..arrays import Array
 
 OPERATION = Operation("segment", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"))
@@ -200,12 +202,17 @@ def run_batch(
 ) -> tuple[Array, Array, Array, Array]:
     """(B, H, W) and (B, C, h, w) through the chosen backend; the torch operator calls it too."""
     if arrays.device_type(anomaly_map) == "cpu":
-        if not getattr(OPERATION.resolve(backend, "cpu"), "CHECKS_FINITE", False):
-            arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
-            arrays.check_finite(arrays.to_numpy(features), "features")
-        if score is not None:
-            arrays.check_finite(arrays.to_numpy(score), "pred_score")
+        check_finite(OPERATION.resolve(backend, "cpu"), anomaly_map, features, score)
     return OPERATION.run("segment", (anomaly_map, features), backend, **_backend_options(anomaly_map, score, options))
+
+
+def check_finite(backend: ModuleType, anomaly_map: Array, features: Array, score: Array | None) -> None:
+    """Raises as `arrays.check_finite` does, for what the backend does not check itself."""
+    if not getattr(backend, "CHECKS_FINITE", False):
+        arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
+        arrays.check_finite(arrays.to_numpy(features), "features")
+    if score is not None:
+        arrays.check_finite(arrays.to_numpy(score), "pred_score")
 
 
 def warmup(anomaly_map: Array, features: Array, pred_score: Any, options: SegmentOptions, backend: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import arrays, native
+from .. import native
 
 ARRAYS = "numpy"
 CHECKS_FINITE = True
@@ -37,28 +37,17 @@ def segment(
     skip: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(B, H, W) and (B, C, h, w) -> mask bool, decision float32, labels int8, all (B, H, W), and codes (B,) int8."""
-    if skip is not None:  # images that are passed over are checked too
-        arrays.check_finite(anomaly_map, "anomaly_map")
-        arrays.check_finite(features, "features")
-    dtype = np.result_type(anomaly_map.dtype, features.dtype, np.float32)
-    radius = min(neighbor_radius, max(anomaly_map.shape[-2:]))
-    try:
-        mask, decision, labels, codes, _ = native.core().segment(
-            anomaly_map.astype(dtype, copy=False),
-            features.astype(dtype, copy=False),
-            percentile,
-            radius,
-            candidates,
-            limit,
-            C,
-            loss,
-            tol,
-            min(max_iter, np.iinfo(np.int32).max),
-            skip,
-            native.threads(),
-        )
-    except ValueError:
-        arrays.check_finite(anomaly_map, "anomaly_map")  # says where
-        arrays.check_finite(features, "features")
-        raise
-    return mask, decision, labels, codes
+    return native.segment_batch(
+        native.core().segment,
+        anomaly_map,
+        features,
+        skip,
+        percentile=percentile,
+        neighbor_radius=min(neighbor_radius, max(anomaly_map.shape[-2:])),
+        candidates=candidates,
+        limit=limit,
+        C=C,
+        loss=loss,
+        tol=tol,
+        max_iter=max_iter,
+    )

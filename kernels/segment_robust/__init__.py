@@ -12,7 +12,10 @@ is added to the score's own:
    goes down, by a power (`size_exponent`) of the feature cells that the peak's top covers. Not down where the whole
    map stays below the nominal level: what is wide there is texture.
 4. **Labels.** The upper part of what lies above the level (`core`) is anomalous, all below it nominal, on a lattice of
-   half a feature cell. Large defects give many anomalous samples, tiny ones few, and the SVM is as bold as that.
+   half a feature cell. Each class weighs as many samples as it has, up to `core_weight` and `background_weight`: large
+   defects many, tiny ones few, and the SVM is as bold as that. It learns from few of them, spread evenly over the
+   plane, each with the weight of those it stands for; every second nominal one (`hard_share`) is from the eighth of the
+   highest scores, where the classifier errs most.
 5. **Features** are standardised by their own mean and deviation in the image, so that C means the same anywhere.
 6. **Decision.** The SVM's, moved and scaled such that its two classes have the means 1 and -1 (`recentre`: few
    anomalous samples against many nominal ones push it to one side), plus `score_weight` times the height over the
@@ -28,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from .. import arrays
 from ..dispatch import Operation
 from ..linear_svm import LOSSES
-from ..segment import Segmentation, check_inputs, gate
+from ..segment import Segmentation, check_finite, check_inputs, gate
 
 if TYPE_CHECKING:
     from ..arrays import Array
@@ -50,8 +53,11 @@ class RobustOptions:
     height: float | None = None
     base_quantile: float = 0.25
     core: float = 0.3
-    n_core: int = 200
-    n_background: int = 800
+    n_core: int = 50
+    n_background: int = 150
+    core_weight: float = 200.0
+    background_weight: float = 800.0
+    hard_share: float = 0.5
     size_exponent: float = 0.3
     standardize: bool = True
     recentre: bool = True
@@ -70,6 +76,9 @@ class RobustOptions:
             "core": arrays.check_float(self.core, "core", 0.0, 0.99),
             "n_core": arrays.check_int(self.n_core, "n_core", 1),
             "n_background": arrays.check_int(self.n_background, "n_background", 1),
+            "core_weight": arrays.check_float(self.core_weight, "core_weight", 0.0, open_low=True),
+            "background_weight": arrays.check_float(self.background_weight, "background_weight", 0.0, open_low=True),
+            "hard_share": arrays.check_float(self.hard_share, "hard_share", 0.0, 1.0),
             "size_exponent": arrays.check_float(self.size_exponent, "size_exponent", 0.0, 2.0),
             "recentre": _check_bool(self.recentre, "recentre"),
             "standardize": _check_bool(self.standardize, "standardize"),
@@ -122,8 +131,13 @@ def segment_robust(
         In [0, 0.99], default 0.3: anomalous samples lie above this share of the way from the level to the peak. What
         lies between is not used.
     n_core, n_background : int
-        Anomalous and nominal samples at most, evenly spread; defaults 200 and 800. Few against many keeps the SVM
-        careful.
+        Anomalous and nominal samples at most, evenly spread; defaults 50 and 150. The SVM's time grows with them.
+    core_weight, background_weight : float
+        > 0: what each class counts for in the SVM at most, in samples of a lattice of half a feature cell; defaults 200
+        and 800. A class that has fewer counts for those it has. Few against many keeps the SVM careful.
+    hard_share : float
+        In [0, 1], default 0.5: the share of the nominal samples that is taken from the eighth of the highest scores,
+        with weights to match; 0 takes all from everywhere alike.
     size_exponent : float
         In [0, 2], default 0.3: the height of both levels is multiplied by this power of 8 over the number of feature
         cells above three quarters of the map's height, within [0.7, 1.3]. 0 leaves the size out.
@@ -184,11 +198,7 @@ def run_batch(
     anomaly_map: Array, features: Array, score: Array | None, options: RobustOptions, backend: str
 ) -> tuple[Array, Array, Array, Array]:
     """(B, H, W) and (B, C, h, w) through the chosen backend; the torch operator calls it too."""
-    anomalous = arrays.to_numpy(anomaly_map)
-    arrays.check_finite(anomalous, "anomaly_map")
-    arrays.check_finite(arrays.to_numpy(features), "features")
-    if score is not None:
-        arrays.check_finite(arrays.to_numpy(score), "pred_score")
+    check_finite(OPERATION.resolve(backend, arrays.device_type(anomaly_map)), anomaly_map, features, score)
     skip = gate(anomaly_map, score, options.image_threshold)
     skip = None if skip is None else arrays.to_numpy(skip)
     return OPERATION.run("segment", (anomaly_map, features), backend, skip=skip, options=options)

@@ -1,4 +1,4 @@
-"""Where the robust preset puts its level, and which pixels it learns from. NumPy, float64: every backend uses it.
+"""Where the robust preset puts its level, and which pixels it learns from: NumPy, float64, step by step.
 
 The level is looked for on a lattice of a quarter of a feature cell, the samples on one of half a cell: finer than what
 the detector resolves, and without temporaries of the size of the map.
@@ -28,15 +28,24 @@ FACTORS = (0.7, 1.3)
 """What the size of the peak may make of a level's height, at least and at most."""
 HIGHEST = 0.93
 """The size raises no height beyond this."""
+HARD = 8
+"""One in so many nominal pixels is hard: those of the highest score."""
+STEPS = np.array([3242174889, 2447445414], np.uint64)
+"""2^32 over the plastic number and over its square. Pixels in the order of row * STEPS[0] + column * STEPS[1] modulo
+2^32 are spread evenly over the plane however many of them are taken (Roberts, "The unreasonable effectiveness of
+quasirandom sequences", 2018)."""
 _BINOMIAL = np.array([math.comb(2 * SMOOTHING, k) for k in range(2 * SMOOTHING + 1)]) / 4**SMOOTHING
 
 
 class Labels(NamedTuple):
     """What the SVM learns from."""
 
-    anomalous: np.ndarray
-    """int64: flat indices, in raster order."""
-    nominal: np.ndarray
+    pixels: np.ndarray
+    """int64 (n,): flat indices, all distinct, the anomalous ones first."""
+    sides: np.ndarray
+    """float64 (n,): 1 or -1."""
+    weights: np.ndarray
+    """float64 (n,): what each counts for."""
     level: float
     peak: float
 
@@ -52,7 +61,7 @@ def level(
     """
     peak, lowest = float(anomaly_map.max()), float(anomaly_map.min())
     values = _every(anomaly_map, step)
-    base = _quantile(values, options.base_quantile)
+    base = float(np.quantile(values, options.base_quantile))
     if base >= peak:
         base = lowest
     height = steepest(values, gradient(anomaly_map, step), base, peak) if options.height is None else options.height
@@ -121,46 +130,68 @@ def _every(anomaly_map: np.ndarray, step: int) -> np.ndarray:
     return anomaly_map[step // 2 :: step, step // 2 :: step].astype(np.float64)
 
 
-def _quantile(values: np.ndarray, q: float) -> float:
-    """`numpy.quantile` of float64 values, to the bit; on a lattice that spends its time on checking arguments."""
-    place = q * (values.size - 1)
-    low = min(int(place), values.size - 1)
-    high = min(low + 1, values.size - 1)
-    ordered = np.partition(values, sorted({low, high}), axis=None)
-    a, b, share = float(ordered[low]), float(ordered[high]), place - low
-    return b - (b - a) * (1 - share) if share >= 0.5 else a + (b - a) * share
-
-
 def _smooth(histogram: np.ndarray) -> np.ndarray:
     return np.convolve(histogram, _BINOMIAL)[SMOOTHING:-SMOOTHING]
 
 
 def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOptions) -> Labels | None:
-    """Samples of a map (H, W) of any float dtype over features of `cells` (h, w); None for a constant map."""
+    """Samples of a map (H, W) of any float dtype over features of `cells` (h, w).
+
+    None where no level lies below the peak: the map is constant, or to within rounding.
+    """
     if anomaly_map.min() == anomaly_map.max():
         return None
     spacing = max(1, round(min(anomaly_map.shape[0] / cells[0], anomaly_map.shape[1] / cells[1]) / 2))
     threshold, peak = level(anomaly_map, cells, options, max(1, spacing // 2))
+    if not threshold < peak:
+        return None
     core = threshold + options.core * (peak - threshold)
 
     def lattice(step: int, anomalous: bool) -> np.ndarray:
         values = _every(anomaly_map, step)
-        rows, cols = np.nonzero((values > core) | (values == peak) if anomalous else values <= threshold)
-        return (rows * step + step // 2) * anomaly_map.shape[1] + cols * step + step // 2
+        return np.argwhere((values > core) | (values == peak) if anomalous else values <= threshold)
 
-    nominal = lattice(spacing, False)
-    if not len(nominal):
-        nominal = lattice(1, False)
-    anomalous = lattice(spacing, True)
-    while len(anomalous) < ENOUGH and spacing > 1:
-        spacing //= 2
-        anomalous = lattice(spacing, True)
-    return Labels(_spread(anomalous, options.n_core), _spread(nominal, options.n_background), threshold, peak)
+    def pixels(places: np.ndarray, step: int) -> np.ndarray:
+        return np.ravel_multi_index(tuple((places * step + step // 2).T), anomaly_map.shape)
+
+    step, places = spacing, lattice(spacing, True)
+    while len(places) < ENOUGH and step > 1:
+        step //= 2
+        places = lattice(step, True)
+    anomalous = pixels(spread(places, options.n_core), step)
+    weights = [np.full(len(anomalous), min(len(places), options.core_weight) / len(anomalous))]
+
+    step, places = spacing, lattice(spacing, False)
+    if not len(places):
+        step, places = 1, lattice(1, False)
+    scores = anomaly_map.ravel()[pixels(places, step)]
+    parts = [(part, spread(part, n)) for part, n in strata(places, scores, options.n_background, options.hard_share)]
+    stood_for = sum(len(part) for part, kept in parts if len(kept))
+    for part, kept in parts:
+        each = min(len(places), options.background_weight) * len(part) / (stood_for * max(len(kept), 1))
+        weights.append(np.full(len(kept), each))
+    nominal = np.concatenate([pixels(kept, step) for _, kept in parts])
+    sides = np.repeat([1.0, -1.0], [len(anomalous), len(nominal)])
+    return Labels(np.concatenate([anomalous, nominal]), sides, np.concatenate(weights), threshold, peak)
 
 
-def _spread(indices: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` of them, evenly spread over their order."""
-    if len(indices) <= limit:
-        return indices
-    last = max(limit - 1, 1)  # of one sample, the first
-    return indices[(np.arange(limit) * (len(indices) - 1) * 2 + last) // (2 * last)]
+def strata(places: np.ndarray, scores: np.ndarray, limit: int, hard_share: float) -> list[tuple[np.ndarray, int]]:
+    """The nominal `places` (n, 2) as parts, each with how many samples are taken of it, `limit` together.
+
+    Where there are more places than that, those of the highest scores are a part of their own, which gives more samples
+    than it has pixels for: what lies near the edge of a defect, or looks like one, is where the classifier errs.
+    """
+    n_hard, n_top = int(hard_share * limit), len(scores) // HARD
+    if len(scores) <= limit or not n_hard or not n_top:
+        return [(places, limit)]
+    hard = scores >= np.partition(scores, -n_top)[-n_top]
+    n_hard = min(int(hard.sum()), max(n_hard, limit - int((~hard).sum())))
+    return [(places[hard], n_hard), (places[~hard], limit - n_hard)]
+
+
+def spread(places: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the lattice places (n, 2), evenly spread over the plane, in the order given."""
+    if len(places) <= limit:
+        return places
+    order = (places.astype(np.uint64) * STEPS).sum(1) % 2**32
+    return places[np.sort(np.argsort(order, kind="stable")[:limit])]

@@ -26,16 +26,16 @@ def segment_one(
     found = label(anomaly_map, features.shape[1:], options)
     if found is None:
         return np.zeros(anomaly_map.shape), labels.reshape(anomaly_map.shape), "degenerate"
-    labels[found.anomalous], labels[found.nominal] = 1, -1
+    labels[found.pixels] = found.sides
     if options.standardize:
         spread = features.std((1, 2), keepdims=True)
         size = np.sqrt((features**2).mean((1, 2), keepdims=True))
         features = (features - features.mean((1, 2), keepdims=True)) / np.where(spread > CONSTANT * size, spread, 1)
     dense = bilinear.bilinear_upsample(features, anomaly_map.shape, backend="reference").reshape(len(features), -1).T
-    samples = np.flatnonzero(labels)
     svm = linear_svm.fit_linear_svm(
-        dense[samples],
-        labels[samples],
+        dense[found.pixels],
+        found.sides,
+        sample_weight=found.weights,
         C=options.C,
         loss=options.loss,
         tol=options.tol,
@@ -44,7 +44,10 @@ def segment_one(
     )
     decision = dense @ svm.coef + svm.intercept
     if options.recentre:
-        high, low = decision[found.anomalous].mean(), decision[found.nominal].mean()
+        high, low = (
+            np.average(decision[found.pixels][some], weights=found.weights[some])
+            for some in (found.sides > 0, found.sides < 0)
+        )
         if high - low > CONSTANT:
             decision = (2 * decision - high - low) / (high - low)
     decision = decision.reshape(anomaly_map.shape)

@@ -11,7 +11,16 @@ from sklearn.svm import LinearSVC
 
 from ttt4as_fast import TTT4AS, kernels, nn
 from ttt4as_fast.kernels.segment_robust import RobustOptions, nominal_level
-from ttt4as_fast.kernels.segment_robust.labels import BINS, HEIGHTS, SMOOTHING, _quantile, level, size_factor
+from ttt4as_fast.kernels.segment_robust.labels import (
+    BINS,
+    HEIGHTS,
+    SMOOTHING,
+    label,
+    level,
+    size_factor,
+    spread,
+    strata,
+)
 
 from .cases import DTYPES, smooth_map, structured_features, tensor
 
@@ -28,7 +37,7 @@ CASES = [  # (H, W), (C, h, w)
 ]
 
 
-def dense_statement(psi, features, nominal=None, share=0.4, core=0.3, n_core=200, n_background=800):
+def dense_statement(psi, features, nominal=None, share=0.4, core=0.3, n_core=50, n_background=150):
     """The method once more, from torch, SciPy and liblinear's dual solver: decision, labels."""
     psi = psi.astype(np.float64)
     height, width = psi.shape
@@ -56,23 +65,33 @@ def dense_statement(psi, features, nominal=None, share=0.4, core=0.3, n_core=200
     if nominal is not None and nominal < peak:
         level = 0.5 * level + 0.5 * (max(nominal, base) + factor * share * (peak - max(nominal, base)))
 
-    def chosen(mask, spacing, limit):
-        found = [
-            r * width + c
-            for r in range(spacing // 2, height, spacing)
-            for c in range(spacing // 2, width, spacing)
-            if mask[r, c]
-        ]
-        if len(found) <= limit:
-            return found
-        return [found[int(np.floor(x + 0.5))] for x in np.arange(limit) * (len(found) - 1) / max(limit - 1, 1)]
+    def lattice(mask, spacing):
+        places = [(r, c) for r in range(spacing // 2, height, spacing) for c in range(spacing // 2, width, spacing)]
+        return [(r * width + c, r // spacing, c // spacing) for r, c in places if mask[r, c]]
 
-    nominal_pixels = chosen(psi <= level, step, n_background) or chosen(psi <= level, 1, n_background)
+    def thinned(found, limit):  # row / plastic number + column / its square, modulo 1, to 32 bits
+        keys = [(r * 3242174889 + c * 2447445414) % 2**32 for _, r, c in found]
+        return [found[i][0] for i in sorted(range(len(found)), key=keys.__getitem__)[:limit]]
+
+    nominal_found = lattice(psi <= level, step) or lattice(psi <= level, 1)
     top = (psi > level + core * (peak - level)) | (psi == peak)
-    anomalous = chosen(top, step, n_core)
-    while len(anomalous) < 8 and step > 1:
+    found = lattice(top, step)
+    while len(found) < 8 and step > 1:
         step //= 2
-        anomalous = chosen(top, step, n_core)
+        found = lattice(top, step)
+    anomalous = thinned(found, n_core)
+    weights = {pixel: min(200, len(found)) / len(anomalous) for pixel in anomalous}
+    parts, n_hard = [nominal_found], 0
+    if len(nominal_found) > n_background:
+        least = sorted(psi.flat[pixel] for pixel, _, _ in nominal_found)[-(len(nominal_found) // 8)]
+        parts = [[x for x in nominal_found if (psi.flat[x[0]] >= least) == hard] for hard in (True, False)]
+        n_hard = min(len(parts[0]), max(n_background // 2, n_background - len(parts[1])))
+    nominal_pixels = []
+    for part, limit in zip(parts[::-1], (n_background - n_hard, n_hard), strict=False):
+        kept = thinned(part, limit)
+        nominal_pixels += kept
+        each = min(800, len(nominal_found)) * len(part) / len(nominal_found) / max(len(kept), 1)
+        weights.update(dict.fromkeys(kept, each))
     labels = np.zeros(psi.size, np.int8)
     labels[anomalous], labels[nominal_pixels] = 1, -1
     flat = torch.from_numpy(features.astype(np.float64))
@@ -80,9 +99,10 @@ def dense_statement(psi, features, nominal=None, share=0.4, core=0.3, n_core=200
     flat = (flat - flat.mean((1, 2), keepdim=True)) / torch.where(spread > 0, spread, torch.ones_like(spread))
     dense = F.interpolate(flat[None], (height, width), mode="bilinear")[0].numpy().reshape(len(features), -1).T
     svm = LinearSVC(C=1e-3, tol=1e-9, dual=True, max_iter=500_000, random_state=0)
-    svm.fit(dense[labels != 0], labels[labels != 0])
+    used = np.flatnonzero(labels)
+    svm.fit(dense[used], labels[used], sample_weight=[weights[pixel] for pixel in used])
     decision = svm.decision_function(dense)
-    high, low = decision[anomalous].mean(), decision[nominal_pixels].mean()
+    high, low = (np.average(decision[some], weights=[weights[x] for x in some]) for some in (anomalous, nominal_pixels))
     if high - low > 1e-5:
         decision = 1 + 2 * (decision - high) / (high - low)
     decision = decision.reshape(height, width) + (psi - level) / (peak - level)
@@ -109,6 +129,11 @@ def test_masks_match_a_dense_statement(backend, rng, size, shape, nominal):
         {"base_quantile": 0.0},
         {"core": 0.0},
         {"n_core": 1, "n_background": 1},
+        {"n_core": 1000, "n_background": 1000},
+        {"core_weight": 4.0},
+        {"background_weight": 30.0},
+        {"hard_share": 0.0},
+        {"hard_share": 0.1},
         {"size_exponent": 0.0},
         {"size_exponent": 0.1},
         {"standardize": False},
@@ -123,7 +148,7 @@ def test_masks_match_a_dense_statement(backend, rng, size, shape, nominal):
 )
 def test_every_option_matches_the_reference_and_changes_the_decision(backend, rng, options):
     psi, features = smooth_map(rng, 96, 80), structured_features(rng, 24, 12, 10)
-    common = {"tol": 1e-8, "max_iter": 100_000}
+    common = {"tol": 1e-10, "max_iter": 100_000}
     got = kernels.segment_robust(psi, features, **options, **common, backend=backend)
     want = kernels.segment_robust(psi, features, **options, **common, backend="reference")
     np.testing.assert_array_equal(got.pseudo_labels, want.pseudo_labels)
@@ -173,10 +198,11 @@ def test_the_scale_of_map_and_features_does_not_matter(backend, rng):
 @pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
 def test_recentred_means_are_one_and_minus_one(backend, rng, loss):
     psi, features = smooth_map(rng, 96, 80), structured_features(rng, 24, 12, 10)
-    got = kernels.segment_robust(psi, features, score_weight=0.0, loss=loss, backend=backend)
+    common = {"score_weight": 0.0, "loss": loss, "hard_share": 0.0, "backend": backend}  # all weights of a class alike
+    got = kernels.segment_robust(psi, features, **common)
     for side in (1, -1):
         assert got.decision_map[got.pseudo_labels == side].mean() == pytest.approx(side, abs=1e-4)
-    plain = kernels.segment_robust(psi, features, score_weight=0.0, loss=loss, recentre=False, backend=backend)
+    plain = kernels.segment_robust(psi, features, recentre=False, **common)
     assert np.corrcoef(plain.decision_map.ravel(), got.decision_map.ravel())[0, 1] > 1 - 1e-6
 
 
@@ -199,11 +225,38 @@ def test_a_wide_peak_lowers_no_level_of_a_map_that_stays_below_the_nominal_one()
     assert levels[0.9, 0.3] < levels[1.5, 0.3] == levels[1.5, 0.0]
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 6, 1000])
-@pytest.mark.parametrize("q", [0.0, 0.25, 0.5, 0.9, 1.0])
-def test_quantile_is_numpys_to_the_bit(rng, n, q):
-    values = rng.standard_normal(n)
-    assert _quantile(values, q) == np.quantile(values, q)
+@pytest.mark.parametrize("limit", [1, 7, 50, 400])
+def test_samples_are_spread_evenly_over_the_plane(limit):
+    """Every square of the plane holds its share of the samples, give or take a few: no stripes, no holes."""
+    places = np.argwhere(np.ones((56, 56), bool))
+    kept = spread(places, limit)
+    assert len(kept) == len(np.unique(kept, axis=0)) == limit
+    for parts in (2, 4):
+        counts = np.histogram2d(*kept.T, bins=parts, range=[[0, 56]] * 2)[0]
+        assert np.abs(counts - limit / parts**2).max() <= 2 + 0.1 * limit / parts**2
+    np.testing.assert_array_equal(spread(places[:limit], limit), places[:limit])
+
+
+def test_hard_nominal_samples_are_denser_and_weigh_less(rng):
+    psi = smooth_map(rng, 224, 224)
+    found = label(psi, (28, 28), RobustOptions())
+    nominal = found.sides < 0
+    assert found.weights[~nominal] == pytest.approx(1)
+    assert nominal.sum() == 150
+    assert found.weights[nominal].sum() == pytest.approx(800)
+    light = found.weights[nominal] < found.weights[nominal].max()
+    assert light.sum() == 75
+    scores = psi.ravel()[found.pixels[nominal]]
+    assert scores[light].min() >= scores[~light].max()
+
+
+def test_strata_of_tied_scores_keep_every_sample():
+    places, scores = np.argwhere(np.ones((40, 40), bool)), np.zeros(1600)
+    assert [(len(part), n) for part, n in strata(places, scores, 100, 0.5)] == [(1600, 100), (0, 0)]
+    scores[:30] = 1
+    assert [(len(part), n) for part, n in strata(places, scores, 100, 0.5)] == [(1600, 100), (0, 0)]
+    scores[:300] = 1
+    assert [(len(part), n) for part, n in strata(places, scores, 100, 0.5)] == [(300, 50), (1300, 50)]
 
 
 def test_batch_order_and_layout_do_not_matter(backend, rng):
@@ -267,6 +320,9 @@ def test_constant_features_leave_the_score_alone(backend, rng):
         ({"height": 0.0}, ValueError, "height"),
         ({"core": 1.0}, ValueError, "core"),
         ({"n_core": 0}, ValueError, "n_core"),
+        ({"core_weight": 0.0}, ValueError, "core_weight"),
+        ({"background_weight": -1.0}, ValueError, "background_weight"),
+        ({"hard_share": 1.5}, ValueError, "hard_share"),
         ({"size_exponent": 2.5}, ValueError, "size_exponent"),
         ({"recentre": "no"}, TypeError, "recentre"),
         ({"standardize": 1}, TypeError, "standardize"),

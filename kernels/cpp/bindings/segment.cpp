@@ -1,25 +1,38 @@
-// NumPy arrays in and out of ttt4as/segmenter.hpp: a batch is spread over threads, a single image is given all of them.
+// NumPy arrays in and out of ttt4as/segmenter.hpp and ttt4as/robust.hpp: a batch is spread over threads, a single image
+// is given all of them.
+
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "bindings.hpp"
+#include "ttt4as/robust.hpp"
 #include "ttt4as/segmenter.hpp"
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 namespace {
 
+// The segmenter of T that takes these options.
+template <class T, class Options>
+using SegmenterOf =
+    std::conditional_t<std::is_same_v<Options, RobustOptions>, BasicRobustSegmenter<T>, BasicSegmenter<T>>;
+
 // Segmenters that wait for a caller, with their memory: as many as calls and threads ever ran at once.
-template <class T>
+template <class T, class Options>
 class Shelf {
   public:
-    std::unique_ptr<BasicSegmenter<T>> take(const SegmenterOptions& options) {
-        std::unique_ptr<BasicSegmenter<T>> found;
+    using Segmenter = SegmenterOf<T, Options>;
+
+    std::unique_ptr<Segmenter> take(const Options& options) {
+        std::unique_ptr<Segmenter> found;
         {
             std::lock_guard<std::mutex> lock(mutex_);
             if (!kept_.empty()) {
@@ -27,11 +40,11 @@ class Shelf {
                 kept_.pop_back();
             }
         }
-        if (!found) found = std::make_unique<BasicSegmenter<T>>();
+        if (!found) found = std::make_unique<Segmenter>();
         found->set_options(options);
         return found;
     }
-    void give(std::unique_ptr<BasicSegmenter<T>> segmenter) {
+    void give(std::unique_ptr<Segmenter> segmenter) {
         std::lock_guard<std::mutex> lock(mutex_);
         kept_.push_back(std::move(segmenter));
     }
@@ -45,15 +58,21 @@ class Shelf {
 
   private:
     std::mutex mutex_;
-    std::vector<std::unique_ptr<BasicSegmenter<T>>> kept_;
+    std::vector<std::unique_ptr<Segmenter>> kept_;
 };
 
 // Never destroyed: a thread may still hold one of its segmenters while the process ends.
-template <class T>
-Shelf<T>& shelf() {
-    static auto* the_shelf = new Shelf<T>;
+template <class T, class Options>
+Shelf<T, Options>& shelf() {
+    static auto* the_shelf = new Shelf<T, Options>;
     return *the_shelf;
 }
+
+// Pixels that may be nominal samples, and how many of them are.
+struct Candidates {
+    const std::int64_t* pixels = nullptr;
+    std::int64_t count = 0, limit = 0;
+};
 
 // (B, C, h, w) as it can be read without a copy: images contiguous, channels first or last.
 enum class Layout { channels_first, channels_last, other };
@@ -69,9 +88,9 @@ Layout layout_of(const py::array& x) {
     return Layout::other;
 }
 
-template <class T>
-py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array features, const SegmenterOptions& options,
-                  const std::int64_t* candidates, std::int64_t n_candidates, std::int64_t limit, const bool* skip) {
+template <class T, class Options>
+py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array features, const Options& options,
+                  const Candidates& candidates, const bool* skip) {
     if (layout_of(features) == Layout::other)
         features = py::array::ensure(features.attr("copy")(py::arg("order") = "C"));
     const bool channels_last = layout_of(features) == Layout::channels_last;
@@ -94,17 +113,17 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
     first.feature_height = features.shape(2);
     first.feature_width = features.shape(3);
     first.channels_last = channels_last;
-    first.candidates = candidates;
-    first.n_candidates = n_candidates;
-    first.limit = limit;
+    first.candidates = candidates.pixels;
+    first.n_candidates = candidates.count;
+    first.limit = candidates.limit;
     std::vector<SegmentResult> results(static_cast<std::size_t>(batch));
     {
         py::gil_scoped_release release;
         const int threads = resolve_threads(options.threads);
         const int workers = static_cast<int>(std::min<std::int64_t>(threads, batch));
-        SegmenterOptions each = options;
+        Options each = options;
         each.threads = batch > 1 ? 1 : threads;
-        std::vector<std::unique_ptr<BasicSegmenter<T>>> segmenters(static_cast<std::size_t>(workers));
+        std::vector<std::unique_ptr<SegmenterOf<T, Options>>> segmenters(static_cast<std::size_t>(workers));
         parallel_for(batch, workers, [&](std::int64_t i, int worker) {
             if (skip && skip[i]) {
                 std::fill_n(mask_out + i * size, size, std::uint8_t{0});
@@ -113,7 +132,7 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
                 status_out[i] = static_cast<std::int8_t>(SegmentStatus::nominal);
                 return;
             }
-            if (!segmenters[worker]) segmenters[worker] = shelf<T>().take(each);
+            if (!segmenters[worker]) segmenters[worker] = shelf<T, Options>().take(each);
             SegmentInput<T> input = first;
             input.anomaly_map += i * size;
             input.features += i * stride;
@@ -122,7 +141,7 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
             status_out[i] = static_cast<std::int8_t>(results[i].status);
         });
         for (auto& segmenter : segmenters) {
-            if (segmenter) shelf<T>().give(std::move(segmenter));
+            if (segmenter) shelf<T, Options>().give(std::move(segmenter));
         }
     }
     for (std::int64_t i = 0; i < batch; ++i) {
@@ -138,27 +157,16 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
     return py::make_tuple(mask, decision, labels, status, details);
 }
 
-py::tuple segment_any(const py::array& map, const py::array& features, double percentile, std::int64_t radius,
-                      const py::array_t<std::int64_t, py::array::c_style>& candidates, std::int64_t limit, double C,
-                      const std::string& loss, double tol, int max_iter, const py::object& skip, int threads) {
+// `segment` in the precision that both arrays have; `skip` is None or a flag an image.
+template <class Options>
+py::tuple segment_any(const py::array& map, const py::array& features, const Options& options,
+                      const Candidates& candidates, const py::object& skip) {
     check_axes(map, "anomaly_map", 3, 3);
     check_axes(features, "features", 4, 4);
     if (features.shape(0) != map.shape(0)) {
         throw py::value_error("features: expected a batch of " + std::to_string(map.shape(0)) + ", got shape " +
                               shape_text(features));
     }
-    if (candidates.ndim() != 1)
-        throw py::value_error("candidates: expected 1 dimension, got shape " + shape_text(candidates));
-    if (loss != "squared_hinge" && loss != "hinge")
-        throw py::value_error("loss: expected squared_hinge or hinge, got " + loss);
-    SegmenterOptions options;
-    options.percentile = percentile;
-    options.neighbor_radius = radius;
-    options.C = C;
-    options.loss = loss == "hinge" ? Loss::hinge : Loss::squared_hinge;
-    options.tol = tol;
-    options.max_iter = max_iter;
-    options.threads = threads;
     py::array_t<bool, py::array::c_style> gate;
     if (!skip.is_none()) {
         gate = py::array_t<bool, py::array::c_style>(skip);
@@ -167,15 +175,12 @@ py::tuple segment_any(const py::array& map, const py::array& features, double pe
         }
     }
     const bool* flags = skip.is_none() ? nullptr : gate.data();
-    // An empty array has no address worth passing on, and null means the default grid.
-    static const std::int64_t none = 0;
-    const std::int64_t* pixels = candidates.size() ? candidates.data() : &none;
     try {
         if (is_dtype(map, 'f', 4) && is_dtype(features, 'f', 4)) {
-            return segment<float>(map, features, options, pixels, candidates.size(), limit, flags);
+            return segment<float>(map, features, options, candidates, flags);
         }
         if (is_dtype(map, 'f', 8) && is_dtype(features, 'f', 8)) {
-            return segment<double>(map, features, options, pixels, candidates.size(), limit, flags);
+            return segment<double>(map, features, options, candidates, flags);
         }
     } catch (const InvalidArgument& error) {
         throw py::value_error(error.what());
@@ -185,15 +190,81 @@ py::tuple segment_any(const py::array& map, const py::array& features, double pe
                          py::str(features.dtype()).cast<std::string>());
 }
 
+Loss loss_of(const std::string& name) {
+    if (name != "squared_hinge" && name != "hinge")
+        throw py::value_error("loss: expected squared_hinge or hinge, got " + name);
+    return name == "hinge" ? Loss::hinge : Loss::squared_hinge;
+}
+
+py::tuple segment_paper(const py::array& map, const py::array& features, double percentile, std::int64_t radius,
+                        const py::array_t<std::int64_t, py::array::c_style>& candidates, std::int64_t limit, double C,
+                        const std::string& loss, double tol, int max_iter, const py::object& skip, int threads) {
+    if (candidates.ndim() != 1)
+        throw py::value_error("candidates: expected 1 dimension, got shape " + shape_text(candidates));
+    SegmenterOptions options;
+    options.percentile = percentile;
+    options.neighbor_radius = radius;
+    options.C = C;
+    options.loss = loss_of(loss);
+    options.tol = tol;
+    options.max_iter = max_iter;
+    options.threads = threads;
+    // An empty array has no address worth passing on, and null means the default grid.
+    static const std::int64_t none = 0;
+    return segment_any(map, features, options,
+                       {candidates.size() ? candidates.data() : &none, candidates.size(), limit}, skip);
+}
+
+py::tuple segment_robust(const py::array& map, const py::array& features, std::optional<double> nominal_level,
+                         double nominal_share, double nominal_weight, std::optional<double> height,
+                         double base_quantile, double core, std::int64_t n_core, std::int64_t n_background,
+                         double core_weight, double background_weight, double hard_share, double size_exponent,
+                         bool standardize, bool recentre, double score_weight, double C, const std::string& loss,
+                         double tol, int max_iter, const py::object& skip, int threads) {
+    RobustOptions options;
+    options.nominal_level = nominal_level;
+    options.nominal_share = nominal_share;
+    options.nominal_weight = nominal_weight;
+    options.height = height;
+    options.base_quantile = base_quantile;
+    options.core = core;
+    options.n_core = n_core;
+    options.n_background = n_background;
+    options.core_weight = core_weight;
+    options.background_weight = background_weight;
+    options.hard_share = hard_share;
+    options.size_exponent = size_exponent;
+    options.standardize = standardize;
+    options.recentre = recentre;
+    options.score_weight = score_weight;
+    options.C = C;
+    options.loss = loss_of(loss);
+    options.tol = tol;
+    options.max_iter = max_iter;
+    options.threads = threads;
+    return segment_any(map, features, options, {}, skip);
+}
+
 }  // namespace
 
 void bind_segment(py::module_& module) {
-    module.def("segment", &segment_any, py::arg("anomaly_map"), py::arg("features"), py::arg("percentile"),
+    module.def("segment", &segment_paper, py::arg("anomaly_map"), py::arg("features"), py::arg("percentile"),
                py::arg("neighbor_radius"), py::arg("candidates"), py::arg("limit"), py::arg("C"), py::arg("loss"),
                py::arg("tol"), py::arg("max_iter"), py::arg("skip") = py::none(), py::arg("threads") = 0,
                "(B, H, W) and (B, C, h, w), both float32 or both float64 -> mask, decision, labels, status, details.");
+    module.def("segment_robust", &segment_robust, py::arg("anomaly_map"), py::arg("features"), py::kw_only(),
+               py::arg("nominal_level"), py::arg("nominal_share"), py::arg("nominal_weight"), py::arg("height"),
+               py::arg("base_quantile"), py::arg("core"), py::arg("n_core"), py::arg("n_background"),
+               py::arg("core_weight"), py::arg("background_weight"), py::arg("hard_share"), py::arg("size_exponent"),
+               py::arg("standardize"), py::arg("recentre"), py::arg("score_weight"), py::arg("C"), py::arg("loss"),
+               py::arg("tol"), py::arg("max_iter"), py::arg("skip") = py::none(), py::arg("threads") = 0,
+               "As `segment`, by the robust preset.");
     module.def(
-        "release_memory", [] { return shelf<float>().clear() + shelf<double>().clear(); },
+        "release_memory",
+        [] {
+            return shelf<float, SegmenterOptions>().clear() + shelf<double, SegmenterOptions>().clear() +
+                   shelf<float, RobustOptions>().clear() + shelf<double, RobustOptions>().clear();
+        },
         "Free the memory that segmentation keeps between calls; returns how many bytes.");
 }
 

@@ -37,6 +37,14 @@ template <>
 MaxAbs<double> max_abs_kernel<double>() noexcept {
     return table().max_abs_d;
 }
+template <>
+Moments<float> moments_kernel<float>() noexcept {
+    return table().moments_f;
+}
+template <>
+Moments<double> moments_kernel<double>() noexcept {
+    return table().moments_d;
+}
 
 const SvmKernels& svm_kernels() noexcept {
 #if defined(TTT4AS_HAVE_X86_VARIANTS)

@@ -25,11 +25,17 @@ struct LinearKernels {
 template <class T>
 using MaxAbs = T (*)(const T* x, std::int64_t n);
 
+// The sums of x - shift and of its square.
+template <class T>
+using Moments = void (*)(const T* x, std::int64_t n, double shift, double* sum, double* square);
+
 // The tables for the instruction set in use.
 template <class T, class X>
 const LinearKernels<T, X>& linear_kernels() noexcept;
 template <class T>
 MaxAbs<T> max_abs_kernel() noexcept;
+template <class T>
+Moments<T> moments_kernel() noexcept;
 
 struct LinearTable {
     LinearKernels<float, float> ff;
@@ -37,6 +43,8 @@ struct LinearTable {
     LinearKernels<double, double> dd;
     MaxAbs<float> max_abs_f;
     MaxAbs<double> max_abs_d;
+    Moments<float> moments_f;
+    Moments<double> moments_d;
 };
 
 namespace generic {

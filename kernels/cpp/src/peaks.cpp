@@ -241,7 +241,12 @@ MapRange<T> map_range(const T* map, std::int64_t n) noexcept {
 
 template <class T>
 double map_percentile(const T* map, std::int64_t n, double percentile, PeakScratch<T>& scratch) {
-    const double place = static_cast<double>(n - 1) * (percentile / 100);
+    return map_quantile(map, n, percentile / 100, scratch);
+}
+
+template <class T>
+double map_quantile(const T* map, std::int64_t n, double quantile, PeakScratch<T>& scratch) {
+    const double place = static_cast<double>(n - 1) * quantile;
     const std::int64_t k = std::min(static_cast<std::int64_t>(std::floor(place)), n - 1);
     const OrderStatistics<T> found = order_statistics(map, n, k, scratch);
     const double a = static_cast<double>(found.at), b = static_cast<double>(found.next);
@@ -305,6 +310,8 @@ template MapRange<float> map_range(const float*, std::int64_t) noexcept;
 template MapRange<double> map_range(const double*, std::int64_t) noexcept;
 template double map_percentile(const float*, std::int64_t, double, PeakScratch<float>&);
 template double map_percentile(const double*, std::int64_t, double, PeakScratch<double>&);
+template double map_quantile(const float*, std::int64_t, double, PeakScratch<float>&);
+template double map_quantile(const double*, std::int64_t, double, PeakScratch<double>&);
 template void mark_peaks(const float*, std::int64_t, std::int64_t, double, std::uint8_t*, PeakScratch<float>&);
 template void mark_peaks(const double*, std::int64_t, std::int64_t, double, std::uint8_t*, PeakScratch<double>&);
 template std::int64_t mark_dilated_peaks(const float*, std::int64_t, std::int64_t, double, std::int64_t, std::uint8_t*,

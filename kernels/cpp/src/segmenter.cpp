@@ -11,22 +11,12 @@
 #include <string>
 
 #include "grid_basis.hpp"
-#include "svm_samples.hpp"
+#include "segment_parts.hpp"
 #include "svm_solver.hpp"
 #include "ttt4as/peaks.hpp"
 #include "upsample.hpp"
 
 namespace ttt4as {
-namespace {
-
-constexpr std::int64_t kMostSide = std::int64_t(1) << 24;
-
-void check(bool ok, const char* message) {
-    if (!ok) throw InvalidArgument(message);
-}
-
-}  // namespace
-
 template <class T>
 struct BasicSegmenter<T>::State {
     using Pixel = typename GridSamples<T>::Pixel;
@@ -35,7 +25,7 @@ struct BasicSegmenter<T>::State {
     PeakScratch<T> peaks;
     SvmSolver<T, GridSamples<T>> solver;
     GridBasis<T> basis;
-    Buffer<GridTap> rows, cols;
+    MapTaps taps;
     Buffer<double> cells;
     Buffer<Pixel> pixels;
     Buffer<std::int8_t> labels;
@@ -47,18 +37,9 @@ struct BasicSegmenter<T>::State {
     SegmentResult run(const SegmentInput<T>& in, const SegmentOutput& out);
     bool scan_features(const SegmentInput<T>& in, double* magnitude);
     void nominal_grid(std::int64_t height, std::int64_t width);
-    void taps(const SegmentInput<T>& in);
-    void zero(const SegmentInput<T>& in, const SegmentOutput& out);
     SvmResult train(const PointMatrix<T>& grid_points, const GridSamples<T>& grid_samples, std::int64_t n_anomalous,
                     double magnitude);
 };
-
-template <class T>
-void BasicSegmenter<T>::State::zero(const SegmentInput<T>& in, const SegmentOutput& out) {
-    const auto size = static_cast<std::size_t>(in.height * in.width);
-    std::memset(out.pred_mask, 0, size);
-    std::memset(out.decision_map, 0, size * sizeof(float));
-}
 
 // The features' largest magnitude; false if one is not finite.
 template <class T>
@@ -98,21 +79,6 @@ void BasicSegmenter<T>::State::nominal_grid(std::int64_t height, std::int64_t wi
     grid_height = height;
     grid_width = width;
     grid_n = options.n_nominal;
-}
-
-template <class T>
-void BasicSegmenter<T>::State::taps(const SegmentInput<T>& in) {
-    rows.resize(static_cast<std::size_t>(in.height));
-    cols.resize(static_cast<std::size_t>(in.width));
-    for (std::int64_t y = 0; y < in.height; ++y) {
-        const Tap tap = bilinear_tap(y, in.height, in.feature_height);
-        rows[y] = {static_cast<std::int32_t>(tap.lower * in.feature_width),
-                   static_cast<std::int32_t>(tap.upper * in.feature_width), tap.weight};
-    }
-    for (std::int64_t x = 0; x < in.width; ++x) {
-        const Tap tap = bilinear_tap(x, in.width, in.feature_width);
-        cols[x] = {static_cast<std::int32_t>(tap.lower), static_cast<std::int32_t>(tap.upper), tap.weight};
-    }
 }
 
 template <class T>
@@ -173,31 +139,25 @@ SegmentResult BasicSegmenter<T>::State::run(const SegmentInput<T>& in, const Seg
         ++result.n_nominal;
     }
     if (range.least == range.greatest || !result.n_anomalous || !result.n_nominal) {
-        zero(in, out);
+        clear_decision(in, out);
         result.status = SegmentStatus::degenerate;
         return result;
     }
 
-    taps(in);
-    PointMatrix<T> grid_points;
-    grid_points.data = in.features;
-    grid_points.channels_first = !in.channels_last;
-    grid_points.stride = in.channels_last ? in.channels : n_points;
-    grid_points.points = n_points;
-    grid_points.dims = in.channels;
-    grid_points.threads = solver.points.threads;
+    taps.set(in);
+    const PointMatrix<T> grid_points = feature_points(in, solver.points.threads);
     GridSamples<T> grid_samples;
     grid_samples.pixels = pixels.data();
     grid_samples.n = n;
-    grid_samples.rows = rows.data();
-    grid_samples.cols = cols.data();
+    grid_samples.rows = taps.rows.data();
+    grid_samples.cols = taps.cols.data();
     result.svm = train(grid_points, grid_samples, result.n_anomalous, magnitude);
     if (!result.svm.converged) result.status = SegmentStatus::not_converged;
 
     for (std::int64_t p = 0; p < n_points; ++p) cells[p] += result.svm.intercept;
     lines.resize(static_cast<std::size_t>(2 * in.width));
-    upsample_decision(cells.data(), rows.data(), cols.data(), in.height, in.width, lines.data(), out.decision_map,
-                      out.pred_mask);
+    upsample_decision(cells.data(), taps.rows.data(), taps.cols.data(), in.height, in.width, lines.data(),
+                      out.decision_map, out.pred_mask);
     return result;
 }
 
@@ -248,26 +208,19 @@ BasicSegmenter<T>& BasicSegmenter<T>::operator=(BasicSegmenter&&) noexcept = def
 
 template <class T>
 void BasicSegmenter<T>::set_options(const SegmenterOptions& options) {
-    check(options.percentile >= 0 && options.percentile <= 100, "percentile: expected a number in [0, 100]");
-    check(options.neighbor_radius >= 0, "neighbor_radius: expected an integer >= 0");
-    check(options.n_nominal >= 1, "n_nominal: expected an integer >= 1");
-    check(options.C > 0 && std::isfinite(options.C), "C: expected a finite number > 0");
-    check(options.tol > 0, "tol: expected a number > 0");
-    check(options.max_iter >= 1, "max_iter: expected an integer >= 1");
+    require(options.percentile >= 0 && options.percentile <= 100, "percentile: expected a number in [0, 100]");
+    require(options.neighbor_radius >= 0, "neighbor_radius: expected an integer >= 0");
+    require(options.n_nominal >= 1, "n_nominal: expected an integer >= 1");
+    require(options.C > 0 && std::isfinite(options.C), "C: expected a finite number > 0");
+    require(options.tol > 0, "tol: expected a number > 0");
+    require(options.max_iter >= 1, "max_iter: expected an integer >= 1");
     state_->options = options;
 }
 
 template <class T>
 SegmentResult BasicSegmenter<T>::operator()(const SegmentInput<T>& input, const SegmentOutput& output) {
-    const auto side = [](std::int64_t n) { return n >= 1 && n <= kMostSide; };
-    check(input.anomaly_map && side(input.height) && side(input.width) &&
-              input.height * input.width < (std::int64_t(1) << 31),
-          "anomaly_map: expected at least one and fewer than 2^31 pixels");
-    check(input.features && input.channels >= 1 && side(input.feature_height) && side(input.feature_width) &&
-              input.feature_height * input.feature_width < (std::int64_t(1) << 31),
-          "features: expected at least one channel and from one to 2^31 - 1 positions");
-    check(output.pred_mask && output.decision_map && output.pseudo_labels, "output: expected three buffers");
-    check(!input.candidates || input.n_candidates >= 0, "candidates: expected a count >= 0");
+    check_images(input, output);
+    require(!input.candidates || input.n_candidates >= 0, "candidates: expected a count >= 0");
     return state_->run(input, output);
 }
 
@@ -275,8 +228,8 @@ template <class T>
 std::size_t BasicSegmenter<T>::memory() const noexcept {
     const State& s = *state_;
     return s.solver.memory() + s.basis.memory() + s.cells.bytes() + s.peaks.values.bytes() + s.peaks.columns.bytes() +
-           s.peaks.runs.bytes() + s.rows.bytes() + s.cols.bytes() + s.pixels.bytes() + s.labels.bytes() +
-           s.magnitudes.bytes() + s.lines.bytes() + s.grid.bytes();
+           s.peaks.runs.bytes() + s.taps.memory() + s.pixels.bytes() + s.labels.bytes() + s.magnitudes.bytes() +
+           s.lines.bytes() + s.grid.bytes();
 }
 
 template class BasicSegmenter<float>;

@@ -35,6 +35,10 @@ MapRange<T> map_range(const T* map, std::int64_t n) noexcept;
 template <class T>
 double map_percentile(const T* map, std::int64_t n, double percentile, PeakScratch<T>& scratch);
 
+// numpy.quantile, likewise; quantile in [0, 1].
+template <class T>
+double map_quantile(const T* map, std::int64_t n, double quantile, PeakScratch<T>& scratch);
+
 // Pixels of the contiguous (height, width) map that are >= tau and not below any of their up to 8 neighbours become 1
 // in `peaks`, the others 0.
 template <class T>

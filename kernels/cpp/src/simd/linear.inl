@@ -202,6 +202,33 @@ T max_abs(const T* x, std::int64_t n) {
     return result;
 }
 
+TTT4AS_INLINE vd load_wide(const float* x) { return widen(x); }
+TTT4AS_INLINE vd load_wide(const double* x) { return loadd(x); }
+
+template <class T>
+void moments(const T* x, std::int64_t n, double shift, double* sum, double* square) {
+    vd first[4] = {}, second[4] = {};
+    const vd from = setd(shift);
+    std::int64_t i = 0;
+    for (; i + 4 * kD <= n; i += 4 * kD) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+            const vd d = load_wide(x + i + k * kD) - from;
+            first[k] += d;
+            second[k] += d * d;
+        }
+    }
+    double a = hsum((first[0] + first[1]) + (first[2] + first[3]));
+    double b = hsum((second[0] + second[1]) + (second[2] + second[3]));
+    for (; i < n; ++i) {
+        const double d = static_cast<double>(x[i]) - shift;
+        a += d;
+        b += d * d;
+    }
+    *sum = a;
+    *square = b;
+}
+
 }  // namespace
 
 extern const LinearTable linear_table;
@@ -217,6 +244,8 @@ const LinearTable linear_table = {
       transposed<double, double, 8>}},
     max_abs<float, vf, vi, std::int32_t, kF>,
     max_abs<double, vd, vl, std::int64_t, kD>,
+    moments<float>,
+    moments<double>,
 };
 
 }  // namespace TTT4AS_ISA
