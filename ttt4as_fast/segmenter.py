@@ -55,7 +55,8 @@ class TTT4AS:
         ``"auto"`` or a name from `ttt4as_fast.kernels.backends`.
     **robust
         Of the preset ``"robust"`` only: ``nominal_level`` (set by `calibrate`), ``nominal_share``, ``nominal_weight``,
-        ``height``, ``base_quantile``, ``core``, ``n_core``, ``n_background``, ``standardize``, ``score_weight``, as in
+        ``height``, ``base_quantile``, ``core``, ``n_core``, ``n_background``, ``core_weight``, ``background_weight``,
+        ``hard_share``, ``size_exponent``, ``standardize``, ``recentre``, ``score_weight``, as in
         `ttt4as_fast.kernels.segment_robust`. That preset has no use for `percentile`, `neighbor_radius`, `n_nominal`,
         `nominal_sampling` and `random_state`, which must keep their defaults.
 

@@ -12,10 +12,10 @@ is added to the score's own:
    goes down, by a power (`size_exponent`) of the feature cells that the peak's top covers. Not down where the whole
    map stays below the nominal level: what is wide there is texture.
 4. **Labels.** The upper part of what lies above the level (`core`) is anomalous, all below it nominal, on a lattice of
-   half a feature cell. Each class weighs as many samples as it has, up to `core_weight` and `background_weight`: large
-   defects many, tiny ones few, and the SVM is as bold as that. It learns from few of them, spread evenly over the
-   plane, each with the weight of those it stands for; every second nominal one (`hard_share`) is from the eighth of the
-   highest scores, where the classifier errs most.
+   half a feature cell. Each class weighs a quarter of the places it has there, as many as the cells it covers, up to
+   `core_weight` and `background_weight`: large defects much, tiny ones little, and the SVM is as bold as that. It
+   learns from few of them, spread evenly over the plane, each with the weight of those it stands for; every second
+   nominal one (`hard_share`) is from the eighth of the highest scores, where the classifier errs most.
 5. **Features** are standardised by their own mean and deviation in the image, so that C means the same anywhere.
 6. **Decision.** The SVM's, moved and scaled such that its two classes have the means 1 and -1 (`recentre`: few
    anomalous samples against many nominal ones push it to one side), plus `score_weight` times the height over the
@@ -55,8 +55,8 @@ class RobustOptions:
     core: float = 0.3
     n_core: int = 50
     n_background: int = 150
-    core_weight: float = 200.0
-    background_weight: float = 800.0
+    core_weight: float = 50.0
+    background_weight: float = 400.0
     hard_share: float = 0.5
     size_exponent: float = 0.3
     standardize: bool = True
@@ -133,8 +133,8 @@ def segment_robust(
     n_core, n_background : int
         Anomalous and nominal samples at most, evenly spread; defaults 50 and 150. The SVM's time grows with them.
     core_weight, background_weight : float
-        > 0: what each class counts for in the SVM at most, in samples of a lattice of half a feature cell; defaults 200
-        and 800. A class that has fewer counts for those it has. Few against many keeps the SVM careful.
+        > 0: what each class counts for in the SVM at most, defaults 50 and 400; a class that has fewer than four times
+        as many places on the lattice counts for a quarter of them. Little against much keeps the SVM careful.
     hard_share : float
         In [0, 1], default 0.5: the share of the nominal samples that is taken from the eighth of the highest scores,
         with weights to match; 0 takes all from everywhere alike.

@@ -28,6 +28,8 @@ FACTORS = (0.7, 1.3)
 """What the size of the peak may make of a level's height, at least and at most."""
 HIGHEST = 0.93
 """The size raises no height beyond this."""
+PLACE = 0.25
+"""What a place of the lattice of half a feature cell weighs: its share of the cell."""
 HARD = 8
 """One in so many nominal pixels is hard: those of the highest score."""
 STEPS = np.array([3242174889, 2447445414], np.uint64)
@@ -159,7 +161,7 @@ def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOption
         step //= 2
         places = lattice(step, True)
     anomalous = pixels(spread(places, options.n_core), step)
-    weights = [np.full(len(anomalous), min(len(places), options.core_weight) / len(anomalous))]
+    weights = [np.full(len(anomalous), min(PLACE * len(places), options.core_weight) / len(anomalous))]
 
     step, places = spacing, lattice(spacing, False)
     if not len(places):
@@ -168,7 +170,7 @@ def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOption
     parts = [(part, spread(part, n)) for part, n in strata(places, scores, options.n_background, options.hard_share)]
     stood_for = sum(len(part) for part, kept in parts if len(kept))
     for part, kept in parts:
-        each = min(len(places), options.background_weight) * len(part) / (stood_for * max(len(kept), 1))
+        each = min(PLACE * len(places), options.background_weight) * len(part) / (stood_for * max(len(kept), 1))
         weights.append(np.full(len(kept), each))
     nominal = np.concatenate([pixels(kept, step) for _, kept in parts])
     sides = np.repeat([1.0, -1.0], [len(anomalous), len(nominal)])

@@ -1,5 +1,6 @@
 // Nearest neighbours through the C++ and the C interface, against brute force in double.
 #include <algorithm>
+#include <cstring>
 
 #include "check.hpp"
 #include "ttt4as/c_api.h"
@@ -21,7 +22,29 @@ int main() {
               ttt4as_knn_search(handle, query.data(), queries, k, again.data(), indices_again.data(), 1) == 0);
         CHECK(again == distances && indices_again == indices);
         CHECK(ttt4as_knn_search(handle, query.data(), queries, n + 1, again.data(), indices_again.data(), 1) < 0);
+        // Saved and opened again it finds the same; what is cut short is refused, and a sink that fails is heard.
+        ttt4as::Buffer<char> prepared(std::size_t(1) << 22);
+        struct Written {
+            char* data;
+            std::size_t size;
+        } written{prepared.data(), 0};
+        const auto append = [](void* context, const void* data, std::size_t bytes) {
+            auto* to = static_cast<Written*>(context);
+            std::memcpy(to->data + to->size, data, bytes);
+            to->size += bytes;
+            return 0;
+        };
+        CHECK(ttt4as_knn_save(handle, append, &written) == 0);
+        CHECK(ttt4as_knn_save(handle, [](void*, const void*, std::size_t) { return 7; }, nullptr) == 7);
+        CHECK(ttt4as_knn_save(handle, nullptr, nullptr) == TTT4AS_INVALID_ARGUMENT);
         ttt4as_knn_destroy(handle);
+        CHECK(!ttt4as_knn_open(bank.data(), n, dims, written.data, written.size / 2, 1));
+        CHECK(!ttt4as_knn_open(nullptr, n, dims, written.data, written.size, 1));
+        ttt4as_knn_index* opened = ttt4as_knn_open(bank.data(), n, dims, written.data, written.size, 1);
+        CHECK(opened &&
+              ttt4as_knn_search(opened, query.data(), queries, k, again.data(), indices_again.data(), 1) == 0);
+        CHECK(again == distances && indices_again == indices);
+        ttt4as_knn_destroy(opened);
         for (std::int64_t q = 0; q < queries; ++q) {
             std::vector<std::pair<double, std::int64_t>> all;
             for (std::int64_t i = 0; i < n; ++i) {

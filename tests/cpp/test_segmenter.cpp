@@ -1,111 +1,12 @@
-// The fused method: the same bits on any number of threads and in either layout, no allocation after the first call,
-// the memory it says, and what it does with what it cannot use. Parity with the reference is held from Python.
-#include <atomic>
-#include <cstdlib>
-#include <limits>
-#include <new>
-#include <thread>
-
-#include "check.hpp"
-#include "ttt4as/c_api.h"
-#include "ttt4as/segmenter.hpp"
-#include "ttt4as/threads.hpp"
-
-namespace {
-std::atomic<long> allocations{0};
-}
-
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define COUNTS_ALLOCATIONS
-void* operator new(std::size_t size) {
-    ++allocations;
-    if (void* p = std::malloc(size ? size : 1)) return p;
-    throw std::bad_alloc();
-}
-void* operator new(std::size_t size, std::align_val_t align) {
-    ++allocations;
-    const auto a = static_cast<std::size_t>(align);
-    if (void* p = std::aligned_alloc(a, (size + a - 1) / a * a + (size ? 0 : a))) return p;
-    throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
-#endif
-
-namespace {
-
-struct Image {
-    std::int64_t height, width, channels, fh, fw;
-    std::vector<float> map, features;
-};
-
-// A smooth map with a few bumps, and features that change where they are.
-Image image(std::int64_t height, std::int64_t width, std::int64_t channels, std::int64_t fh, std::int64_t fw,
-            std::uint64_t seed, float scale = 1) {
-    Random random(seed);
-    Image made{height, width, channels, fh, fw, random.normals(height * width), {}};
-    for (float& value : made.map) value *= 0.01f;
-    made.features.resize(static_cast<std::size_t>(channels * fh * fw));
-    const std::vector<float> direction = random.normals(channels), mean = random.normals(channels);
-    std::vector<double> where(static_cast<std::size_t>(fh * fw), 0.0);
-    for (int bump = 0; bump < 3; ++bump) {
-        const double cy = random.uniform(), cx = random.uniform();
-        const auto level = [&](double y, double x) {
-            return std::exp(-((y - cy) * (y - cy) + (x - cx) * (x - cx)) * 60);
-        };
-        for (std::int64_t i = 0; i < height * width; ++i) {
-            made.map[i] += static_cast<float>(level((i / width + 0.5) / height, (i % width + 0.5) / width));
-        }
-        for (std::int64_t p = 0; p < fh * fw; ++p) where[p] += level((p / fw + 0.5) / fh, (p % fw + 0.5) / fw);
-    }
-    for (std::int64_t c = 0; c < channels; ++c) {
-        for (std::int64_t p = 0; p < fh * fw; ++p) {
-            made.features[c * fh * fw + p] =
-                scale * (mean[c] + static_cast<float>(where[p]) * direction[c] + 0.3f * random.normal());
-        }
-    }
-    return made;
-}
-
-struct Result {
-    std::vector<std::uint8_t> mask;
-    std::vector<float> decision;
-    std::vector<std::int8_t> labels;
-    ttt4as::SegmentResult info;
-};
-
-Result run(ttt4as::Segmenter& segmenter, const Image& in, const std::vector<float>* channels_last = nullptr) {
-    const auto size = static_cast<std::size_t>(in.height * in.width);
-    Result out{std::vector<std::uint8_t>(size, 7), std::vector<float>(size), std::vector<std::int8_t>(size, 7), {}};
-    ttt4as::SegmentInput<float> input;
-    input.anomaly_map = in.map.data();
-    input.height = in.height;
-    input.width = in.width;
-    input.features = channels_last ? channels_last->data() : in.features.data();
-    input.channels = in.channels;
-    input.feature_height = in.fh;
-    input.feature_width = in.fw;
-    input.channels_last = channels_last != nullptr;
-    [[maybe_unused]] const long before = allocations;
-    out.info = segmenter(input, {out.mask.data(), out.decision.data(), out.labels.data()});
-    out.info.svm.passes = static_cast<int>(allocations - before);  // reused to carry the count
-    return out;
-}
-
-bool same(const Result& a, const Result& b) {
-    return a.mask == b.mask && a.decision == b.decision && a.labels == b.labels && a.info.status == b.info.status;
-}
-
-}  // namespace
+// The fused method, held to images.hpp. Parity with the reference is held from Python.
+#include "images.hpp"
 
 int main() {
     ttt4as::set_num_threads(4);
-    const Image images[] = {image(64, 64, 96, 8, 8, 1),         image(61, 47, 33, 7, 11, 2),
-                            image(96, 96, 200, 12, 12, 3, 20),  image(20, 30, 5, 40, 50, 4),
-                            image(50, 50, 1, 50, 50, 5),        image(33, 35, 70, 1, 1, 6),
-                            image(224, 224, 256, 28, 28, 7, 4), image(40, 40, 64, 9, 9, 8, 1e35f)};
+    const auto memory = [](const Image& in, std::size_t samples) {
+        return 2 * in.features.size() * sizeof(float) + 40 * samples + in.map.size() / 2 + (std::size_t(1) << 20);
+    };
+    const std::vector<Image> images = awkward_images();
     for (const Image& in : images) {
         for (ttt4as::Loss loss : {ttt4as::Loss::squared_hinge, ttt4as::Loss::hinge}) {
             ttt4as::SegmenterOptions options;
@@ -114,92 +15,23 @@ int main() {
             ttt4as::Segmenter one(options);
             options.threads = 4;
             ttt4as::Segmenter four(options);
-            const Result first = run(one, in), again = run(one, in), parallel = run(four, in);
-            CHECK(first.info.bad == ttt4as::BadInput::none);
-            CHECK(same(first, again));
-            CHECK(same(first, parallel));
-#if defined(COUNTS_ALLOCATIONS)
-            CHECK(again.info.svm.passes == 0);
-            CHECK(run(four, in).info.svm.passes == 0);
-#endif
-            const std::size_t features = in.features.size() * sizeof(float);
-            const std::size_t samples = static_cast<std::size_t>(first.info.n_anomalous + first.info.n_nominal);
-            CHECK(one.memory() <= 2 * features + 40 * samples + in.map.size() / 2 + (std::size_t(1) << 20));
-            for (std::size_t i = 0; i < first.mask.size(); ++i) {
-                CHECK(first.mask[i] == (first.decision[i] > 0));
-                CHECK(first.labels[i] >= -1 && first.labels[i] <= 1);
-                CHECK(std::isfinite(first.decision[i]));
-            }
-            // Channels last is the same image, summed in another order.
-            std::vector<float> last(in.features.size());
-            for (std::int64_t c = 0; c < in.channels; ++c) {
-                for (std::int64_t p = 0; p < in.fh * in.fw; ++p)
-                    last[p * in.channels + c] = in.features[c * in.fh * in.fw + p];
-            }
-            const Result other = run(one, in, &last);
-            CHECK(other.labels == first.labels && other.info.status == first.info.status);
-            for (std::size_t i = 0; i < first.mask.size(); ++i) {
-                if (first.info.status == ttt4as::SegmentStatus::ok && loss == ttt4as::Loss::squared_hinge) {
-                    CHECK(std::abs(other.decision[i] - first.decision[i]) < 2e-4f);
-                }
-            }
+            check_segmenter(one, four, in, memory, loss == ttt4as::Loss::squared_hinge ? 2e-4f : 1e30f);
         }
     }
-
-    // Several threads, each with its own.
-    const Result expected = [&] {
-        ttt4as::Segmenter segmenter;
-        return run(segmenter, images[0]);
-    }();
-    std::vector<std::thread> callers;
-    for (int c = 0; c < 3; ++c) {
-        callers.emplace_back([&] {
-            ttt4as::Segmenter segmenter;
-            for (int round = 0; round < 5; ++round) CHECK(same(run(segmenter, images[0]), expected));
-        });
-    }
-    for (auto& caller : callers) caller.join();
-
-    // What cannot be used.
-    Image in = image(32, 32, 8, 4, 4, 9);
-    ttt4as::Segmenter segmenter;
-    std::fill(in.map.begin(), in.map.end(), 1.5f);
-    Result constant = run(segmenter, in);
-    CHECK(constant.info.status == ttt4as::SegmentStatus::degenerate);
-    for (auto pixel : constant.mask) CHECK(pixel == 0);
-    in.map[17] = std::numeric_limits<float>::infinity();
-    CHECK(run(segmenter, in).info.bad == ttt4as::BadInput::anomaly_map);
-    in = image(32, 32, 8, 4, 4, 9);
-    in.features[5] = std::numeric_limits<float>::quiet_NaN();
-    CHECK(run(segmenter, in).info.bad == ttt4as::BadInput::features);
+    check_many_callers<ttt4as::Segmenter>(images[0]);
+    check_bad_input<ttt4as::Segmenter>();
     ttt4as::SegmenterOptions bad;
     bad.C = -1;
     CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::Segmenter(bad));
-    in.height = 0;
-    CHECK_THROWS(ttt4as::InvalidArgument, run(segmenter, in));
 
-    // The C functions: the same bits, and errors as codes.
-    const Image& plain = images[1];
     ttt4as_options options;
     ttt4as_default_options(&options);
-    ttt4as_segmenter* handle = ttt4as_segmenter_create(&options);
-    CHECK(handle);
-    Result c = run(segmenter, plain);
-    std::vector<std::uint8_t> mask(c.mask.size());
-    std::vector<float> decision(c.mask.size());
-    std::vector<std::int8_t> labels(c.mask.size());
-    CHECK(ttt4as_segment(handle, plain.map.data(), plain.height, plain.width, plain.features.data(), plain.channels,
-                         plain.fh, plain.fw, 0, mask.data(), decision.data(),
-                         labels.data()) == static_cast<int>(c.info.status));
-    CHECK(mask == c.mask && decision == c.decision && labels == c.labels);
-    CHECK(ttt4as_segment(handle, nullptr, 3, 3, nullptr, 1, 1, 1, 0, mask.data(), decision.data(), labels.data()) ==
-          TTT4AS_INVALID_ARGUMENT);
-    CHECK(ttt4as_last_error()[0] != '\0');
+    ttt4as::Segmenter segmenter;
+    check_c_functions(ttt4as_segmenter_create(&options), segmenter, images[1]);
     CHECK(ttt4as_segment(nullptr, nullptr, 3, 3, nullptr, 1, 1, 1, 0, nullptr, nullptr, nullptr) ==
           TTT4AS_INVALID_ARGUMENT);
     options.tol = 0;
     CHECK(!ttt4as_segmenter_create(&options));
-    ttt4as_segmenter_destroy(handle);
     ttt4as_segmenter_destroy(nullptr);
     return 0;
 }

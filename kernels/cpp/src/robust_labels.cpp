@@ -11,7 +11,7 @@ namespace {
 constexpr int kBins = 24, kSmoothing = 8;
 constexpr double kLowest = 0.2, kSteepest = 0.75;  // heights
 constexpr std::int64_t kEnough = 8, kHard = 8;
-constexpr double kWide = 0.75, kSize = 8, kLeastFactor = 0.7, kMostFactor = 1.3, kHighest = 0.93;
+constexpr double kWide = 0.75, kSize = 8, kLeastFactor = 0.7, kMostFactor = 1.3, kHighest = 0.93, kPlace = 0.25;
 constexpr std::uint32_t kRowStep = 3242174889u, kColStep = 2447445414u;
 
 std::int64_t lattice_size(std::int64_t n, std::int64_t step) { return (n - step / 2 + step - 1) / step; }
@@ -176,7 +176,7 @@ void RobustLabels<T>::anomalous(std::int64_t spacing, const RobustOptions& optio
         step /= 2;
         count = collect(step, in_core);
     }
-    const double stands_for = std::min(static_cast<double>(count), options.core_weight);
+    const double stands_for = std::min(kPlace * static_cast<double>(count), options.core_weight);
     const std::int64_t kept = std::min(count, options.n_core);
     take(places_.data(), count, kept, step, stands_for / static_cast<double>(kept), 1);
 }
@@ -210,7 +210,7 @@ void RobustLabels<T>::nominal(std::int64_t spacing, const RobustOptions& options
     }
     const std::int64_t n_rest = std::min(count - hard, limit - n_hard);
     const std::int64_t stood_for = (n_hard ? hard : 0) + (n_rest ? count - hard : 0);
-    const double share = std::min(static_cast<double>(count), options.background_weight);
+    const double share = std::min(kPlace * static_cast<double>(count), options.background_weight);
     const auto each = [&](std::int64_t part, std::int64_t kept) {
         return share * static_cast<double>(part) / static_cast<double>(stood_for * std::max<std::int64_t>(kept, 1));
     };

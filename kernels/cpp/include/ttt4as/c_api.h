@@ -6,6 +6,7 @@
 #ifndef TTT4AS_C_API_H
 #define TTT4AS_C_API_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(_WIN32)
@@ -39,6 +40,29 @@ typedef struct ttt4as_options {
     int32_t threads;         /* 0: the process's limit */
 } ttt4as_options;
 
+typedef struct ttt4as_robust_options { /* see ttt4as/robust.hpp */
+    double nominal_level;              /* NAN: not known */
+    double nominal_share;              /* [0, 0.99] */
+    double nominal_weight;             /* [0, 1] */
+    double height;                     /* [0.01, 0.99]; NAN: where the map is steepest */
+    double base_quantile;              /* [0, 1] */
+    double core;                       /* [0, 0.99] */
+    int64_t n_core;                    /* >= 1 */
+    int64_t n_background;              /* >= 1 */
+    double core_weight;                /* > 0 */
+    double background_weight;          /* > 0 */
+    double hard_share;                 /* [0, 1] */
+    double size_exponent;              /* [0, 2] */
+    int32_t standardize;               /* 0 or 1 */
+    int32_t recentre;                  /* 0 or 1 */
+    double score_weight;               /* >= 0 */
+    double C;                          /* > 0 */
+    int32_t loss;                      /* ttt4as_loss */
+    double tol;                        /* > 0 */
+    int32_t max_iter;                  /* >= 1 */
+    int32_t threads;                   /* 0: the process's limit */
+} ttt4as_robust_options;
+
 typedef struct ttt4as_segmenter ttt4as_segmenter;
 typedef struct ttt4as_knn_index ttt4as_knn_index;
 
@@ -50,9 +74,11 @@ TTT4AS_C_API int ttt4as_get_num_threads(void);
 TTT4AS_C_API void ttt4as_set_num_threads(int n);
 
 TTT4AS_C_API void ttt4as_default_options(ttt4as_options* options);
+TTT4AS_C_API void ttt4as_default_robust_options(ttt4as_robust_options* options);
 
-/* NULL options: the defaults. NULL on failure. */
+/* By the paper's labels, or by the robust preset's. NULL options: the defaults. NULL on failure. */
 TTT4AS_C_API ttt4as_segmenter* ttt4as_segmenter_create(const ttt4as_options* options);
+TTT4AS_C_API ttt4as_segmenter* ttt4as_robust_segmenter_create(const ttt4as_robust_options* options);
 TTT4AS_C_API void ttt4as_segmenter_destroy(ttt4as_segmenter* segmenter);
 
 /* anomaly_map (height, width) and features (channels, feature_height, feature_width), or with channels_last
@@ -66,6 +92,16 @@ TTT4AS_C_API int ttt4as_segment(ttt4as_segmenter* segmenter, const float* anomal
 /* An index over bank (rows, cols), which must outlive it. NULL on failure. */
 TTT4AS_C_API ttt4as_knn_index* ttt4as_knn_create(const float* bank, int64_t rows, int64_t cols, int threads);
 TTT4AS_C_API void ttt4as_knn_destroy(ttt4as_knn_index* index);
+
+/* Hands what was prepared to sink, piece after piece: one block of bytes. Anything but 0 from sink stops it, and is
+ * what ttt4as_knn_save returns, so let it be positive. */
+typedef int (*ttt4as_sink)(void* context, const void* data, size_t bytes);
+TTT4AS_C_API int ttt4as_knn_save(const ttt4as_knn_index* index, ttt4as_sink sink, void* context);
+
+/* The index again from that block, aligned to 64 bytes, and the same bank; both must outlive it and may be
+ * memory-mapped. verify 0 leaves out the checksum over most of the block, which reads all of it. NULL on failure. */
+TTT4AS_C_API ttt4as_knn_index* ttt4as_knn_open(const float* bank, int64_t rows, int64_t cols, const void* prepared,
+                                               size_t bytes, int verify);
 
 /* query (rows, cols as the bank) -> distances and indices of the k nearest rows of the bank, (rows, k), nearest first.
  * Returns 0, or a ttt4as_error. Safe from many threads. */

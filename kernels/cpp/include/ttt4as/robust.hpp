@@ -19,13 +19,13 @@ struct RobustOptions {
     std::optional<double> height;  // of the map's own level on the way from background to peak: else the steepest
     double base_quantile = 0.25;   // of the map, which counts as background
     double core = 0.3;             // share of the way from level to peak above which samples are anomalous
-    std::int64_t n_core = 50, n_background = 150;       // samples at most
-    double core_weight = 200, background_weight = 800;  // what each class counts for at most
-    double hard_share = 0.5;                            // of the nominal samples, from the eighth of the highest scores
-    double size_exponent = 0.3;                         // by which the width of the peak moves the levels
-    bool standardize = true;                            // each channel by its mean and deviation in the image
-    bool recentre = true;                               // the SVM's decision, to means of 1 and -1 over its samples
-    double score_weight = 1;                            // of the score in the decision
+    std::int64_t n_core = 50, n_background = 150;      // samples at most
+    double core_weight = 50, background_weight = 400;  // what each class counts for at most
+    double hard_share = 0.5;                           // of the nominal samples, from the eighth of the highest scores
+    double size_exponent = 0.3;                        // by which the width of the peak moves the levels
+    bool standardize = true;                           // each channel by its mean and deviation in the image
+    bool recentre = true;                              // the SVM's decision, to means of 1 and -1 over its samples
+    double score_weight = 1;                           // of the score in the decision
     double C = 1e-3;
     Loss loss = Loss::squared_hinge;
     double tol = 1e-4;
@@ -35,8 +35,8 @@ struct RobustOptions {
 
 // As BasicSegmenter: one image after another in memory that it keeps, one thread at a time, the same bits on any number
 // of threads. `candidates` of the input are not used; `tau` of the result is the level. That memory is at most the
-// samples' features, 20 bytes for each place of a lattice of half a feature cell (of a pixel, where cells are smaller),
-// 24 bytes a channel and 8 a feature position, and 2 MiB.
+// samples' features, 40 bytes for each place of a lattice of half a feature cell (of a pixel, where cells are smaller),
+// 12 a feature position, 24 a row or column, 400 a channel, and 4 MiB.
 template <class T>
 class TTT4AS_API BasicRobustSegmenter {
   public:

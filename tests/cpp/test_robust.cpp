@@ -1,0 +1,51 @@
+// The robust preset, held to images.hpp. Parity with the reference is held from Python.
+#include "images.hpp"
+#include "ttt4as/robust.hpp"
+
+int main() {
+    ttt4as::set_num_threads(4);
+    // The lattice of half a cell has at most four places for each position of the features, or the map's pixels.
+    const auto memory = [](const Image& in, std::size_t samples) {
+        const auto channels = static_cast<std::size_t>(in.channels);
+        const std::size_t lattice = std::min(in.map.size(), 20 * static_cast<std::size_t>(in.fh * in.fw));
+        return samples * (channels + 16) * sizeof(float) + 40 * lattice + 12 * static_cast<std::size_t>(in.fh * in.fw) +
+               24 * static_cast<std::size_t>(in.height + in.width) + 400 * channels + (std::size_t(4) << 20);
+    };
+    const std::vector<Image> images = awkward_images();
+    for (const Image& in : images) {
+        for (ttt4as::Loss loss : {ttt4as::Loss::squared_hinge, ttt4as::Loss::hinge}) {
+            for (bool standardize : {true, false}) {
+                ttt4as::RobustOptions options;
+                options.loss = loss;
+                options.standardize = standardize;
+                const bool exact = standardize && loss == ttt4as::Loss::squared_hinge;
+                if (exact) options.tol = 1e-8;
+                options.threads = 1;
+                ttt4as::RobustSegmenter one(options);
+                options.threads = 4;
+                ttt4as::RobustSegmenter four(options);
+                check_segmenter(one, four, in, memory, exact ? 2e-3f : 1e30f);
+            }
+        }
+    }
+    check_many_callers<ttt4as::RobustSegmenter>(images[0]);
+    check_bad_input<ttt4as::RobustSegmenter>();
+    ttt4as::RobustOptions bad;
+    bad.hard_share = 2;
+    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::RobustSegmenter(bad));
+
+    ttt4as_robust_options options;
+    ttt4as_default_robust_options(&options);
+    CHECK(std::isnan(options.nominal_level) && std::isnan(options.height));
+    ttt4as::RobustSegmenter segmenter;
+    check_c_functions(ttt4as_robust_segmenter_create(&options), segmenter, images[1]);
+    ttt4as::RobustOptions calibrated;
+    options.nominal_level = *(calibrated.nominal_level = 0.4);
+    options.height = *(calibrated.height = 0.6);
+    options.recentre = calibrated.recentre = false;
+    segmenter.set_options(calibrated);
+    check_c_functions(ttt4as_robust_segmenter_create(&options), segmenter, images[1]);
+    options.recentre = 2;
+    CHECK(!ttt4as_robust_segmenter_create(&options));
+    return 0;
+}
