@@ -24,6 +24,7 @@ from .headline import backend_of
 from .results_file import RESULTS, Progress, result, save, silent
 
 TITLE = "CPU: each operation against its peers"
+_DENSE_PIXELS = 320 * 320  # of the largest map whose dense features the reference can hold
 _PICKS_CHECKED = 200  # of a coreset, against plain greedy in float64, which needs seconds for them
 _PICKS_TIMED = (20, 120)  # of a peer that would need minutes for all: a pick costs the same each time
 
@@ -146,6 +147,35 @@ def _segment_rows(plan: Plan) -> Iterator[Row]:
             more["tail"] = latency.back_to_back(partial(segmenter, psi, deep), plan.calls)
         yield _row(
             "segment", workload.shape, recipe.name, recipe.version, found["ours"], found["peer"], verdict, goal, **more
+        )
+
+
+def _robust_rows(plan: Plan) -> Iterator[Row]:
+    """The robust preset beside the paper's, which it may cost three times."""
+    import ttt4as_fast
+    from ttt4as_fast import TTT4AS, kernels
+
+    paper, robust = TTT4AS(), TTT4AS(preset="robust")
+    for name, _ in plan.scenes:
+        workload = workloads.WORKLOADS[name]
+        scene = workloads.scene(workload, 1, plan.seed, plan.data)
+        psi, deep = scene.anomaly_map[0], scene.features[0]
+        if psi.size > _DENSE_PIXELS:
+            continue
+        want = kernels.segment_robust(psi, deep, backend="reference")
+        verdict = gate.check_mask(robust(psi, deep).pred_mask, want.pred_mask, 1e-3)
+        found = measure.by_turns(
+            {"peer": partial(paper, psi, deep), "ours": partial(robust, psi, deep)}, plan.seconds / 4
+        )
+        yield _row(
+            "segment_robust",
+            workload.shape,
+            "TTT4AS, preset paper",
+            ttt4as_fast.__version__,
+            found["ours"],
+            found["peer"],
+            verdict,
+            1 / 3,
         )
 
 
@@ -370,6 +400,7 @@ def _pipeline_rows(plan: Plan) -> Iterator[Row]:
 
 GROUPS: dict[str, Callable[[Plan], Iterator[Row]]] = {
     "segment": _segment_rows,
+    "segment_robust": _robust_rows,
     "linear_svm": _svm_rows,
     "knn": _knn_rows,
     "coreset": _coreset_rows,
