@@ -121,7 +121,7 @@ def test_runners_leave_what_was_measured_where(results: Path) -> None:
     kinds = [row["kind"] for row in contents["latency"]["rows"]]
     assert kinds.count("camera") == 2 and kinds.count("throughput") == 2 and "cold start" in kinds
     assert {row["operation"] for row in contents["cpu"]["rows"]} == {
-        *("segment", "linear_svm", "knn", "coreset", "peaks", "bilinear")
+        *("segment", "segment_robust", "linear_svm", "knn", "coreset", "peaks", "bilinear")
     }
 
 
