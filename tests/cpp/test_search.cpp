@@ -145,6 +145,17 @@ int main() {
         check_saved(index, bank, query);
         CHECK_THROWS(ttt4as::InvalidArgument, check_search(index, bank, query, 1501, 1));
     }
+    {
+        // Queries far out along one coordinate: no code reaches there, and all points are nearly as far away.
+        for (const std::int64_t dims : {20, 120}) {
+            const std::vector<float> bank = points(random, kNoise, 1500, dims);
+            const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), 1500, dims, dims});
+            std::vector<float> query = points(random, kNoise, 70, dims);
+            for (std::int64_t q = 0; q < 70; ++q) query[q * dims + q % dims] += q % 7 ? 5e3f : 2e18f;
+            check_search(index, bank, query, 5, 2);
+            CHECK(index.counts().dense > 35 && index.counts().unstructured >= index.counts().dense);
+        }
+    }
     CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(ttt4as::Matrix<const float>{nullptr, 0, 3, 3}));
     const float one = 1;
     CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::GreedyCoreset(ttt4as::Matrix<const float>{&one, 1, 1, 1}, 1));

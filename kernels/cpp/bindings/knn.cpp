@@ -100,6 +100,7 @@ void bind_knn(py::module_& module) {
                 py::dict result;
                 result["queries"] = counts.queries;
                 result["unstructured"] = counts.unstructured;
+                result["dense"] = counts.dense;
                 result["fine"] = counts.fine;
                 result["whole"] = counts.whole;
                 result["measured"] = counts.measured;

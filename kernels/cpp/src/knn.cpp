@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "knn_candidates.hpp"
+#include "knn_dense.hpp"
 #include "sketch.hpp"
 #include "ttt4as/threads.hpp"
 
@@ -21,6 +22,7 @@ namespace {
 // Many queries where the codes are those of all coordinates, which come from farther away.
 constexpr std::int64_t kGroup = 8, kSegment = 256;
 constexpr std::int64_t kRawGroup = 32, kRawSegment = 64;
+constexpr double kRawPatience = 1.0 / 16;       // a survivor costs as much as the products with as many points
 constexpr std::int64_t kProbes = 16;            // queries that tell whether a set of them has structure to use
 constexpr std::int64_t kRawColumns = 8192;      // more would overflow a key
 constexpr std::int64_t kWideColumns = 320;      // from here on two lines of fine codes a point pay
@@ -71,7 +73,7 @@ class KnnIndex::Impl {
     virtual void search(Matrix<const float>, std::int64_t, float*, std::int64_t*, int) const = 0;
     virtual void search(Matrix<const double>, std::int64_t, float*, std::int64_t*, int) const = 0;
 
-    mutable std::atomic<std::int64_t> queries{0}, unstructured{0}, fine{0}, whole{0}, measured{0};
+    mutable std::atomic<std::int64_t> queries{0}, unstructured{0}, dense{0}, fine{0}, whole{0}, measured{0};
 };
 
 namespace {
@@ -81,6 +83,7 @@ struct View {
     const Sketch* sketch;
     const Strips* strips;
     std::int64_t group, segment;
+    double patience;  // the share of the points that may be left over before a query is given up
 };
 
 template <class T>
@@ -119,7 +122,7 @@ class IndexOf final : public KnnIndex::Impl {
     std::int64_t dim() const noexcept override { return bank_.cols; }
     std::int64_t bytes() const noexcept override {
         std::lock_guard<std::mutex> lock(raw_mutex_);
-        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.bytes());
+        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.bytes() + lengths_.bytes());
     }
     void search(Matrix<const float> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
         run(q, k, d, i, threads);
@@ -223,9 +226,8 @@ class IndexOf final : public KnnIndex::Impl {
             (i == 0 || probe ? probes : others).push_back(i);
         }
         std::vector<std::uint8_t> hard(query.rows, 0);
-        const bool may_give_up = !raw_only_ && bank_.cols <= kRawColumns;
         const auto search_some = [&](const std::vector<std::int64_t>& which) {
-            pass(query, which, directions(), may_give_up ? &hard : nullptr, k, distances, indices, threads);
+            pass(query, which, directions(), hard, k, distances, indices, threads);
             for (const std::int64_t i : which) {
                 if (hard[i]) raw.push_back(i);
             }
@@ -239,10 +241,48 @@ class IndexOf final : public KnnIndex::Impl {
         }
         queries += query.rows;
         unstructured += static_cast<std::int64_t>(raw.size());
-        if (!raw.empty()) pass(query, raw, raw_view(threads), nullptr, k, distances, indices, threads);
+        if (raw.empty()) return;
+        std::vector<std::int64_t> rest;
+        if (!raw_only_ && bank_.cols <= kRawColumns) {
+            std::fill(hard.begin(), hard.end(), std::uint8_t{0});
+            pass(query, raw, raw_view(threads), hard, k, distances, indices, threads);
+            for (const std::int64_t i : raw) {
+                if (hard[i]) rest.push_back(i);
+            }
+        } else {
+            rest.swap(raw);
+        }
+        if (!rest.empty()) search_densely(query, rest, k, distances, indices, resolve_threads(threads));
     }
 
-    View directions() const { return {&sketch_, &strips_, kGroup, kSegment}; }
+    template <class Q>
+    void search_densely(Matrix<const Q> query, const std::vector<std::int64_t>& which, std::int64_t k, float* distances,
+                        std::int64_t* indices, int threads) const {
+        {
+            std::lock_guard<std::mutex> lock(raw_mutex_);
+            if (lengths_.size() == 0) {
+                lengths_.resize(static_cast<std::size_t>(bank_.rows));
+                measure_lengths(bank_, threads, lengths_.data());
+            }
+        }
+        std::atomic<std::int64_t> pairs{0};
+        dense_search(
+            bank_, lengths_.data(), query, which, k, threads,
+            [&](const double* row, std::int64_t id, double limit) {
+                pairs.fetch_add(1, std::memory_order_relaxed);
+                return measure(kernels_, row, bank_.row(id), bank_.cols, limit);
+            },
+            [&](std::int64_t id, Nearest& nearest) { nearest.write(distances + id * k, indices + id * k); });
+        dense += static_cast<std::int64_t>(which.size());
+        measured += pairs;
+    }
+
+    // A survivor costs about 60 cycles, the codes of all coordinates one for 64 of them.
+    View directions() const {
+        const double patience =
+            raw_only_ ? kRawPatience : static_cast<double>(std::min<std::int64_t>(bank_.cols, 1920)) / 3840;
+        return {&sketch_, &strips_, kGroup, kSegment, patience};
+    }
 
     // Codes of all coordinates, made when they are first needed.
     View raw_view(int threads) const {
@@ -251,11 +291,11 @@ class IndexOf final : public KnnIndex::Impl {
             raw_sketch_.fit_raw(bank_, threads);
             raw_strips_.build(raw_sketch_, bank_, {order_.data(), order_.data() + order_.size()}, threads);
         }
-        return {&raw_sketch_, &raw_strips_, kRawGroup, kRawSegment};
+        return {&raw_sketch_, &raw_strips_, kRawGroup, kRawSegment, kRawPatience};
     }
 
     template <class Q>
-    void pass(Matrix<const Q> query, const std::vector<std::int64_t>& which, View view, std::vector<std::uint8_t>* hard,
+    void pass(Matrix<const Q> query, const std::vector<std::int64_t>& which, View view, std::vector<std::uint8_t>& hard,
               std::int64_t k, float* distances, std::int64_t* indices, int threads) const {
         const std::int64_t count = static_cast<std::int64_t>(which.size());
         Lease lease(*this, resolve_threads(threads));
@@ -266,13 +306,8 @@ class IndexOf final : public KnnIndex::Impl {
             const int n = static_cast<int>(std::min(each, count - group * each));
             search_group(query, ids, n, view, hard, k, scratch[worker]);
             for (int q = 0; q < n; ++q) {
-                if (hard && (*hard)[ids[q]]) continue;
-                auto& heap = scratch[worker].nearest[q].heap;
-                std::sort_heap(heap.begin(), heap.end());
-                for (std::int64_t i = 0; i < k; ++i) {
-                    distances[ids[q] * k + i] = static_cast<float>(std::sqrt(heap[i].squared));
-                    indices[ids[q] * k + i] = heap[i].id;
-                }
+                if (hard[ids[q]]) continue;
+                scratch[worker].nearest[q].write(distances + ids[q] * k, indices + ids[q] * k);
             }
         });
         for (Scratch& part : scratch) {
@@ -284,7 +319,7 @@ class IndexOf final : public KnnIndex::Impl {
     }
 
     template <class Q>
-    void search_group(Matrix<const Q> query, const std::int64_t* ids, int n, View view, std::vector<std::uint8_t>* hard,
+    void search_group(Matrix<const Q> query, const std::int64_t* ids, int n, View view, std::vector<std::uint8_t>& hard,
                       std::int64_t k, Scratch& scratch) const {
         const std::int64_t columns = bank_.cols, dims = view.sketch->coarse_dims(), strips = view.strips->strips();
         const std::int64_t segment = std::min(view.segment, strips), stride = segment * kStrip;
@@ -317,9 +352,8 @@ class IndexOf final : public KnnIndex::Impl {
                 }
             }
             for (int q = 0; q < n; ++q) {
-                if (hard && (*hard)[ids[q]]) continue;
-                const bool done = search_segment(view, q, begin, here, stride, segment, hard != nullptr, scratch);
-                if (!done) (*hard)[ids[q]] = 1;
+                if (hard[ids[q]]) continue;
+                if (!search_segment(view, q, begin, here, stride, segment, scratch)) hard[ids[q]] = 1;
             }
         }
     }
@@ -339,7 +373,7 @@ class IndexOf final : public KnnIndex::Impl {
         const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
         const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
         if (wanted == 0) return true;
-        seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch) : kLeastKey;
+        seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch.order) : kLeastKey;
         std::int64_t count = 0;
         for (std::int64_t s = 0; s < strips; ++s) {
             if (best[s] < seen) continue;
@@ -353,9 +387,9 @@ class IndexOf final : public KnnIndex::Impl {
         return wanted < points;
     }
 
-    // Lets the points of one segment compete for query q. False if the bounds leave too much and `may_give_up`.
+    // Lets the points of one segment compete for query q. False if the bounds leave too much.
     bool search_segment(View view, int q, std::int64_t begin, std::int64_t strips, std::int64_t stride,
-                        std::int64_t segment, bool may_give_up, Scratch& scratch) const {
+                        std::int64_t segment, Scratch& scratch) const {
         const Encoded& encoded = scratch.encoded[q / kQuad];
         const int lane = q % kQuad;
         const std::int32_t* keys = scratch.keys.data() + q * stride;
@@ -371,9 +405,7 @@ class IndexOf final : public KnnIndex::Impl {
         // What the coarse bound leaves over.
         const double step = view.sketch->coarse_step(), scale = view.sketch->scale();
         const double reach = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
-        // A survivor costs about 60 cycles from here on, the codes of all coordinates one for 64 of them.
-        const std::int64_t most =
-            may_give_up ? 64 + points * std::min<std::int64_t>(bank_.cols, 1920) / 3840 : strips * kStrip;
+        const std::int64_t most = 64 + static_cast<std::int64_t>(view.patience * static_cast<double>(points));
         const std::int64_t fine_dims = view.sketch->fine_dims();
         std::int64_t left = 0;
         const double own = reach + encoded.coarse_error[lane], inverse = 1.0 / step;
@@ -444,30 +476,6 @@ class IndexOf final : public KnnIndex::Impl {
         }
     }
 
-    // A key that at least `wanted` of the points reach, and few more.
-    static std::int32_t nth_key(const std::int32_t* keys, const std::int32_t* best, std::int64_t strips,
-                                std::int64_t wanted, Scratch& scratch) {
-        if (wanted == 1) return *std::max_element(best, best + strips);
-        if (strips < 2 * wanted) {
-            scratch.order.assign(keys, keys + strips * kStrip);
-        } else if (wanted > 16) {  // each strip's best stands for it: as many points reach that key
-            scratch.order.assign(best, best + strips);
-        } else {
-            std::int32_t highest[16];  // falling
-            std::fill(highest, highest + wanted, std::numeric_limits<std::int32_t>::min());
-            for (std::int64_t s = 0; s < strips; ++s) {
-                if (best[s] <= highest[wanted - 1]) continue;
-                std::int64_t i = wanted - 1;
-                for (; i > 0 && highest[i - 1] < best[s]; --i) highest[i] = highest[i - 1];
-                highest[i] = best[s];
-            }
-            return highest[wanted - 1];
-        }
-        std::nth_element(scratch.order.begin(), scratch.order.begin() + (wanted - 1), scratch.order.end(),
-                         std::greater<std::int32_t>());
-        return scratch.order[wanted - 1];
-    }
-
     // What the fine bound leaves of the first `left` survivors -> scratch.candidates, nearest bound first.
     void rank(View view, int q, double level, std::int64_t left, Scratch& scratch) const {
         const Encoded& encoded = scratch.encoded[q / kQuad];
@@ -517,6 +525,7 @@ class IndexOf final : public KnnIndex::Impl {
     mutable std::mutex raw_mutex_;
     mutable Sketch raw_sketch_;
     mutable Strips raw_strips_;
+    mutable Buffer<double> lengths_;                // of the rows, once a query needs them
     static constexpr std::size_t kKeptScratch = 4;  // searches at once that leave theirs behind
     mutable std::mutex scratch_mutex_;
     mutable std::vector<std::unique_ptr<std::vector<Scratch>>> free_scratch_;
@@ -539,7 +548,7 @@ std::int64_t KnnIndex::dim() const noexcept { return impl_->dim(); }
 std::int64_t KnnIndex::bytes() const noexcept { return impl_->bytes(); }
 void KnnIndex::save(const std::function<void(const void*, std::size_t)>& sink) const { impl_->save(sink); }
 KnnIndex::Counts KnnIndex::counts() const noexcept {
-    return {impl_->queries, impl_->unstructured, impl_->fine, impl_->whole, impl_->measured};
+    return {impl_->queries, impl_->unstructured, impl_->dense, impl_->fine, impl_->whole, impl_->measured};
 }
 
 void KnnIndex::search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices,

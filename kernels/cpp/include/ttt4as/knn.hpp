@@ -6,7 +6,8 @@
 // 64 multiply-adds where the processor has VNNI; of what that leaves, 64 or 128 more bytes rule out most, and one byte
 // a coordinate almost all; the rest is measured, nearest bound first. A query for which the first bound leaves too much
 // is searched again with the bytes of all coordinates against the whole bank, which is what data without structure
-// needs.
+// needs; one that this does not help either, because it lies far outside the bank, by inner products within a bound of
+// their rounding.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +22,7 @@ namespace ttt4as {
 class TTT4AS_API KnnIndex {
   public:
     // The bank (rows >= 1, cols >= 1, finite) stays the caller's: it must outlive the index, and may be memory-mapped.
-    // The index adds 150 (from 320 columns on 214) + cols bytes a row, and cols more once a search has met a query
+    // The index adds 150 (from 320 columns on 214) + cols bytes a row, and cols + 8 more once a search has met a query
     // without structure.
     // Throws InvalidArgument, std::bad_alloc. T: float, double.
     explicit KnnIndex(Matrix<const float> bank, int threads = 0);
@@ -52,10 +53,11 @@ class TTT4AS_API KnnIndex {
     // the same byte order. Searches of other threads may go on.
     void save(const std::function<void(const void*, std::size_t)>& sink) const;
 
-    // How the pairs of the searches so far were decided, for tests and tuning: those the fine codes saw, those the
-    // codes of all coordinates saw, and those measured.
+    // How the queries and pairs of the searches so far were decided, for tests and tuning: queries whose structure did
+    // not help, and of these those that all coordinates' codes did not help; pairs the fine codes saw, those the codes
+    // of all coordinates saw, and those measured.
     struct Counts {
-        std::int64_t queries = 0, unstructured = 0, fine = 0, whole = 0, measured = 0;
+        std::int64_t queries = 0, unstructured = 0, dense = 0, fine = 0, whole = 0, measured = 0;
     };
     Counts counts() const noexcept;
 
