@@ -378,12 +378,23 @@ class IndexOf final : public KnnIndex::Impl {
         for (std::int64_t s = 0; s < strips; ++s) {
             if (best[s] < seen) continue;
             for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
-                const auto position = static_cast<std::int32_t>((begin + s) * kStrip + __builtin_ctzll(hits));
-                scratch.positions[count++] = position;
-                fetch(bank_.row(order_[position]), kFirstLines);
+                const std::int64_t at = s * kStrip + __builtin_ctzll(hits);
+                scratch.positions[count] = static_cast<std::int32_t>(begin * kStrip + at);
+                scratch.survivor_keys[count++] = keys[at];
             }
         }
-        for (std::int64_t i = 0; i < count; ++i) measure_at(q, scratch.positions[i], scratch);
+        if (2 * wanted < count) {  // the bounds may rule out the others yet
+            scratch.order.assign(scratch.survivor_keys.data(), scratch.survivor_keys.data() + count);
+            std::nth_element(scratch.order.begin(), scratch.order.begin() + (2 * wanted - 1), scratch.order.end(),
+                             std::greater<std::int32_t>());
+            seen = scratch.order[2 * wanted - 1];
+        }
+        for (std::int64_t i = 0; i < count; ++i) {
+            if (scratch.survivor_keys[i] >= seen) fetch(bank_.row(order_[scratch.positions[i]]), kFirstLines);
+        }
+        for (std::int64_t i = 0; i < count; ++i) {
+            if (scratch.survivor_keys[i] >= seen) measure_at(q, scratch.positions[i], scratch);
+        }
         return wanted < points;
     }
 
