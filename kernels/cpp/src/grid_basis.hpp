@@ -40,7 +40,7 @@ class GridBasis {
     // once, and rows * dims values written.
     void gather(const PointMatrix<T>& features, const GridSamples<T>& grid, std::int64_t n_anomalous) {
         rows_ = n_touched_ + grid.n - n_anomalous;
-        stride_ = padded(features.dims);
+        stride_ = spaced(features.dims);
         vectors_.resize(static_cast<std::size_t>(rows_ * stride_));
         const std::int64_t tasks = (features.dims + kChannels - 1) / kChannels;
         const std::int64_t move = features.channels_first ? features.stride : 1;

@@ -13,6 +13,10 @@ namespace ttt4as {
 
 inline std::int64_t padded(std::int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
+// From one vector to the next where several are read side by side: `padded`, and an odd number of cache lines of
+// floats, because lines a power of two apart share a place in the first cache.
+inline std::int64_t spaced(std::int64_t n) { return padded(n) + (padded(n) / kPad % 2 ? 0 : kPad); }
+
 // A vector with zeros up to a multiple of kPad.
 template <class X>
 X* padded_vector(Buffer<X>& buffer, std::int64_t n) {
@@ -54,6 +58,11 @@ class PointMatrix {
             by_columns(u, w, points);
         }
     }
+    // w = sum_k u[k] x_some[k] of `count` points given as rows. `u` is padded.
+    template <class X>
+    void from_some(const std::int32_t* some, std::int64_t count, const X* u, double* w) const {
+        by_columns(u, w, count, some);
+    }
     // out[r * out_stride + p] = x_p . q_r for r < count, kMaxRhs vectors at a time: vector r lies in batch r / kMaxRhs
     // of `q`, which are batch_size(kMaxRhs) apart and laid out by `batch_at`. A piece of the points stays in the cache
     // for all batches.
@@ -68,7 +77,7 @@ class PointMatrix {
                 if (channels_first) {
                     kernels.transposed[table_index(n)](data, stride, dims, nullptr, begin, end, batch, to, out_stride);
                 } else {
-                    kernels.product[table_index(n)](data, stride, dims, nullptr, begin, end, batch, padded(dims), to,
+                    kernels.product[table_index(n)](data, stride, dims, nullptr, begin, end, batch, spaced(dims), to,
                                                     out_stride);
                 }
             }
@@ -116,9 +125,9 @@ class PointMatrix {
     static int batch_width(int left) { return left <= 1 ? 1 : left <= 2 ? 2 : left <= 4 ? 4 : 8; }
     // Where feature c of vector r of a batch of n lies.
     std::int64_t batch_at(int r, int n, std::int64_t c) const {
-        return channels_first ? c * n + r : r * padded(dims) + c;
+        return channels_first ? c * n + r : r * spaced(dims) + c;
     }
-    std::int64_t batch_size(int n) const { return n * padded(dims); }
+    std::int64_t batch_size(int n) const { return n * spaced(dims); }
 
   private:
     static constexpr std::int64_t kSerial =
@@ -144,13 +153,14 @@ class PointMatrix {
     }
     // The vector times the matrix's rows.
     template <class X>
-    void by_columns(const X* x, double* out, std::int64_t rows) const {
+    void by_columns(const X* x, double* out, std::int64_t rows, const std::int32_t* some = nullptr) const {
         const std::int64_t cols = channels_first ? points : dims;
         const std::int64_t length = channels_first ? dims : rows;
         const auto kernel = linear_kernels<T, X>().transposed[0];
-        split(cols, 128, length * cols, [&](std::int64_t begin, std::int64_t end) {
-            kernel(data, stride, length, nullptr, begin, end, x, out, 0);
-        });
+        // A column's sum is the same wherever the columns are cut: as long pieces as there are threads to take them.
+        const std::int64_t grain = std::max<std::int64_t>(128, (cols / std::max(threads, 1) + 63) / 64 * 64);
+        split(cols, grain, length * cols,
+              [&](std::int64_t begin, std::int64_t end) { kernel(data, stride, length, some, begin, end, x, out, 0); });
     }
 };
 

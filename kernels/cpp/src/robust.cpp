@@ -118,7 +118,7 @@ bool BasicRobustSegmenter<T>::State::standard(const PointMatrix<T>& features, st
 // The samples' features, standardised, a row each; false if the features are not finite.
 template <class T>
 bool BasicRobustSegmenter<T>::State::gather(const PointMatrix<T>& features) {
-    const std::int64_t stride = padded(features.dims), tasks = (features.dims + kChannels - 1) / kChannels;
+    const std::int64_t stride = spaced(features.dims), tasks = (features.dims + kChannels - 1) / kChannels;
     const std::int64_t move = features.channels_first ? features.stride : 1;
     const std::int64_t step = features.channels_first ? 1 : features.stride;
     const auto n_touched = static_cast<std::int64_t>(touched.size());
@@ -163,11 +163,16 @@ template <class T>
 SvmResult BasicRobustSegmenter<T>::State::train() {
     solver.points.data = samples.data();
     solver.points.channels_first = false;
-    solver.points.stride = padded(solver.points.dims);
+    solver.points.stride = spaced(solver.points.dims);
     solver.points.points = solver.samples.n = labels.n;
     solver.labels = labels.sides.data();
     solver.sample_weight = labels.weights.data();
-    solver.magnitude = static_cast<double>(max_abs_kernel<T>()(samples.data(), labels.n * solver.points.stride));
+    T magnitude = 0;
+    for (std::int64_t i = 0; i < labels.n; ++i) {
+        magnitude =
+            std::max(magnitude, max_abs_kernel<T>()(samples.data() + i * solver.points.stride, solver.points.dims));
+    }
+    solver.magnitude = static_cast<double>(magnitude);
     solver.most_bytes = kMostSolver;
     SvmOptions svm;
     svm.C = options.C;

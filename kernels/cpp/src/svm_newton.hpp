@@ -15,7 +15,7 @@ namespace ttt4as {
 // the penalty.
 template <class T, class Samples>
 double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
-    std::fill(u_.data(), u_.data() + points.points, 0.0);
+    if (!Samples::kIsPoint) std::fill(u_.data(), u_.data() + points.points, 0.0);
     double sum = 0, pull = 0, penalty = 0;
     std::int64_t active = 0;
     for (std::int64_t i = 0; i < n_; ++i) {
@@ -23,18 +23,31 @@ double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
         const double c = weight(i);
         curvature_[i] = m > 0 ? 2 * c : 0.0;
         if (!(curvature_[i] > 0)) continue;
-        active_[active++] = static_cast<std::int32_t>(i);
         const double a = 2 * c * m;
-        samples.scatter(i, a * labels[i], u_.data());
+        if constexpr (Samples::kIsPoint) {
+            u_[active] = a * labels[i];
+        } else {
+            samples.scatter(i, a * labels[i], u_.data());
+        }
+        active_[active++] = static_cast<std::int32_t>(i);
         sum += a;
         pull += a * labels[i];
         penalty += a * m;  // a^2 / (2 C)
     }
+    const std::int64_t n_vectors = Samples::kIsPoint ? active : points.points;
+    const auto sum_up = [&](const auto* u) {
+        if constexpr (Samples::kIsPoint) {
+            points.from_some(active_.data(), active, u, dual_w_.data());
+        } else {
+            points.from_points(u, dual_w_.data());
+        }
+    };
     if (exact_) {
-        points.from_points(u_.data(), dual_w_.data());
+        std::fill(u_.data() + n_vectors, u_.data() + padded(n_vectors), 0.0);
+        sum_up(u_.data());
     } else {
-        const double down = narrow(u_.data(), points.points, vector_points_);
-        points.from_points(vector_points_.data(), dual_w_.data());
+        const double down = narrow(u_.data(), n_vectors, vector_points_);
+        sum_up(vector_points_.data());
         for (std::int64_t c = 0; c < points.dims; ++c) dual_w_[c] *= 1 / down;
     }
     if (sigma_ != 1) {
@@ -95,42 +108,16 @@ void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, 
     out[dims] = p[dims] + pull * sigma_;
 }
 
-// The Hessian's Cholesky factor, where samples are points: 8 columns a pass.
+// v_ = x_p . p: as precise as is needed now.
 template <class T, class Samples>
-void SvmSolver<T, Samples>::factor_hessian(std::int64_t active) {
-    const std::int64_t dims = points.dims, side = dims + 1, stride = padded(side);
-    hessian_.resize(static_cast<std::size_t>((side + kBatch) * stride));
-    factored_ = false;
-    const auto kernel = linear_kernels<T, T>().transposed[3];
-    const std::int64_t panels = (dims + kBatch - 1) / kBatch;
-    panel_.resize(static_cast<std::size_t>(points.threads * active * kBatch));
-    parallel_for(panels, points.threads, [&](std::int64_t task, int worker) {
-        // Long rows first, so that the last tasks are short.
-        const std::int64_t first = (panels - 1 - task) * kBatch;
-        T* panel = panel_.data() + worker * active * kBatch;
-        for (std::int64_t k = 0; k < active; ++k) {
-            const std::int64_t i = active_[k];
-            const double factor = 2 * weight(i) * sigma_ * sigma_;
-            const T* row = points.data + i * points.stride;
-            for (int r = 0; r < kBatch; ++r) {
-                panel[k * kBatch + r] = first + r < dims ? static_cast<T>(factor * row[first + r]) : T(0);
-            }
-        }
-        kernel(points.data, points.stride, active, active_.data(), 0, std::min(dims, first + kBatch), panel,
-               hessian_.data() + first * stride, stride);
-    });
-    double* last = hessian_.data() + dims * stride;
-    std::fill(last, last + side, 0.0);
-    for (std::int64_t k = 0; k < active; ++k) {
-        const std::int64_t i = active_[k];
-        const double factor = 2 * weight(i) * sigma_ * sigma_;
-        const T* row = points.data + i * points.stride;
-        for (std::int64_t c = 0; c < dims; ++c) last[c] += factor * static_cast<double>(row[c]);
-        last[dims] += factor;
+void SvmSolver<T, Samples>::to_points(const Buffer<double>& p) {
+    if (exact_) {
+        points.to_points(p.data(), v_.data());
+        return;
     }
-    for (std::int64_t c = 0; c < side; ++c) hessian_[c * stride + c] += 1;
-    svm_kernels().cholesky(hessian_.data(), 0, side, stride);
-    factored_ = true;
+    const double up = 1 / narrow(p.data(), points.dims, vector_);
+    points.to_points(vector_.data(), v_.data());
+    for (std::int64_t k = 0; k < points.points; ++k) v_[k] *= up;
 }
 
 // step_ = -inverse(H) gradient to a relative residual of `tolerance`.
@@ -143,7 +130,7 @@ void SvmSolver<T, Samples>::conjugate_gradients(double tolerance, std::int64_t a
     residual_[points.dims] = -gradient_b_;
     const auto precondition = [&] {
         std::copy(residual_.data(), residual_.data() + side, solved_.data());
-        if (factored_) kernels.solve(hessian_.data(), side, padded(side), solved_.data());
+        if (hessian_) hessian_.solve(points, solved_.data());
     };
     precondition();
     std::copy(solved_.data(), solved_.data() + side, direction_.data());
@@ -249,12 +236,15 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
     padded_vector(vector_points_, points.points);
     v_.resize(static_cast<std::size_t>(points.points));
     for (Buffer<double>* buffer : {&f_step_, &curvature_}) buffer->resize(static_cast<std::size_t>(n_));
-    if constexpr (Samples::kIsPoint) gathered_.resize(static_cast<std::size_t>(n_));
+    if constexpr (Samples::kIsPoint) {
+        gathered_.resize(static_cast<std::size_t>(n_));
+        square_ = coupling() / (2 * cost_);
+    }
     active_.resize(static_cast<std::size_t>(n_));
-    factored_ = false;
+    hessian_.forget();
     exact_ = sizeof(T) == 8;
     double last_gap = std::numeric_limits<double>::infinity();
-    bool first = true;
+    int unaided = 0;  // conjugate gradient iterations of the last step without a factor
     int stalls = 0;
     double last_objective = std::numeric_limits<double>::infinity();
     if (norm2(w.data()) > 0) {
@@ -284,22 +274,28 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         }
         ++result_.n_iter;
         // Conjugate gradients that took longer than forming and factoring the Hessian would: do that.
+        hessian_.forget();
         if constexpr (Samples::kIsPoint) {
-            const double form = static_cast<double>(active) * dims * dims / 2 / kFormSpeed;
-            const double factor = static_cast<double>(dims) * dims * dims / 6 / kFactorSpeed;
-            const double pass = 2.0 * static_cast<double>(active) * dims;
-            if (!first && inner_ * pass > form + factor && dims <= kMostHessian) factor_hessian(active);
+            if (sigma_ == 1) {
+                const double spent = 2.0 * unaided * static_cast<double>(active * dims);
+                double least = std::numeric_limits<double>::infinity();
+                for (std::int64_t k = 0; k < active; ++k) least = std::min(least, curvature_[active_[k]]);
+                if (spent > HessianFactor<T>::cost(active, dims, least, square_)) {
+                    hessian_.factor(
+                        points, active_.data(), active, [&](std::int32_t i) { return 2 * weight(i); }, least, square_);
+                }
+            }
         }
-        first = false;
         // Near the optimum the gap falls with the square of the residual; before, the active set changes anyway.
         const bool settled = last_gap < 0.1 && gap < 0.5 * last_gap;
-        const double rough = factored_ ? 1e-3 : 0.1;  // with a good preconditioner a good direction is cheap
+        const double rough = hessian_ ? 1e-3 : 0.1;  // a factor makes a good direction cheap
         conjugate_gradients(settled ? std::clamp(std::sqrt(0.2 * aim / gap), 1e-4, rough) : rough, active);
         result_.passes += inner_;
+        if (!hessian_) unaided = inner_;
         last_gap = gap;
         const double* moved = gathered_.data();  // x_p . step
         if (!step_is_gathered(active)) {
-            points.to_points(step_.data(), v_.data());
+            to_points(step_);
             moved = v_.data();
         }
         for (std::int64_t i = 0; i < n_; ++i) f_step_[i] = samples.value(i, moved) * sigma_ + step_b_ * sigma_;

@@ -28,6 +28,7 @@
 
 #include "point_matrix.hpp"
 #include "svm_kernels.hpp"
+#include "svm_preconditioner.hpp"
 #include "ttt4as/svm.hpp"
 
 namespace ttt4as {
@@ -86,7 +87,7 @@ class SvmSolver {
     std::size_t memory() const noexcept {
         std::size_t bytes = rows_.bytes() + batch_.bytes() + sample_.bytes() + vector_.bytes() +
                             vector_points_.bytes() + round_trip_.turned.bytes() + subset_labels_.bytes() +
-                            panel_.bytes() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
+                            hessian_.memory() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
                             order_.bytes() + in_set_.bytes() + state_.bytes();
         for (const Buffer<double>* buffer : {&w,
                                              &values,
@@ -117,7 +118,6 @@ class SvmSolver {
                                              &dual_w_,
                                              &solved_,
                                              &f_step_,
-                                             &hessian_,
                                              &curvature_,
                                              &gathered_,
                                              &round_trip_.sums,
@@ -192,10 +192,7 @@ class SvmSolver {
     static constexpr std::int64_t kLarge = 1000;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
-    static constexpr int kMostInner = 2000;             // conjugate gradient iterations in one Newton step
-    static constexpr std::int64_t kMostHessian = 4096;  // dims up to which the Hessian may be formed
-    // Multiply-adds a unit of time, next to those of a conjugate gradient pass: measured, see benchmarks.
-    static constexpr double kFormSpeed = 4, kFactorSpeed = 1;
+    static constexpr int kMostInner = 2000;  // conjugate gradient iterations in one Newton step
 
     // f = samples' values of `v` (points) plus b; the weighted losses, summed in a fixed order.
     double scan(const double* v, double bias) {
@@ -567,8 +564,8 @@ class SvmSolver {
     bool most_active(std::int64_t active) const { return 2 * active > n_; }
     bool step_is_gathered(std::int64_t active) const { return Samples::kIsPoint && !exact_ && most_active(active); }
     void apply_hessian(const double* p, std::int64_t active, double* out);
+    void to_points(const Buffer<double>& p);
     double line_search();
-    void factor_hessian(std::int64_t active);
     void coordinate();
 
     SvmResult finish() {
@@ -607,8 +604,8 @@ class SvmSolver {
     Buffer<std::uint8_t> in_set_, state_;
 
     // newton
-    Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_, hessian_;
-    Buffer<T> vector_, vector_points_, panel_;
+    Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_;
+    Buffer<T> vector_, vector_points_;
     Buffer<std::int32_t> active_;
     Buffer<double> curvature_, gathered_;
     typename PointMatrix<T>::RoundTrip round_trip_;
@@ -622,7 +619,8 @@ class SvmSolver {
         const std::int8_t* labels;
         const double* sample_weight;
     };
-    bool factored_ = false;  // hessian_ holds a Cholesky factor of the Hessian, of this or an earlier step
+    HessianFactor<T> hessian_;  // of this step or an earlier one
+    double square_ = 0;        // |x|^2 of a typical sample
 
     // coordinate
     Buffer<double> alpha_;

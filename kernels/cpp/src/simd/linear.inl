@@ -144,11 +144,60 @@ TTT4AS_INLINE void transposed_block(const T* m, std::int64_t stride, const std::
     }
 }
 
+// One vector: whole rows are read, a few at a time, into sums that stay in the first cache. Reading down the columns
+// instead, rows a power of two apart would share its lines.
+template <class T, class X>
+void transposed_one(const T* m, std::int64_t stride, std::int64_t n, const std::int32_t* rows, std::int64_t begin,
+                    std::int64_t end, const X* x, double* out) {
+    using L = Lane<T, X>;
+    using V = typename L::V;
+    using Scalar = typename L::Scalar;
+    constexpr std::int64_t kColumns = 1024;
+    constexpr int kRows = 8;
+    alignas(64) Scalar sums[kColumns];
+    for (std::int64_t p = begin; p < end; ++p) out[p] = 0.0;
+    for (std::int64_t p0 = begin; p0 < end; p0 += kColumns) {
+        const std::int64_t width = end - p0 < kColumns ? end - p0 : kColumns, whole = width / L::N * L::N;
+        for (std::int64_t i0 = 0; i0 < n; i0 += kRowStretch) {
+            const std::int64_t i1 = i0 + kRowStretch < n ? i0 + kRowStretch : n;
+            for (std::int64_t p = 0; p < width; ++p) sums[p] = 0;
+            std::int64_t i = i0;
+            for (; i + kRows <= i1; i += kRows) {
+                const T* row[kRows];
+                V s[kRows];
+#pragma GCC unroll 8
+                for (int k = 0; k < kRows; ++k) {
+                    row[k] = m + row_of(rows, i + k) * stride + p0;
+                    s[k] = L::splat(x[i + k]);
+                }
+                for (std::int64_t p = 0; p < whole; p += L::N) {
+                    V sum = load<V>(sums + p);
+#pragma GCC unroll 8
+                    for (int k = 0; k < kRows; ++k) sum += L::matrix(row[k] + p) * s[k];
+                    store(sums + p, sum);
+                }
+                for (std::int64_t p = whole; p < width; ++p) {
+                    for (int k = 0; k < kRows; ++k) sums[p] += static_cast<Scalar>(row[k][p]) * x[i + k];
+                }
+            }
+            for (; i < i1; ++i) {
+                const T* row = m + row_of(rows, i) * stride + p0;
+                const V s = L::splat(x[i]);
+                for (std::int64_t p = 0; p < whole; p += L::N)
+                    store(sums + p, load<V>(sums + p) + L::matrix(row + p) * s);
+                for (std::int64_t p = whole; p < width; ++p) sums[p] += static_cast<Scalar>(row[p]) * x[i];
+            }
+            for (std::int64_t p = 0; p < width; ++p) out[p0 + p] += static_cast<double>(sums[p]);
+        }
+    }
+}
+
 template <class T, class X, int R>
 void transposed(const T* m, std::int64_t stride, std::int64_t n, const std::int32_t* rows, std::int64_t begin,
                 std::int64_t end, const X* x, double* out, std::int64_t out_stride) {
+    if constexpr (R == 1) return transposed_one<T, X>(m, stride, n, rows, begin, end, x, out);
     using L = Lane<T, X>;
-    constexpr int P = R == 1 ? 4 : (kRegisters / R > 4 ? 4 : (kRegisters / R > 0 ? kRegisters / R : 1));
+    constexpr int P = kRegisters / R > 4 ? 4 : (kRegisters / R > 0 ? kRegisters / R : 1);
     constexpr std::int64_t kWide = P * L::N;
     for (int r = 0; r < R; ++r)
         for (std::int64_t p = begin; p < end; ++p) out[r * out_stride + p] = 0.0;
