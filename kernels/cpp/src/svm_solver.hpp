@@ -13,9 +13,9 @@
 //
 // The rule (see `solve`), measured on features of an EfficientNet, raw and standardised: newton for the squared hinge
 // if 2 C |x|^2 < 8 (nearly all samples are support vectors, and the Hessian is near the identity; < n / 10 for n > 1000
-// samples given as points), if there are more than 4 such samples a feature (they are not separable), or if
-// 2 C |x|^2 > 1e9 (a hard margin to within rounding); working_set otherwise, as long as its set fits its memory. The
-// other routes take over from there.
+// samples given as points), or if 2 C |x|^2 > 1e9 (a hard margin to within rounding); working_set otherwise, as long as
+// its set fits its memory, or, with more than 4 samples a feature, has at most 160: samples that can be separated need
+// no more, and others far more. The other routes take over from there.
 //
 // Whatever the route, the duality gap is computed at the end from w itself with every product in double.
 #pragma once
@@ -59,7 +59,8 @@ class SvmSolver {
             const bool many = Samples::kIsPoint && n_ > 4 * points.dims;
             const bool small = capacity_ >= n_ && n_ <= 64;
             const double weak = Samples::kIsPoint && n_ > kLarge ? kWeakPerSample * static_cast<double>(n_) : kWeak;
-            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && (many || coupling() < weak)));
+            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && coupling() < weak));
+            if (many && squared_) capacity_ = std::min(capacity_, kFew);
             const bool strong = squared_ && coupling() > kStrong;
             route = newton || strong ? fallback() : SvmRoute::working_set;
         }
@@ -189,7 +190,7 @@ class SvmSolver {
         return 2 * cost_ * norm;
     }
     static constexpr double kWeak = 8, kWeakPerSample = 0.1, kStrong = 1e9;
-    static constexpr std::int64_t kLarge = 1000;
+    static constexpr std::int64_t kLarge = 1000, kFew = 160;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
     static constexpr int kMostInner = 2000;  // conjugate gradient iterations in one Newton step
@@ -620,7 +621,7 @@ class SvmSolver {
         const double* sample_weight;
     };
     HessianFactor<T> hessian_;  // of this step or an earlier one
-    double square_ = 0;        // |x|^2 of a typical sample
+    double square_ = 0;         // |x|^2 of a typical sample
 
     // coordinate
     Buffer<double> alpha_;
