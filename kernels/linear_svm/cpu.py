@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import native
+from .. import arrays, native
 from . import LinearSVMResult
 
 ARRAYS = "numpy"
+CHECKS_FINITE = True
+"""Non-finite samples are found on the way and raise as `arrays.check_finite` does."""
 
 
 def unavailable(device: str) -> str | None:
@@ -34,7 +36,11 @@ def fit(
     """``n_iter`` counts working set rounds, Newton steps or epochs. `initial`: coef and intercept to start from."""
     X = X.astype(np.float32 if X.dtype.itemsize < 4 else X.dtype.newbyteorder("="), copy=False)
     most = min(max_iter, np.iinfo(np.int32).max)
-    coef, intercept, n_iter, gap, converged, *_ = native.core().fit_linear_svm(
-        X, y, C, loss, tol, most, sample_weight, initial, native.threads()
-    )
+    try:
+        coef, intercept, n_iter, gap, converged, *_ = native.core().fit_linear_svm(
+            X, y, C, loss, tol, most, sample_weight, initial, native.threads()
+        )
+    except ValueError:
+        arrays.check_finite(X, "X")  # says where
+        raise
     return LinearSVMResult(coef, intercept, n_iter, gap, converged)

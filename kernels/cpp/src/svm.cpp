@@ -1,6 +1,7 @@
 // LinearSvm: the solver on samples given as a matrix.
 #include "ttt4as/svm.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -14,6 +15,8 @@ template <class T>
 struct LinearSvm<T>::State {
     SvmSolver<T, PointSamples<T>> solver;
     Buffer<std::int8_t> labels;
+    Buffer<T> magnitudes;
+    static constexpr std::int64_t kSerial = 1 << 18;  // values that one thread looks at sooner than two
 };
 
 template <class T>
@@ -35,17 +38,28 @@ SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmO
     if (!(options.C > 0) || !(options.tol > 0) || options.max_iter < 1) {
         throw InvalidArgument("C, tol, max_iter: expected C > 0, tol > 0 and max_iter >= 1");
     }
-    // One row is one task: the largest magnitude does not depend on how they are shared out, and NaN is above all.
+    constexpr std::int64_t kRows = 64;
     const auto max_abs = max_abs_kernel<T>();
     const int threads = resolve_threads(options.threads);
-    T magnitude = 0;
-    for (std::int64_t i = 0; i < n; ++i) {
-        const T row = max_abs(samples.row(i), dims);
-        if (!std::isfinite(row))
-            throw InvalidArgument("X: expected finite values, got a non-finite one in row " + std::to_string(i));
-        magnitude = row > magnitude ? row : magnitude;
-    }
     State& state = *state_;
+    const std::int64_t tasks = (n + kRows - 1) / kRows;
+    state.magnitudes.resize(static_cast<std::size_t>(tasks));
+    parallel_for(tasks, n * dims < State::kSerial ? 1 : threads, [&](std::int64_t task, int) {
+        T most = 0;
+        for (std::int64_t i = task * kRows; i < std::min(n, (task + 1) * kRows) && std::isfinite(most); ++i) {
+            const T row = max_abs(samples.row(i), dims);
+            if (!(row <= most)) most = row;  // NaN, too
+        }
+        state.magnitudes[task] = most;
+    });
+    T magnitude = 0;
+    for (std::int64_t task = 0; task < tasks; ++task) {
+        if (!std::isfinite(state.magnitudes[task]))
+            throw InvalidArgument("X: expected finite values, got a non-finite one in rows " +
+                                  std::to_string(task * kRows) + " to " +
+                                  std::to_string(std::min(n, (task + 1) * kRows) - 1));
+        magnitude = std::max(magnitude, state.magnitudes[task]);
+    }
     state.labels.resize(static_cast<std::size_t>(n));
     for (std::int64_t i = 0; i < n; ++i) state.labels[i] = y[i] > 0 ? 1 : -1;
     auto& solver = state.solver;

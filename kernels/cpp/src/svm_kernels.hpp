@@ -18,6 +18,9 @@ struct SvmKernels {
     void (*axpy_f)(double alpha, const float* x, double* y, std::int64_t n);
     double (*dot_f)(const float* a, const double* b, std::int64_t n);
     double (*square_f)(const float* a, std::int64_t n);
+    // Sums over m = margin - t * step > 0 of weight * m * step and weight * step^2; a weight is 1 without `weight`.
+    void (*hinge_line)(const double* margin, const double* step, const double* weight, std::int64_t n, double t,
+                       double* slope, double* curve);
 };
 
 const SvmKernels& svm_kernels() noexcept;

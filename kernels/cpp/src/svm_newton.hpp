@@ -165,16 +165,16 @@ double SvmSolver<T, Samples>::line_search() {
     const double slope0 = kernels.dot(w.data(), step_.data(), points.dims) + b * step_b_;
     const double curve0 = kernels.dot(step_.data(), step_.data(), points.dims) + step_b_ * step_b_;
     double low = 0, high = std::numeric_limits<double>::infinity(), t = 1;
+    margins_.resize(static_cast<std::size_t>(n_));
+    for (std::int64_t i = 0; i < n_; ++i) {
+        margins_[i] = 1 - labels[i] * f_[i];
+        f_step_[i] *= labels[i];
+    }
     for (int round = 0; round < 50; ++round) {
-        double slope = slope0 + t * curve0, curve = curve0;
-        for (std::int64_t i = 0; i < n_; ++i) {
-            const double m = 1 - labels[i] * (f_[i] + t * f_step_[i]);
-            if (m > 0) {
-                const double c = 2 * weight(i);
-                slope -= c * m * labels[i] * f_step_[i];
-                curve += c * f_step_[i] * f_step_[i];
-            }
-        }
+        double slope, curve;
+        kernels.hinge_line(margins_.data(), f_step_.data(), sample_weight, n_, t, &slope, &curve);
+        slope = slope0 + t * curve0 - 2 * cost_ * slope;
+        curve = curve0 + 2 * cost_ * curve;
         (slope < 0 ? low : high) = t;
         double next = t - slope / curve;
         if (!(next > low && next < high)) next = std::isinf(high) ? 2 * t : 0.5 * (low + high);

@@ -119,6 +119,7 @@ class SvmSolver {
                                              &dual_w_,
                                              &solved_,
                                              &f_step_,
+                                             &margins_,
                                              &curvature_,
                                              &gathered_,
                                              &round_trip_.sums,
@@ -605,7 +606,7 @@ class SvmSolver {
     Buffer<std::uint8_t> in_set_, state_;
 
     // newton
-    Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_;
+    Buffer<double> gradient_w_, step_, residual_, direction_, image_, dual_w_, solved_, f_step_, margins_;
     Buffer<T> vector_, vector_points_;
     Buffer<std::int32_t> active_;
     Buffer<double> curvature_, gathered_;

@@ -58,6 +58,33 @@ void axpy_f(double alpha, const float* x, double* y, std::int64_t n) {
     for (; i < n; ++i) y[i] += alpha * static_cast<double>(x[i]);
 }
 
+void hinge_line(const double* margin, const double* step, const double* weight, std::int64_t n, double t, double* slope,
+                double* curve) {
+    vd slopes[2] = {}, curves[2] = {};
+    const vd zero = {}, one = zero + 1, at = setd(t);
+    std::int64_t i = 0;
+    for (; i + 2 * kD <= n; i += 2 * kD) {
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; ++k) {
+            const vd s = loadd(step + i + k * kD), m = loadd(margin + i + k * kD) - at * s;
+            const vd w = weight ? loadd(weight + i + k * kD) : one;
+            const vd ws = m > zero ? w * s : zero;
+            slopes[k] += ws * m;
+            curves[k] += ws * s;
+        }
+    }
+    double a = hsum(slopes[0] + slopes[1]), b = hsum(curves[0] + curves[1]);
+    for (; i < n; ++i) {
+        const double m = margin[i] - t * step[i];
+        if (!(m > 0)) continue;
+        const double ws = (weight ? weight[i] : 1) * step[i];
+        a += ws * m;
+        b += ws * step[i];
+    }
+    *slope = a;
+    *curve = b;
+}
+
 // By rows: entry (i, j) needs the first j entries of rows i and j, which lie side by side. Four rows at a time share
 // row j. A pivot lost to rounding (equal samples, no diagonal) is replaced by a tiny one: the step it leads to is
 // checked later.
@@ -136,7 +163,7 @@ void solve(const double* factor, std::int64_t n, std::int64_t stride, double* x)
 }  // namespace
 
 extern const SvmKernels svm_table;
-const SvmKernels svm_table = {cholesky, cholesky_remove, solve, dot, axpy, axpy_f, dot_f, square_f};
+const SvmKernels svm_table = {cholesky, cholesky_remove, solve, dot, axpy, axpy_f, dot_f, square_f, hinge_line};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as
