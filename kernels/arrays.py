@@ -6,6 +6,7 @@ torch is never imported here: an object can only be a tensor if its owner import
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import operator
 import sys
@@ -43,7 +44,12 @@ def device_of(x: Array) -> contextlib.AbstractContextManager:
 
 def dtype_name(x: Array) -> str:
     """The dtype as NumPy and torch both spell it: ``"float32"``, ``"bfloat16"``, ..."""
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype)
+
+
+@functools.cache
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:

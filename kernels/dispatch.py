@@ -5,6 +5,7 @@ An operation is a folder; its backends are the files in it. Each backend file de
 - ``unavailable(device) -> str | None``: why it cannot serve arrays on that device type, None if it can. It tests the
   capability (compile, call), not the import;
 - ``ARRAYS``: ``"numpy"`` if its functions take host arrays, ``"torch"`` if they take tensors;
+- ``CHECKS_FINITE = True``, if its functions find non-finite values themselves and raise ValueError: nobody else looks;
 - functions with the names and results of those in ``reference.py``.
 
 Automatic choice falls back, with one warning when something that could be installed is missing. A named backend raises.
@@ -106,6 +107,11 @@ class Operation:
                     arrays.check_finite(x, f"argument {place} of {self.name}")
         with arrays.device_of(template):
             return arrays.like(getattr(module, function)(*inputs, **options), template)
+
+
+def checks_finite(module: ModuleType) -> bool:
+    """Whether a backend finds non-finite values itself; the caller then says where, by `arrays.check_finite`."""
+    return getattr(module, "CHECKS_FINITE", False)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import arrays
-from ..dispatch import Operation
+from ..dispatch import Operation, checks_finite
 
 if TYPE_CHECKING:
     from ..arrays import Array
@@ -88,7 +88,7 @@ def fit_linear_svm(
     options: dict[str, Any] = {"C": C, "loss": loss, "tol": tol, "max_iter": max_iter, "sample_weight": weight}
     if module.ARRAYS == "numpy":
         samples = arrays.to_numpy(X)
-        if not getattr(module, "CHECKS_FINITE", False):
+        if not checks_finite(module):
             arrays.check_finite(samples, "X")
         return arrays.like(module.fit(samples, signs, **options), X)
     with arrays.device_of(X):

@@ -14,7 +14,6 @@ from . import LinearSVMResult
 
 ARRAYS = "numpy"
 CHECKS_FINITE = True
-"""Non-finite samples are found on the way and raise as `arrays.check_finite` does."""
 
 
 def unavailable(device: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import arrays
-from ..dispatch import Operation
+from ..dispatch import Operation, checks_finite
 
 if TYPE_CHECKING:
     from ..arrays import Array
@@ -49,10 +49,16 @@ def local_maxima(anomaly_map: Array, percentile: float = 99.0, *, backend: str =
 
 def run_local_maxima(anomaly_map: Array, percentile: float, backend: str) -> Array:
     """`local_maxima` after validation of all but the values; the torch operator calls it too."""
-    if arrays.device_type(anomaly_map) == "cpu":
+    on_host = arrays.device_type(anomaly_map) == "cpu"
+    if on_host and not checks_finite(OPERATION.resolve(backend, "cpu")):
         arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
     batch = anomaly_map if anomaly_map.ndim == 3 else anomaly_map[None]
-    peaks = OPERATION.run("local_maxima", (batch,), backend, percentile=percentile)
+    try:
+        peaks = OPERATION.run("local_maxima", (batch,), backend, percentile=percentile)
+    except ValueError:
+        if on_host:
+            arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")  # says where
+        raise
     return peaks.reshape(anomaly_map.shape)
 
 

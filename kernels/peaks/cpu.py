@@ -11,6 +11,7 @@ import numpy as np
 from .. import native
 
 ARRAYS = "numpy"
+CHECKS_FINITE = True
 
 
 def unavailable(device: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import arrays
-from ..dispatch import Operation
+from ..dispatch import Operation, checks_finite
 from ..linear_svm import LOSSES
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def run_batch(
 
 def check_finite(backend: ModuleType, anomaly_map: Array, features: Array, score: Array | None) -> None:
     """Raises as `arrays.check_finite` does, for what the backend does not check itself."""
-    if not getattr(backend, "CHECKS_FINITE", False):
+    if not checks_finite(backend):
         arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
         arrays.check_finite(arrays.to_numpy(features), "features")
     if score is not None:

@@ -14,7 +14,6 @@ from .. import native
 
 ARRAYS = "numpy"
 CHECKS_FINITE = True
-"""Non-finite input is found on the way and raises as `arrays.check_finite` does."""
 
 
 def unavailable(device: str) -> str | None:

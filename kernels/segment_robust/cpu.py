@@ -13,7 +13,6 @@ from . import OPTION_NAMES, RobustOptions
 
 ARRAYS = "numpy"
 CHECKS_FINITE = True
-"""Non-finite input is found on the way and raises as `arrays.check_finite` does."""
 
 
 def unavailable(device: str) -> str | None:
