@@ -109,6 +109,20 @@ def test_more_than_one_segment(core: ModuleType, rng: np.random.Generator) -> No
         assert_same(query, bank, k, index.search(query, k))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1.0, 1e18])
+@pytest.mark.parametrize("dim", [1, 40, 200])
+def test_far_queries_are_searched_by_products(
+    core: ModuleType, rng: np.random.Generator, dim: int, scale: float
+) -> None:
+    """Where products underflow or overflow, all is measured."""
+    bank = rng.standard_normal((400, dim)).astype(np.float32) * np.float32(scale)
+    query = bank[:30].copy()
+    query[:, 0] += np.float32(3e3 * scale)
+    index = core.KnnIndex(bank)
+    assert_same(query, bank, 5, index.search(query, 5))
+    assert index.counts["dense"] > 0
+
+
 def test_k_of_the_whole_bank(core: ModuleType, rng: np.random.Generator) -> None:
     bank, query = low_rank(rng, 20_000, 66), low_rank(rng, 3, 66)
     assert_same(query, bank, 20_000, core.KnnIndex(bank).search(query, 20_000))

@@ -39,6 +39,8 @@ void dense_search(const Matrix<const T>& bank, const double* lengths, const Matr
     constexpr std::int64_t kQueries = 64, kRows = 64;
     // A sum of products in T, over at most 1024 terms in four lanes, in double from there on (linear.hpp).
     constexpr double kRounding = 260 * 0.5 * static_cast<double>(std::numeric_limits<T>::epsilon());
+    // Products below T's range are lost altogether.
+    const double lost = 4 * static_cast<double>(bank.cols) * static_cast<double>(std::numeric_limits<T>::min());
     const auto count = static_cast<std::int64_t>(which.size());
     const std::int64_t columns = bank.cols, stride = (columns + kPad - 1) / kPad * kPad;
     const std::int64_t share = (count + threads - 1) / threads;
@@ -49,7 +51,6 @@ void dense_search(const Matrix<const T>& bank, const double* lengths, const Matr
         Nearest nearest[kQueries];
     };
     std::vector<Scratch> scratch(static_cast<std::size_t>(std::max(threads, 1)));
-    const auto product = linear_kernels<T, T>().product[3];
     parallel_for((count + each - 1) / each, threads, [&](std::int64_t task, int worker) {
         Scratch& mine = scratch[worker];
         const std::int64_t* ids = which.data() + task * each;
@@ -69,15 +70,15 @@ void dense_search(const Matrix<const T>& bank, const double* lengths, const Matr
         for (std::int64_t begin = 0; begin < bank.rows; begin += kRows) {
             const std::int64_t end = std::min(bank.rows, begin + kRows);
             for (std::int64_t first = 0; first < n; first += kMaxRhs) {
-                product(bank.data, bank.stride, columns, nullptr, begin, end, mine.packed.data() + first * stride,
-                        stride, dots - begin, kRows);
+                product_with_all(bank.data, bank.stride, columns, nullptr, begin, end,
+                                 mine.packed.data() + first * stride, stride, dots - begin, kRows);
                 for (std::int64_t q = first; q < std::min(n, first + kMaxRhs); ++q) {
                     Nearest& nearest = mine.nearest[q];
                     const double* dot = dots + (q - first) * kRows;
                     const double off = 2 * kRounding * std::sqrt(squares[q]), slack = 1 - 1e-12;
                     for (std::int64_t i = begin; i < end; ++i) {
                         const double squared = (squares[q] + lengths[i] * lengths[i]) * slack;
-                        const double least = squared - 2 * dot[i - begin] - off * lengths[i];
+                        const double least = squared - 2 * dot[i - begin] - off * lengths[i] - lost;
                         if (least > nearest.worst()) continue;  // false where something overflowed
                         const double* row = mine.rows.data() + q * columns;
                         nearest.offer(exact(row, i, nearest.worst()), static_cast<std::int32_t>(i));

@@ -76,6 +76,8 @@ class PointMatrix {
                 const auto& kernels = linear_kernels<T, T>();
                 if (channels_first) {
                     kernels.transposed[table_index(n)](data, stride, dims, nullptr, begin, end, batch, to, out_stride);
+                } else if (n == kMaxRhs) {
+                    product_with_all(data, stride, dims, nullptr, begin, end, batch, spaced(dims), to, out_stride);
                 } else {
                     kernels.product[table_index(n)](data, stride, dims, nullptr, begin, end, batch, spaced(dims), to,
                                                     out_stride);

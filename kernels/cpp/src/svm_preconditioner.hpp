@@ -113,7 +113,6 @@ class HessianFactor {
     void form_dual(const PointMatrix<T>& points, Weight&& weights) {
         const std::int64_t step = spaced(points.dims), panels = (side_ + kMaxRhs - 1) / kMaxRhs;
         panel_.resize(static_cast<std::size_t>(points.threads * kMaxRhs * step));
-        const auto kernel = linear_kernels<T, T>().product[3];
         parallel_for(panels, points.threads, [&](std::int64_t task, int worker) {
             const std::int64_t first = (panels - 1 - task) * kMaxRhs;  // long rows first: the last tasks are short
             T* panel = panel_.data() + worker * kMaxRhs * step;
@@ -124,7 +123,8 @@ class HessianFactor {
                 std::copy(row, row + points.dims, panel + r * step);
             }
             double* out = matrix_.data() + first * stride_;
-            kernel(points.data, points.stride, points.dims, ids_.data(), 0, first + rows, panel, step, out, stride_);
+            product_with_all(points.data, points.stride, points.dims, ids_.data(), 0, first + rows, panel, step, out,
+                             stride_);
             for (std::int64_t r = 0; r < rows; ++r) {
                 for (std::int64_t k = 0; k <= first + r; ++k) out[r * stride_ + k] += 1;
                 out[r * stride_ + first + r] += 1 / weights(ids_[first + r]);
