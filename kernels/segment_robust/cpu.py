@@ -25,4 +25,6 @@ def segment(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(B, H, W) and (B, C, h, w) -> mask bool, decision float32, labels int8, all (B, H, W), and codes (B,) int8."""
     values = {name: getattr(options, name) for name in OPTION_NAMES if name != "image_threshold"}
+    for name in ("n_core", "n_background"):  # no more samples than pixels
+        values[name] = min(values[name], anomaly_map[0].size)
     return native.segment_batch(native.core().segment_robust, anomaly_map, features, skip, **values)

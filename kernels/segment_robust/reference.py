@@ -28,6 +28,8 @@ def segment_one(
         return np.zeros(anomaly_map.shape), labels.reshape(anomaly_map.shape), "degenerate"
     labels[found.pixels] = found.sides
     if options.standardize:
+        most = np.abs(features).max((1, 2), keepdims=True)  # squares of enormous or tiny values leave the range
+        features = features / np.where(most > 0, most, 1)
         spread = features.std((1, 2), keepdims=True)
         size = np.sqrt((features**2).mean((1, 2), keepdims=True))
         features = (features - features.mean((1, 2), keepdims=True)) / np.where(spread > CONSTANT * size, spread, 1)

@@ -195,6 +195,23 @@ def test_the_scale_of_map_and_features_does_not_matter(backend, rng):
     assert np.abs(scaled.decision_map - plain.decision_map).max() < CLOSE
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_squares_beyond_float64(backend, rng, scale):
+    psi, features = smooth_map(rng, 64, 64).astype(np.float64), structured_features(rng, 16, 8, 8).astype(np.float64)
+    common = {"tol": 1e-8, "max_iter": 100_000, "backend": backend}
+    plain = kernels.segment_robust(psi, features, **common)
+    for layout in (features, np.ascontiguousarray(features.transpose(1, 2, 0)).transpose(2, 0, 1)):
+        scaled = kernels.segment_robust(psi, layout * scale, **common)
+        assert np.abs(scaled.decision_map - plain.decision_map).max() < CLOSE
+
+
+def test_more_samples_than_an_integer_holds(backend, rng):
+    psi, features = smooth_map(rng, 40, 40), structured_features(rng, 4, 5, 5)
+    most = kernels.segment_robust(psi, features, n_core=1600, n_background=1600, backend=backend)
+    more = kernels.segment_robust(psi, features, n_core=10**30, n_background=10**30, backend=backend)
+    np.testing.assert_array_equal(more.decision_map, most.decision_map)
+
+
 @pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
 def test_recentred_means_are_one_and_minus_one(backend, rng, loss):
     psi, features = smooth_map(rng, 96, 80), structured_features(rng, 24, 12, 10)

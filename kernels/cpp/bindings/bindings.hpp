@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "ttt4as/svm.hpp"
 #include "ttt4as/types.hpp"
 
 namespace ttt4as {
@@ -20,6 +21,12 @@ void bind_peaks(py::module_& module);
 void bind_segment(py::module_& module);
 void bind_svm(py::module_& module);
 void bind_threads(py::module_& module);
+
+inline Loss loss_of(const std::string& name) {
+    if (name != "squared_hinge" && name != "hinge")
+        throw py::value_error("loss: expected squared_hinge or hinge, got " + name);
+    return name == "hinge" ? Loss::hinge : Loss::squared_hinge;
+}
 
 // "(3, 0, 5)", as Python prints a shape.
 inline std::string shape_text(const py::array& array) { return py::str(array.attr("shape")).cast<std::string>(); }

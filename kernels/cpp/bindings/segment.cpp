@@ -190,12 +190,6 @@ py::tuple segment_any(const py::array& map, const py::array& features, const Opt
                          py::str(features.dtype()).cast<std::string>());
 }
 
-Loss loss_of(const std::string& name) {
-    if (name != "squared_hinge" && name != "hinge")
-        throw py::value_error("loss: expected squared_hinge or hinge, got " + name);
-    return name == "hinge" ? Loss::hinge : Loss::squared_hinge;
-}
-
 py::tuple segment_paper(const py::array& map, const py::array& features, double percentile, std::int64_t radius,
                         const py::array_t<std::int64_t, py::array::c_style>& candidates, std::int64_t limit, double C,
                         const std::string& loss, double tol, int max_iter, const py::object& skip, int threads) {

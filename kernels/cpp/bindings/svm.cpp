@@ -55,9 +55,7 @@ py::tuple fit_any(const py::array& x, const Doubles& y, double C, const std::str
         throw py::value_error("y: expected one label a sample, got shape " + shape_text(y));
     SvmOptions options;
     options.C = C;
-    if (loss != "squared_hinge" && loss != "hinge")
-        throw py::value_error("loss: expected squared_hinge or hinge, got " + loss);
-    options.loss = loss == "hinge" ? Loss::hinge : Loss::squared_hinge;
+    options.loss = loss_of(loss);
     options.tol = tol;
     options.max_iter = max_iter;
     options.threads = threads;

@@ -77,7 +77,7 @@ void BasicRobustSegmenter<T>::State::mix(std::int64_t n_points) {
     touched.resize(static_cast<std::size_t>(count));
 }
 
-// Centre and scale of a channel; false if a value is not finite. Squares beyond double's range are scaled by `down`.
+// Centre and scale of a channel; false if a value is not finite. `down` scales what has squares beyond double's range.
 template <class T>
 bool BasicRobustSegmenter<T>::State::standard(const PointMatrix<T>& features, std::int64_t channel) {
     const std::int64_t n = features.points;
@@ -94,12 +94,17 @@ bool BasicRobustSegmenter<T>::State::standard(const PointMatrix<T>& features, st
         }
     }
     double shrink = 1;
-    if (!std::isfinite(square)) {
+    constexpr double kTiny = 1e-200;  // squares of floats stay above it
+    if (!std::isfinite(square) || (sizeof(T) == 8 && square < kTiny)) {
         const std::int64_t step = features.channels_first ? 1 : features.stride;
-        shrink = 0x1p-600;
-        sum = square = 0;
+        double most = 0;
         for (std::int64_t p = 0; p < n; ++p) {
             if (!std::isfinite(first[p * step])) return false;
+            most = std::max(most, std::abs(static_cast<double>(first[p * step])));
+        }
+        shrink = normaliser(most);
+        sum = square = 0;
+        for (std::int64_t p = 0; p < n; ++p) {
             const double d = static_cast<double>(first[p * step]) * shrink - shift * shrink;
             sum += d;
             square += d * d;
