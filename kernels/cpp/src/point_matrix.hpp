@@ -63,24 +63,20 @@ class PointMatrix {
     void from_some(const std::int32_t* some, std::int64_t count, const X* u, double* w) const {
         by_columns(u, w, count, some);
     }
-    // out[r * out_stride + p] = x_p . q_r for r < count, kMaxRhs vectors at a time: vector r lies in batch r / kMaxRhs
-    // of `q`, which are batch_size(kMaxRhs) apart and laid out by `batch_at`. A piece of the points stays in the cache
-    // for all batches.
+    // out[r * out_stride + p] = x_p . q_r for r < count, kMaxRhs vectors at a time, of points in rows. Vectors lie
+    // spaced(dims) apart, padded, and room for a multiple of kMaxRhs of them is readable. A piece of the points stays
+    // in the cache for all vectors.
     void products(const T* q, int count, double* out, std::int64_t out_stride) const {
-        const std::int64_t work = points * dims * count;
-        split(points, channels_first ? 128 : 64, work, [&](std::int64_t begin, std::int64_t end) {
+        split(points, 64, points * dims * count, [&](std::int64_t begin, std::int64_t end) {
             for (int done = 0; done < count; done += kMaxRhs) {
-                const int n = batch_width(count - done);
-                const T* batch = q + done / kMaxRhs * batch_size(kMaxRhs);
+                const int left = count - done, n = left <= 1 ? 0 : left <= 2 ? 1 : left <= 4 ? 2 : 3;
+                const T* batch = q + done * spaced(dims);
                 double* to = out + done * out_stride;
-                const auto& kernels = linear_kernels<T, T>();
-                if (channels_first) {
-                    kernels.transposed[table_index(n)](data, stride, dims, nullptr, begin, end, batch, to, out_stride);
-                } else if (n == kMaxRhs) {
+                if (n == 3) {
                     product_with_all(data, stride, dims, nullptr, begin, end, batch, spaced(dims), to, out_stride);
                 } else {
-                    kernels.product[table_index(n)](data, stride, dims, nullptr, begin, end, batch, spaced(dims), to,
-                                                    out_stride);
+                    linear_kernels<T, T>().product[n](data, stride, dims, nullptr, begin, end, batch, spaced(dims), to,
+                                                      out_stride);
                 }
             }
         });
@@ -123,19 +119,11 @@ class PointMatrix {
             for (std::int64_t c = 0; c < dims; ++c) w[c] += scratch.sums[2 * task * dims + c];
         }
     }
-    // The number of vectors the kernel for the last `left` of them takes.
-    static int batch_width(int left) { return left <= 1 ? 1 : left <= 2 ? 2 : left <= 4 ? 4 : 8; }
-    // Where feature c of vector r of a batch of n lies.
-    std::int64_t batch_at(int r, int n, std::int64_t c) const {
-        return channels_first ? c * n + r : r * spaced(dims) + c;
-    }
-    std::int64_t batch_size(int n) const { return n * spaced(dims); }
 
   private:
     static constexpr std::int64_t kSerial =
         1 << 19;  // multiply-adds below which a second thread costs more than it brings
     static constexpr std::int64_t kTaskPoints = 128, kBlockPoints = 32;  // of a round trip
-    static int table_index(int n) { return n == 1 ? 0 : n == 2 ? 1 : n == 4 ? 2 : 3; }
 
     // Tasks are the same whatever the number of threads, and no sum crosses one.
     template <class Body>

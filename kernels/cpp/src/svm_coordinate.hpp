@@ -29,7 +29,7 @@ void SvmSolver<T, Samples>::coordinate() {
     side.data = data;
     side.stride = stride;
     side.channels_first = false;
-    sample_.resize(static_cast<std::size_t>(side.batch_size(1)));
+    sample_.resize(static_cast<std::size_t>(points.dims));
     alpha_.resize(static_cast<std::size_t>(n_));
     order_.resize(static_cast<std::size_t>(n_));
     padded_vector(u_, points.points);
@@ -79,11 +79,11 @@ void SvmSolver<T, Samples>::coordinate() {
                 if (sigma_ == 1) {
                     x = data + i * stride;
                 } else {
-                    samples.gather(i, side, sigma_, sample_.data(), 0, 1);
+                    samples.gather(i, side, sigma_, sample_.data());
                     x = sample_.data();
                 }
             } else {
-                samples.gather(i, side, sigma_, sample_.data(), 0, 1);
+                samples.gather(i, side, sigma_, sample_.data());
                 x = sample_.data();
             }
             double norm = sigma_ * sigma_, value = b * sigma_;

@@ -17,9 +17,9 @@ struct PointSamples {
     std::int64_t size() const { return n; }
     double value(std::int64_t i, const double* v) const { return v[i]; }
     void scatter(std::int64_t i, double a, double* u) const { u[i] += a; }
-    void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* q, int r, int n_batch) const {
+    // out = scale * sample i.
+    void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* out) const {
         const T* row = m.data + i * m.stride;
-        T* out = q + m.batch_at(r, n_batch, 0);
         for (std::int64_t c = 0; c < m.dims; ++c) out[c] = static_cast<T>(row[c] * scale);
     }
     bool neighbours(std::int64_t, std::int64_t) const { return false; }
@@ -69,9 +69,8 @@ struct GridSamples {
         u[at.c] += bottom * (1 - x);
         u[at.d] += bottom * x;
     }
-    void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* q, int r, int n_batch) const {
-        const std::int64_t first = m.batch_at(r, n_batch, 0), next = m.batch_at(r, n_batch, 1) - first;
-        mix(i, m, scale, 0, m.dims, [&](std::int64_t c, T value) { q[first + c * next] = value; });
+    void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* out) const {
+        mix(i, m, scale, 0, m.dims, [&](std::int64_t c, T value) { out[c] = value; });
     }
     // put(c, value) for the features c of sample i in [begin, end).
     template <class Put>

@@ -43,7 +43,7 @@ class SvmSolver {
     const double* sample_weight = nullptr;  // or null
     const double* initial = nullptr;        // w and b, or null
     double magnitude = 0;
-    std::int64_t most_bytes = 0;                 // for the working set's products
+    std::int64_t most_bytes = 0;                 // for the working set
     static constexpr double kEnormous = 0x1p40;  // magnitudes above it are scaled
     bool refine = false;  // go on below `tol` to the optimum in single precision where that is cheap
 
@@ -54,13 +54,15 @@ class SvmSolver {
 
     SvmResult solve(const SvmOptions& options) {
         prepare(options);
+        patience_ = kMostSet;
         SvmRoute route = options.route;
         if (route == SvmRoute::automatic) {
-            const bool many = Samples::kIsPoint && n_ > 4 * points.dims;
             const bool small = capacity_ >= n_ && n_ <= 64;
-            const double weak = Samples::kIsPoint && n_ > kLarge ? kWeakPerSample * static_cast<double>(n_) : kWeak;
+            const double weak = !Samples::kIsPoint ? kWeakMixtures
+                                : n_ > kLarge      ? kWeakPerSample * static_cast<double>(n_)
+                                                   : kWeak;
             const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && coupling() < weak));
-            if (many && squared_) capacity_ = std::min(capacity_, kFew);
+            patience_ = Samples::kIsPoint && squared_ ? kFew : kMostSet;
             const bool strong = squared_ && coupling() > kStrong;
             route = newton || strong ? fallback() : SvmRoute::working_set;
         }
@@ -86,7 +88,7 @@ class SvmSolver {
 
     // Bytes held.
     std::size_t memory() const noexcept {
-        std::size_t bytes = rows_.bytes() + batch_.bytes() + sample_.bytes() + vector_.bytes() +
+        std::size_t bytes = rows_.bytes() + sample_.bytes() + vector_.bytes() +
                             vector_points_.bytes() + round_trip_.turned.bytes() + subset_labels_.bytes() +
                             hessian_.memory() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
                             order_.bytes() + in_set_.bytes() + state_.bytes();
@@ -133,8 +135,11 @@ class SvmSolver {
   private:
     static constexpr int kBatch = kMaxRhs;
     static constexpr int kMostChosen = 32;  // samples that join in one round
-    static constexpr std::int64_t kMostSet = 1024;
+    static constexpr std::int64_t kMostSet = 1024, kNarrow = 128;
     static constexpr std::int64_t kChunk = 4096;  // samples a task scans; fixed, so that sums do not depend on threads
+
+    // From row to row of a square matrix of doubles: an odd number of cache lines.
+    static std::int64_t apart(std::int64_t n) { return (n + 7) / 8 * 8 + ((n + 7) / 8 % 2 ? 0 : 8); }
 
     SvmRoute fallback() const { return squared_ ? SvmRoute::newton : SvmRoute::coordinate; }
     double weight(std::int64_t i) const { return sample_weight ? cost_ * sample_weight[i] : cost_; }
@@ -153,9 +158,8 @@ class SvmSolver {
         f_.resize(static_cast<std::size_t>(n_));
         padded_vector(w, points.dims);
         values.resize(static_cast<std::size_t>(points.points));
-        row_stride_ = padded(points.points);
         const auto bytes = [&](std::int64_t set) {
-            return set * row_stride_ * static_cast<std::int64_t>(sizeof(T)) + set * set * 16;
+            return (set + kBatch) * spaced(points.dims) * static_cast<std::int64_t>(sizeof(T)) + set * apart(set) * 16;
         };
         capacity_ = std::min(kMostSet, (n_ + kBatch - 1) / kBatch * kBatch);
         while (capacity_ > 0 && bytes(capacity_) > most_bytes) capacity_ -= kBatch;
@@ -179,10 +183,9 @@ class SvmSolver {
         double sum = 0;
         const std::int64_t step = std::max<std::int64_t>(1, n_ / 32);
         std::int64_t count = 0;
-        sample_.resize(static_cast<std::size_t>(points.batch_size(1)));
-        std::fill(sample_.begin(), sample_.end(), T(0));
+        sample_.resize(static_cast<std::size_t>(points.dims));
         for (std::int64_t i = 0; i < n_; i += step, ++count) {
-            samples.gather(i, points, sigma_, sample_.data(), 0, 1);
+            samples.gather(i, points, sigma_, sample_.data());
             for (std::int64_t c = 0; c < points.dims; ++c) {
                 sum += static_cast<double>(sample_[c]) * static_cast<double>(sample_[c]);
             }
@@ -190,7 +193,7 @@ class SvmSolver {
         const double norm = sum / static_cast<double>(count) + sigma_ * sigma_;
         return 2 * cost_ * norm;
     }
-    static constexpr double kWeak = 8, kWeakPerSample = 0.1, kStrong = 1e9;
+    static constexpr double kWeak = 2, kWeakMixtures = 4, kWeakPerSample = 0.05, kStrong = 1e9;
     static constexpr std::int64_t kLarge = 1000, kFew = 160;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
@@ -220,8 +223,11 @@ class SvmSolver {
     bool working_set();
     int spread_choice();
     int choose();
+    void make_room(int count);
     void join(int count);
     void resynchronise();
+    void set_gradient();
+    void set_weights();
     void objective(double* quadratic, double* dual) const;
     void improve();
     bool unsettled() const;
@@ -291,10 +297,12 @@ class SvmSolver {
     bool squared_ = true;
     SvmResult result_;
 
-    std::int64_t capacity_ = 0, set_ = 0, n_free_ = 0, row_stride_ = 0;
+    std::int64_t capacity_ = 0, patience_ = 0, violators_ = 0, set_ = 0, n_free_ = 0;
+    std::int64_t width_ = 0, side_ = 0;  // the set that its matrices hold, and from row to row
     bool refined_ = false;
     std::int64_t chosen_[kMostChosen] = {};
-    Buffer<T> rows_, batch_, sample_;
+    PointMatrix<T> members_;  // the set, a row each
+    Buffer<T> rows_, sample_;
     Buffer<double> q_, a_, gradient_, d_, upper_, diagonal_, fixed_, ridge_, coefficients_, factor_, target_;
     Buffer<double> offset_, constant_, rotations_, v_, products_, u_, f_, partial_;
     Buffer<std::int32_t> ids_, free_;

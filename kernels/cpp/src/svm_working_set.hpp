@@ -1,7 +1,7 @@
 // The dual route of SvmSolver: a small set of samples, solved exactly.
 //
-// The samples that violate their margin most join the set, eight or more at a time; one pass over the points gives
-// their products with every point. Few samples become support vectors, so few passes are made.
+// The samples that violate their margin most join the set, eight or more at a time, with the products among the set's
+// members. After every change of the multipliers all margins come from w that they make, in one pass over the points.
 #pragma once
 
 #include "svm_solver.hpp"
@@ -12,8 +12,15 @@ namespace ttt4as {
 template <class T, class Samples>
 bool SvmSolver<T, Samples>::working_set() {
     const std::size_t cap = static_cast<std::size_t>(capacity_);
-    rows_.resize(cap * static_cast<std::size_t>(row_stride_));
-    q_.resize(cap * cap);
+    members_.stride = spaced(points.dims);
+    members_.dims = points.dims;
+    members_.threads = points.threads;
+    rows_.resize(static_cast<std::size_t>((capacity_ + kBatch) * members_.stride));
+    members_.data = rows_.data();
+    // Samples that are mixtures come from images, one after the other: what the largest one needs is there at once.
+    width_ = Samples::kIsPoint ? std::min<std::int64_t>(capacity_, kNarrow) : capacity_;
+    side_ = apart(width_);
+    for (Buffer<double>* square : {&q_, &factor_}) square->resize(static_cast<std::size_t>(width_ * side_));
     for (Buffer<double>* buffer : {&a_, &gradient_, &d_, &upper_, &diagonal_, &target_, &constant_, &fixed_, &ridge_})
         buffer->resize(cap);
     padded_vector(coefficients_, capacity_);
@@ -23,9 +30,8 @@ bool SvmSolver<T, Samples>::working_set() {
     std::fill(in_set_.begin(), in_set_.end(), std::uint8_t{0});
     offset_.resize(static_cast<std::size_t>(points.points));
     v_.resize(static_cast<std::size_t>(points.points));
-    products_.resize(static_cast<std::size_t>(kMostChosen * row_stride_));
-    batch_.resize(static_cast<std::size_t>(kMostChosen / kBatch * points.batch_size(kBatch)));
-    factor_.resize(cap * cap);
+    products_.resize(static_cast<std::size_t>(kMostChosen * apart(capacity_)));
+    padded_vector(vector_, points.dims);
     free_.resize(cap);
     state_.resize(cap);
     set_ = n_free_ = 0;
@@ -34,6 +40,7 @@ bool SvmSolver<T, Samples>::working_set() {
     // then that of the optimum to single precision, whatever the order of the rounds.
     double inner_tol = refine ? std::min(0.7 * tol_, kOptimal) : 0.7 * tol_;
     int refinements = 0, idle = 0;
+    std::int64_t review = patience_, before = 2 * n_ / 3;
     if (initial) {
         points.to_points(w.data(), v_.data());
         scan(v_.data(), b);
@@ -51,6 +58,7 @@ bool SvmSolver<T, Samples>::working_set() {
         join(spread_choice());
     }
     resynchronise();
+    set_gradient();
     double previous = std::numeric_limits<double>::infinity();
     while (result_.n_iter < max_iter_) {
         ++result_.n_iter;
@@ -78,8 +86,14 @@ bool SvmSolver<T, Samples>::working_set() {
         previous = gap;
         if (idle > 2) break;
         if (set_ + found > capacity_) break;
+        // Samples that cannot be separated go on violating, however many join.
+        if (set_ >= review) {
+            if (4 * violators_ > 3 * before) break;
+            before = violators_;
+            review *= 2;
+        }
         if (found) join(found);
-        resynchronise();
+        set_gradient();
     }
     return result_.converged = verify() <= tol_;
 }
@@ -91,7 +105,7 @@ int SvmSolver<T, Samples>::spread_choice() {
     for (std::int64_t i = 0; i < n_; ++i) count[labels[i] > 0] += weight(i) > 0;
     int found = 0;
     for (int side = 0; side < 2; ++side) {
-        const std::int64_t want = std::min<std::int64_t>(kBatch / 2, count[side]);
+        const std::int64_t want = std::min<std::int64_t>(8 / 2, count[side]);
         std::int64_t seen = 0, taken = 0;
         for (std::int64_t i = 0; i < n_ && taken < want; ++i) {
             if ((labels[i] > 0) != (side == 1) || !(weight(i) > 0)) continue;
@@ -108,12 +122,15 @@ int SvmSolver<T, Samples>::spread_choice() {
 // The samples outside the set that violate most, at most one of each group of near-equals; more as the set grows.
 template <class T, class Samples>
 int SvmSolver<T, Samples>::choose() {
-    const int most = std::min<int>(kMostChosen, std::max<int>(kBatch, static_cast<int>(set_ / 4 / kBatch * kBatch)));
+    const int most = std::min<int>(kMostChosen, std::max<int>(8, static_cast<int>(set_ / 4 / kBatch * kBatch)));
     int found = 0;
     double score[kMostChosen];
+    violators_ = n_free_;
     for (std::int64_t i = 0; i < n_; ++i) {
         const double m = 1 - labels[i] * f_[i];
-        if (!(m > 0) || in_set_[i] || (found == most && m <= score[most - 1]) || !(weight(i) > 0)) continue;
+        if (!(m > 0) || in_set_[i] || !(weight(i) > 0)) continue;
+        ++violators_;
+        if (found == most && m <= score[most - 1]) continue;
         int place = found;
         bool keep = true;
         for (int k = 0; k < found; ++k) {
@@ -141,61 +158,83 @@ int SvmSolver<T, Samples>::choose() {
     return found;
 }
 
-// Adds chosen_[0, count) with a = 0: their products with every point, and the set's matrix.
+// Widens the set's matrices for `count` more.
+template <class T, class Samples>
+void SvmSolver<T, Samples>::make_room(int count) {
+    if (set_ + count <= width_) return;
+    const std::int64_t from = side_;
+    width_ = std::min(capacity_, std::max(2 * width_, set_ + count));
+    side_ = apart(width_);
+    for (Buffer<double>* square : {&q_, &factor_}) {
+        Buffer<double> wider(static_cast<std::size_t>(width_ * side_));
+        for (std::int64_t r = 0; r < set_; ++r) {
+            std::copy(square->data() + r * from, square->data() + r * from + set_, wider.data() + r * side_);
+        }
+        *square = std::move(wider);
+    }
+}
+
+// Adds chosen_[0, count) with a = 0, and their products with the set's members.
 template <class T, class Samples>
 void SvmSolver<T, Samples>::join(int count) {
-    const std::int64_t whole = points.batch_size(kBatch);
-    for (int done = 0; done < count; done += kBatch) {
-        const int width = points.batch_width(count - done);
-        T* batch = batch_.data() + done / kBatch * whole;
-        std::fill(batch, batch + points.batch_size(width), T(0));
-        for (int r = 0; r < width && done + r < count; ++r) {
-            samples.gather(chosen_[done + r], points, sigma_ * headroom_, batch, r, width);
-        }
-    }
-    points.products(batch_.data(), count, products_.data(), row_stride_);
-    const double bias = sigma_ * sigma_, scale = sigma_ / headroom_;
+    make_room(count);
+    T* fresh = rows_.data() + set_ * members_.stride;
+    std::fill(fresh, fresh + (count + kBatch - 1) / kBatch * kBatch * members_.stride, T(0));
     for (int r = 0; r < count; ++r) {
-        double* product = products_.data() + r * row_stride_;
-        T* row = rows_.data() + set_ * row_stride_;
-        for (std::int64_t p = 0; p < points.points; ++p) {
-            product[p] = product[p] * scale + bias;
-            row[p] = static_cast<T>(product[p]);
-        }
+        samples.gather(chosen_[r], points, sigma_, fresh + r * members_.stride);
+        ids_[set_ + r] = static_cast<std::int32_t>(chosen_[r]);
+    }
+    members_.points = set_ + count;
+    members_.products(fresh, count, products_.data(), side_);
+    const double bias = sigma_ * sigma_;
+    for (int r = 0; r < count; ++r) {
+        const double* product = products_.data() + r * side_;
         const std::int64_t i = chosen_[r];
-        ids_[set_] = static_cast<std::int32_t>(i);
         in_set_[i] = 1;
         for (std::int64_t k = 0; k <= set_; ++k) {
-            const double entry = labels[i] * labels[ids_[k]] * samples.value(ids_[k], product);
-            q_[set_ * capacity_ + k] = entry;
-            q_[k * capacity_ + set_] = entry;
+            const double entry = labels[i] * labels[ids_[k]] * (product[k] + bias);
+            q_[set_ * side_ + k] = entry;
+            q_[k * side_ + set_] = entry;
         }
         const double c = weight(i);
         d_[set_] = squared_ ? 0.5 / c : 0.0;
         upper_[set_] = squared_ ? std::numeric_limits<double>::infinity() : c;
-        diagonal_[set_] = q_[set_ * capacity_ + set_] + d_[set_];
-        ridge_[set_] = std::max(0.0, kRidge * q_[set_ * capacity_ + set_] - d_[set_]);
+        diagonal_[set_] = q_[set_ * side_ + set_] + d_[set_];
+        ridge_[set_] = std::max(0.0, kRidge * q_[set_ * side_ + set_] - d_[set_]);
         a_[set_] = 0;
         state_[set_] = kLower;
         ++set_;
-        ++result_.passes;
     }
 }
 
-// v = sum_j a_j y_j (row j) + offset, and the set's gradient from it.
+// w and b that the multipliers make, in double.
+template <class T, class Samples>
+void SvmSolver<T, Samples>::set_weights() {
+    double pull = 0;
+    for (std::int64_t j = 0; j < set_; ++j) {
+        coefficients_[j] = a_[j] * labels[ids_[j]];
+        pull += coefficients_[j];
+    }
+    std::fill(coefficients_.data() + set_, coefficients_.data() + padded(set_), 0.0);
+    members_.from_points(coefficients_.data(), w.data());
+    b = pull * sigma_;
+}
+
+// The points' values v = x_p . w with the constant feature's, plus offset.
 template <class T, class Samples>
 void SvmSolver<T, Samples>::resynchronise() {
-    for (std::int64_t j = 0; j < set_; ++j) coefficients_[j] = a_[j] * labels[ids_[j]];
-    const auto kernel = linear_kernels<T, double>().transposed[0];
-    const std::int64_t tasks = (points.points + 511) / 512;
-    const bool serial = set_ * points.points < (1 << 18);
-    parallel_for(tasks, serial ? 1 : points.threads, [&](std::int64_t task, int) {
-        const std::int64_t begin = task * 512, end = std::min(points.points, begin + 512);
-        kernel(rows_.data(), row_stride_, set_, nullptr, begin, end, coefficients_.data(), v_.data(), 0);
-        if (refined_) {
-            for (std::int64_t p = begin; p < end; ++p) v_[p] += offset_[p];
-        }
-    });
+    set_weights();
+    const double up = sigma_ / narrow(w.data(), points.dims, vector_), bias = b * sigma_;
+    points.to_points(vector_.data(), v_.data());
+    ++result_.passes;
+    for (std::int64_t p = 0; p < points.points; ++p) {
+        v_[p] = v_[p] * up + bias;
+        if (refined_) v_[p] += offset_[p];
+    }
+}
+
+template <class T, class Samples>
+void SvmSolver<T, Samples>::set_gradient() {
     for (std::int64_t j = 0; j < set_; ++j) {
         gradient_[j] = labels[ids_[j]] * samples.value(ids_[j], v_.data()) - 1 + d_[j] * a_[j];
     }
@@ -259,10 +298,10 @@ bool SvmSolver<T, Samples>::release(bool all) {
     if (best >= 0) free_[n_free_++] = static_cast<std::int32_t>(best);
     for (std::int64_t r = before; r < n_free_; ++r) {
         state_[free_[r]] = kFree;
-        for (std::int64_t c = 0; c < r; ++c) factor_[r * capacity_ + c] = q_[free_[r] * capacity_ + free_[c]];
-        factor_[r * capacity_ + r] = diagonal_[free_[r]] + ridge_[free_[r]];
+        for (std::int64_t c = 0; c < r; ++c) factor_[r * side_ + c] = q_[free_[r] * side_ + free_[c]];
+        factor_[r * side_ + r] = diagonal_[free_[r]] + ridge_[free_[r]];
     }
-    svm_kernels().cholesky(factor_.data(), before, n_free_, capacity_);
+    svm_kernels().cholesky(factor_.data(), before, n_free_, side_);
     return n_free_ > before || (all && before > 0);
 }
 
@@ -278,9 +317,9 @@ bool SvmSolver<T, Samples>::minimise_free() {
     for (std::int64_t r = 0; r < n_free_; ++r) {
         const std::int64_t j = free_[r];
         target_[r] = ridge_[j] * a_[j] - constant_[j];
-        if (bounded) target_[r] -= svm_kernels().dot(q_.data() + j * capacity_, fixed_.data(), set_);
+        if (bounded) target_[r] -= svm_kernels().dot(q_.data() + j * side_, fixed_.data(), set_);
     }
-    svm_kernels().solve(factor_.data(), n_free_, capacity_, target_.data());
+    svm_kernels().solve(factor_.data(), n_free_, side_, target_.data());
     double step = 1;
     for (std::int64_t r = 0; r < n_free_; ++r) {
         const double from = a_[free_[r]], upper = upper_[free_[r]];
@@ -298,7 +337,7 @@ bool SvmSolver<T, Samples>::minimise_free() {
         a_[j] = low ? 0 : upper_[j];
         state_[j] = low ? kLower : kUpper;
         reached = false;
-        svm_kernels().cholesky_remove(factor_.data(), r, n_free_, capacity_, rotations_.data());
+        svm_kernels().cholesky_remove(factor_.data(), r, n_free_, side_, rotations_.data());
         std::copy(free_.data() + r + 1, free_.data() + n_free_, free_.data() + r);
         --n_free_;
     }
@@ -307,28 +346,21 @@ bool SvmSolver<T, Samples>::minimise_free() {
 
 template <class T, class Samples>
 double SvmSolver<T, Samples>::linear_part(std::int64_t j) const {
-    return svm_kernels().dot(q_.data() + j * capacity_, a_.data(), set_) + d_[j] * a_[j];
+    return svm_kernels().dot(q_.data() + j * side_, a_.data(), set_) + d_[j] * a_[j];
 }
 
 // w, b and the points' values from a in double; returns the relative gap there.
 template <class T, class Samples>
 double SvmSolver<T, Samples>::verify() {
-    padded_vector(u_, points.points);
-    std::fill(u_.data(), u_.data() + points.points, 0.0);
-    double pull = 0, sum = 0, penalty = 0;
-    for (std::int64_t j = 0; j < set_; ++j) {
-        const double signed_a = a_[j] * labels[ids_[j]];
-        samples.scatter(ids_[j], signed_a, u_.data());
-        pull += signed_a;
-        sum += a_[j];
-        penalty += d_[j] * a_[j] * a_[j];
-    }
-    points.from_points(u_.data(), w.data());
-    for (std::int64_t c = 0; c < points.dims; ++c) w[c] *= sigma_;
-    b = pull * sigma_;
+    set_weights();
     evaluate();
     const double losses = scan(values.data(), b * sigma_);
     const double square = norm2(w.data()) + b * b;
+    double sum = 0, penalty = 0;
+    for (std::int64_t j = 0; j < set_; ++j) {
+        sum += a_[j];
+        penalty += d_[j] * a_[j] * a_[j];
+    }
     return set_gap(0.5 * square + losses, sum - 0.5 * square - 0.5 * penalty);
 }
 
