@@ -104,10 +104,12 @@ def to_numpy(x: Array) -> np.ndarray:
 
 def like(result: Any, template: Array) -> Any:
     """`result` (an array, or a tuple of them) as the kind and on the device of `template`."""
+    if not is_tensor(template):
+        return result
     if isinstance(result, tuple):
         parts = [like(part, template) for part in result]
         return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
-    if is_tensor(template) and isinstance(result, np.ndarray):
+    if isinstance(result, np.ndarray):
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(result)).to(template.device)  # type: ignore[union-attr]

@@ -17,6 +17,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -54,7 +55,8 @@ class Operation:
 
     def module(self, name: str) -> ModuleType:
         """The backend's file, imported."""
-        return importlib.import_module(f"{__package__}.{self.name}.{name}")
+        path = f"{__package__}.{self.name}.{name}"
+        return sys.modules.get(path) or importlib.import_module(path)
 
     def why_not(self, name: str, device: str) -> str | None:
         """Why backend `name` cannot serve arrays on `device` here; None if it can."""

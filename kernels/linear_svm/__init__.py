@@ -102,10 +102,13 @@ def _signs(y: Any, n: int) -> np.ndarray:
         raise ValueError(f"y: expected shape ({n},) as X has {n} samples, got {labels.shape}")
     if labels.dtype.kind == "f":
         arrays.check_finite(labels, "y")
-    classes = np.unique(labels)
-    if len(classes) != 2:
+    numbers = labels.dtype.kind in "biuf"
+    low, high = (labels.min(), labels.max()) if numbers else np.unique(labels)[[0, -1]]
+    positive = labels == high
+    if low == high or not (positive | (labels == low)).all():
+        classes = np.unique(labels)
         raise ValueError(f"y: expected two classes, got {len(classes)}: {classes[:5].tolist()}")
-    return np.where(labels == classes[1], 1.0, -1.0)
+    return np.where(positive, 1.0, -1.0)
 
 
 def _weights(sample_weight: Any, signs: np.ndarray) -> np.ndarray | None:
