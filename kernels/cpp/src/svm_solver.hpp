@@ -1,21 +1,19 @@
 // The linear SVM solver behind ttt4as/svm.hpp and the fused segmentation. Three routes to the same optimum:
 //
-// working_set  The dual, in the space of inner products. The samples that violate their margin most join a small
-// working set,
-//              eight or more at a time; one pass over the points gives their products with every point; the dual of the
-//              set alone is solved exactly by an active set method. Few samples become support vectors, so few passes
-//              are made. Cost: about n_sv * points * dims multiply-adds at arithmetic speed.
+// working_set  The dual, on a small set of samples that grows by those that violate their margin most, eight or more at
+//              a time. The dual of the set alone is solved exactly by an active set method, and one pass over the
+//              points a round tells who violates. Cost: the rounds, 5 to 25 of them, and the set's own products.
 // newton       The primal, squared hinge only: Newton steps by conjugate gradients, with an exact line search; two
-// passes over
-//              the points for each inner iteration. When that gets expensive and samples are points, the Hessian is
-//              formed and factored once in a while as the preconditioner.
+//              passes over the points for each inner iteration. When that gets expensive and samples are points, the
+//              Hessian is formed and factored once in a while as the preconditioner.
 // coordinate   The dual, hinge with more support vectors than the working set holds: liblinear's coordinate descent.
 //
-// The rule (see `solve`), measured on features of an EfficientNet, raw and standardised: newton for the squared hinge
-// if 2 C |x|^2 < 8 (nearly all samples are support vectors, and the Hessian is near the identity; < n / 10 for n > 1000
-// samples given as points), or if 2 C |x|^2 > 1e9 (a hard margin to within rounding); working_set otherwise, as long as
-// its set fits its memory, or, with more than 4 samples a feature, has at most 160: samples that can be separated need
-// no more, and others far more. The other routes take over from there.
+// The rule (see `solve`), measured on features of an EfficientNet, raw and standardised, and on overlapping Gaussians:
+// newton for the squared hinge if 2 C |x|^2 is below 4 for mixtures, below 2 for points, below n / 100 for more than
+// 1000 points (nearly all samples are support vectors, and the Hessian is near the identity), or above 1e9 (a hard
+// margin to within rounding); working_set otherwise, as long as its set fits its memory and, among points, violators
+// become fewer: reviewed at 160 members, or 48 where newton is about as fast. Where they do not, samples cannot be
+// separated, and newton takes over.
 //
 // Whatever the route, the duality gap is computed at the end from w itself with every product in double.
 #pragma once
@@ -58,12 +56,13 @@ class SvmSolver {
         SvmRoute route = options.route;
         if (route == SvmRoute::automatic) {
             const bool small = capacity_ >= n_ && n_ <= 64;
-            const double weak = !Samples::kIsPoint ? kWeakMixtures
-                                : n_ > kLarge      ? kWeakPerSample * static_cast<double>(n_)
-                                                   : kWeak;
-            const bool newton = !small && (capacity_ < 2 * kBatch || (squared_ && coupling() < weak));
-            patience_ = Samples::kIsPoint && squared_ ? kFew : kMostSet;
-            const bool strong = squared_ && coupling() > kStrong;
+            const double strength = squared_ ? coupling() : std::numeric_limits<double>::infinity();
+            const double n = static_cast<double>(n_);
+            const double weak =
+                !Samples::kIsPoint ? kWeakMixtures : std::max(kWeak, n_ > kLarge ? kWeakPerSample * n : 0);
+            const bool newton = !small && (capacity_ < 2 * kBatch || strength < weak);
+            if (Samples::kIsPoint && squared_) patience_ = n_ > kLarge && strength < kFairPerSample * n ? kFew : kMany;
+            const bool strong = squared_ && strength > kStrong;
             route = newton || strong ? fallback() : SvmRoute::working_set;
         }
         if (route == SvmRoute::newton && !squared_) route = SvmRoute::coordinate;
@@ -88,10 +87,10 @@ class SvmSolver {
 
     // Bytes held.
     std::size_t memory() const noexcept {
-        std::size_t bytes = rows_.bytes() + sample_.bytes() + vector_.bytes() +
-                            vector_points_.bytes() + round_trip_.turned.bytes() + subset_labels_.bytes() +
-                            hessian_.memory() + transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() +
-                            order_.bytes() + in_set_.bytes() + state_.bytes();
+        std::size_t bytes = rows_.bytes() + sample_.bytes() + vector_.bytes() + vector_points_.bytes() +
+                            round_trip_.turned.bytes() + subset_labels_.bytes() + hessian_.memory() +
+                            transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() + order_.bytes() +
+                            in_set_.bytes() + state_.bytes();
         for (const Buffer<double>* buffer : {&w,
                                              &values,
                                              &q_,
@@ -193,8 +192,8 @@ class SvmSolver {
         const double norm = sum / static_cast<double>(count) + sigma_ * sigma_;
         return 2 * cost_ * norm;
     }
-    static constexpr double kWeak = 2, kWeakMixtures = 4, kWeakPerSample = 0.05, kStrong = 1e9;
-    static constexpr std::int64_t kLarge = 1000, kFew = 160;
+    static constexpr double kWeak = 2, kWeakMixtures = 4, kWeakPerSample = 0.01, kFairPerSample = 0.05, kStrong = 1e9;
+    static constexpr std::int64_t kLarge = 1000, kFew = 48, kMany = 160;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
     static constexpr int kMostInner = 2000;  // conjugate gradient iterations in one Newton step
