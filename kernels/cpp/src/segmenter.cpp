@@ -21,6 +21,8 @@ template <class T>
 struct BasicSegmenter<T>::State {
     using Pixel = typename GridSamples<T>::Pixel;
 
+    static constexpr std::int64_t kLittle = 1 << 19;  // bytes that the solver may have for any features
+
     SegmenterOptions options;
     PeakScratch<T> peaks;
     SvmSolver<T, GridSamples<T>> solver;
@@ -178,8 +180,9 @@ SvmResult BasicSegmenter<T>::State::train(const PointMatrix<T>& grid_points, con
     solver.labels = labels.data();
     solver.magnitude = magnitude;
     solver.refine = true;
-    solver.most_bytes = (grid_points.points - (compact ? solver.points.points : 0)) * grid_points.dims *
-                        static_cast<std::int64_t>(sizeof(T));
+    const std::int64_t spare = grid_points.points - (compact ? solver.points.points : 0);
+    solver.most_bytes =
+        std::max<std::int64_t>(kLittle, spare * grid_points.dims * static_cast<std::int64_t>(sizeof(T)));
     SvmOptions svm;
     svm.C = options.C;
     svm.loss = options.loss;

@@ -42,6 +42,7 @@ void SvmSolver<T, Samples>::coordinate() {
         alpha_[i] = warm && labels[i] * f_[i] < 1 ? weight(i) : 0.0;
     }
     // w, b, the values and the gap of alpha_.
+    double dual = 0;
     const auto settle = [&] {
         std::fill(u_.data(), u_.data() + points.points, 0.0);
         double sum = 0, pull = 0;
@@ -57,9 +58,14 @@ void SvmSolver<T, Samples>::coordinate() {
         evaluate();
         const double losses = scan(values.data(), b * sigma_);
         const double square = norm2(w.data()) + b * b;
-        return set_gap(0.5 * square + losses, sum - 0.5 * square);
+        dual = sum - 0.5 * square;
+        return set_gap(0.5 * square + losses, dual);
     };
     settle();
+    if (!(dual >= 0)) {  // worse than none
+        std::fill(alpha_.begin(), alpha_.end(), 0.0);
+        settle();
+    }
     std::uint64_t state = 0x9E3779B97F4A7C15u;  // the order is shuffled the same way in every call
     int next_check = 1;
     for (int epoch = 0; result_.n_iter < max_iter_; ++epoch) {
