@@ -1,4 +1,4 @@
-// The search of knn.hpp. Eight queries at a time meet one segment of the bank after the other; see Searcher::segment.
+// The index of knn.hpp: the codes of a bank, what is saved of them, and which way each query goes.
 #include "ttt4as/knn.hpp"
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "knn_candidates.hpp"
 #include "knn_dense.hpp"
+#include "knn_group.hpp"
 #include "sketch.hpp"
 #include "ttt4as/threads.hpp"
 
@@ -21,45 +21,11 @@ namespace {
 // Queries that share a pass over the codes, and strips whose keys lie in the cache at once: 512 KiB of them in all.
 // Many queries where the codes are those of all coordinates, which come from farther away.
 constexpr std::int64_t kGroup = 8, kSegment = 256;
-constexpr std::int64_t kRawGroup = 32, kRawSegment = 64;
-constexpr double kRawPatience = 1.0 / 16;       // a survivor costs as much as the products with as many points
-constexpr std::int64_t kProbes = 16;            // queries that tell whether a set of them has structure to use
-constexpr std::int64_t kRawColumns = 8192;      // more would overflow a key
-constexpr std::int64_t kWideColumns = 320;      // from here on two lines of fine codes a point pay
-constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
-constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
-constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-// What one thread needs; grows to its size once.
-struct Scratch {
-    Encoded encoded[kRawGroup / kQuad];
-    Buffer<double> rows;  // the queries in double
-    Buffer<std::int32_t> keys, best;
-    std::vector<std::int32_t> order;
-    Buffer<std::int32_t> positions, survivor_keys;  // of those that the coarse bound leaves over
-    Buffer<std::int32_t> distances;                 // between codes
-    std::vector<std::uint64_t> candidates;          // of the fine bound
-    Nearest nearest[kRawGroup];
-    std::int64_t fine = 0, whole = 0, measured = 0;
-};
-
-double measure(const SketchKernels& kernels, const double* query, const float* row, std::int64_t n, double limit) {
-    return kernels.squared_float(query, row, n, limit);
-}
-double measure(const SketchKernels& kernels, const double* query, const double* row, std::int64_t n, double limit) {
-    return kernels.squared_double(query, row, n, limit);
-}
-
-// At most one above `value`.
-std::int32_t to_key(double value) {
-    if (!(value > kLeastKey)) return kLeastKey;
-    return value < kMostKey ? static_cast<std::int32_t>(value) : kMostKey;
-}
-
-void fetch(const void* memory, std::int64_t bytes) {
-    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(memory) + i);
-}
+constexpr std::int64_t kRawGroup = kMostGroup, kRawSegment = 64;
+constexpr double kRawPatience = 1.0 / 16;   // a survivor costs as much as the products with as many points
+constexpr std::int64_t kProbes = 16;        // queries that tell whether a set of them has structure to use
+constexpr std::int64_t kRawColumns = 8192;  // more would overflow a key
+constexpr std::int64_t kWideColumns = 320;  // from here on two lines of fine codes a point pay
 
 }  // namespace
 
@@ -77,14 +43,6 @@ class KnnIndex::Impl {
 };
 
 namespace {
-
-// A sketch with the codes of the whole bank.
-struct View {
-    const Sketch* sketch;
-    const Strips* strips;
-    std::int64_t group, segment;
-    double patience;  // the share of the points that may be left over before a query is given up
-};
 
 template <class T>
 class IndexOf final : public KnnIndex::Impl {
@@ -187,10 +145,10 @@ class IndexOf final : public KnnIndex::Impl {
         Strips::other_fields(self.raw_strips_, archive);
     }
 
-    // Scratch of one call, kept for the next.
+    // GroupScratch of one call, kept for the next.
     struct Lease {
         const IndexOf& index;
-        std::unique_ptr<std::vector<Scratch>> scratch;
+        std::unique_ptr<std::vector<GroupScratch>> scratch;
 
         Lease(const IndexOf& owner, int threads) : index(owner) {
             std::unique_lock<std::mutex> lock(index.scratch_mutex_);
@@ -199,7 +157,7 @@ class IndexOf final : public KnnIndex::Impl {
                 index.free_scratch_.pop_back();
             }
             lock.unlock();
-            if (!scratch) scratch = std::make_unique<std::vector<Scratch>>();
+            if (!scratch) scratch = std::make_unique<std::vector<GroupScratch>>();
             if (scratch->size() < static_cast<std::size_t>(threads)) scratch->resize(threads);
         }
         Lease(const Lease&) = delete;
@@ -278,14 +236,14 @@ class IndexOf final : public KnnIndex::Impl {
     }
 
     // A survivor costs about 60 cycles, the codes of all coordinates one for 64 of them.
-    View directions() const {
+    CodeView directions() const {
         const double patience =
             raw_only_ ? kRawPatience : static_cast<double>(std::min<std::int64_t>(bank_.cols, 1920)) / 3840;
         return {&sketch_, &strips_, kGroup, kSegment, patience};
     }
 
     // Codes of all coordinates, made when they are first needed.
-    View raw_view(int threads) const {
+    CodeView raw_view(int threads) const {
         std::lock_guard<std::mutex> lock(raw_mutex_);
         if (raw_strips_.strips() == 0) {
             raw_sketch_.fit_raw(bank_, threads);
@@ -295,236 +253,28 @@ class IndexOf final : public KnnIndex::Impl {
     }
 
     template <class Q>
-    void pass(Matrix<const Q> query, const std::vector<std::int64_t>& which, View view, std::vector<std::uint8_t>& hard,
-              std::int64_t k, float* distances, std::int64_t* indices, int threads) const {
+    void pass(Matrix<const Q> query, const std::vector<std::int64_t>& which, CodeView view,
+              std::vector<std::uint8_t>& hard, std::int64_t k, float* distances, std::int64_t* indices,
+              int threads) const {
         const std::int64_t count = static_cast<std::int64_t>(which.size());
         Lease lease(*this, resolve_threads(threads));
-        std::vector<Scratch>& scratch = *lease.scratch;
+        std::vector<GroupScratch>& scratch = *lease.scratch;
         const std::int64_t each = view.group;
         parallel_for((count + each - 1) / each, threads, [&](std::int64_t group, int worker) {
             const std::int64_t* ids = which.data() + group * each;
             const int n = static_cast<int>(std::min(each, count - group * each));
-            search_group(query, ids, n, view, hard, k, scratch[worker]);
+            GroupSearch<T>(bank_, order_.data(), kernels_, view, scratch[worker]).search(query, ids, n, k, hard);
             for (int q = 0; q < n; ++q) {
                 if (hard[ids[q]]) continue;
                 scratch[worker].nearest[q].write(distances + ids[q] * k, indices + ids[q] * k);
             }
         });
-        for (Scratch& part : scratch) {
+        for (GroupScratch& part : scratch) {
             fine += part.fine;
             whole += part.whole;
             measured += part.measured;
             part.fine = part.whole = part.measured = 0;
         }
-    }
-
-    template <class Q>
-    void search_group(Matrix<const Q> query, const std::int64_t* ids, int n, View view, std::vector<std::uint8_t>& hard,
-                      std::int64_t k, Scratch& scratch) const {
-        const std::int64_t columns = bank_.cols, dims = view.sketch->coarse_dims(), strips = view.strips->strips();
-        const std::int64_t segment = std::min(view.segment, strips), stride = segment * kStrip;
-        scratch.rows.resize(view.group * columns);
-        scratch.keys.resize(view.group * stride);
-        scratch.best.resize(view.group * segment);
-        scratch.positions.resize(stride);
-        scratch.survivor_keys.resize(stride);
-        scratch.distances.resize(stride);
-        for (int q = 0; q < n; ++q) {
-            for (std::int64_t i = 0; i < columns; ++i) scratch.rows[q * columns + i] = double(query.row(ids[q])[i]);
-            scratch.nearest[q].start(static_cast<std::size_t>(k));
-        }
-        const int quads = (n + kQuad - 1) / kQuad;
-        for (int b = 0; b < quads; ++b) {
-            const double* rows[kQuad] = {};
-            const int m = std::min<int>(kQuad, n - b * kQuad);
-            for (int q = 0; q < m; ++q) rows[q] = scratch.rows.data() + (b * kQuad + q) * columns;
-            view.sketch->encode(rows, m, scratch.encoded[b]);
-        }
-        for (std::int64_t begin = 0; begin < strips; begin += segment) {
-            const std::int64_t here = std::min(segment, strips - begin);
-            for (std::int64_t s = 0; s < here; ++s) {
-                for (int b = 0; b < quads; ++b) {
-                    const Encoded& encoded = scratch.encoded[b];
-                    kernels_.keys(view.strips->strip(begin + s), encoded.coarse.data(), encoded.words.data(), dims,
-                                  view.strips->half_norms(begin + s),
-                                  scratch.keys.data() + b * kQuad * stride + s * kStrip, stride,
-                                  scratch.best.data() + b * kQuad * segment + s, segment);
-                }
-            }
-            for (int q = 0; q < n; ++q) {
-                if (hard[ids[q]]) continue;
-                if (!search_segment(view, q, begin, here, stride, segment, scratch)) hard[ids[q]] = 1;
-            }
-        }
-    }
-
-    void measure_at(int q, std::int32_t position, Scratch& scratch) const {
-        Nearest& nearest = scratch.nearest[q];
-        const std::int32_t id = order_[position];
-        nearest.offer(
-            measure(kernels_, scratch.rows.data() + q * bank_.cols, bank_.row(id), bank_.cols, nearest.worst()), id);
-        ++scratch.measured;
-    }
-
-    // The points of the highest keys fill the heap: they are hard to beat. False if they are all of the segment.
-    bool fill(int q, std::int64_t begin, std::int64_t strips, const std::int32_t* keys, const std::int32_t* best,
-              std::int32_t& seen, Scratch& scratch) const {
-        const Nearest& nearest = scratch.nearest[q];
-        const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
-        const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
-        if (wanted == 0) return true;
-        seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch.order) : kLeastKey;
-        std::int64_t count = 0;
-        for (std::int64_t s = 0; s < strips; ++s) {
-            if (best[s] < seen) continue;
-            for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
-                const std::int64_t at = s * kStrip + __builtin_ctzll(hits);
-                scratch.positions[count] = static_cast<std::int32_t>(begin * kStrip + at);
-                scratch.survivor_keys[count++] = keys[at];
-            }
-        }
-        if (2 * wanted < count) {  // the bounds may rule out the others yet
-            scratch.order.assign(scratch.survivor_keys.data(), scratch.survivor_keys.data() + count);
-            std::nth_element(scratch.order.begin(), scratch.order.begin() + (2 * wanted - 1), scratch.order.end(),
-                             std::greater<std::int32_t>());
-            seen = scratch.order[2 * wanted - 1];
-        }
-        for (std::int64_t i = 0; i < count; ++i) {
-            if (scratch.survivor_keys[i] >= seen) fetch(bank_.row(order_[scratch.positions[i]]), kFirstLines);
-        }
-        for (std::int64_t i = 0; i < count; ++i) {
-            if (scratch.survivor_keys[i] >= seen) measure_at(q, scratch.positions[i], scratch);
-        }
-        return wanted < points;
-    }
-
-    // Lets the points of one segment compete for query q. False if the bounds leave too much.
-    bool search_segment(View view, int q, std::int64_t begin, std::int64_t strips, std::int64_t stride,
-                        std::int64_t segment, Scratch& scratch) const {
-        const Encoded& encoded = scratch.encoded[q / kQuad];
-        const int lane = q % kQuad;
-        const std::int32_t* keys = scratch.keys.data() + q * stride;
-        const std::int32_t* best = scratch.best.data() + q * segment;
-        Nearest& nearest = scratch.nearest[q];
-        const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
-
-        const double level = double(encoded.level[lane]);  // |codes_q - codes_p|^2 >= level - 2 * key
-
-        std::int32_t seen = kMostKey;  // points with a key from here on have been measured
-        if (!fill(q, begin, strips, keys, best, seen, scratch)) return true;
-
-        // What the coarse bound leaves over.
-        const double step = view.sketch->coarse_step(), scale = view.sketch->scale();
-        const double reach = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
-        const std::int64_t most = 64 + static_cast<std::int64_t>(view.patience * static_cast<double>(points));
-        const std::int64_t fine_dims = view.sketch->fine_dims();
-        std::int64_t left = 0;
-        const double own = reach + encoded.coarse_error[lane], inverse = 1.0 / step;
-        for (std::int64_t s = 0; s < strips; ++s) {
-            const double radius = (own + view.strips->coarse_error(begin + s)) * inverse;
-            const std::int32_t least = to_key((level - radius * radius) * 0.5 - 2.0);
-            if (best[s] < least || least >= seen) continue;
-            for (std::uint64_t hits = kernels_.between(keys + s * kStrip, least, seen); hits; hits &= hits - 1) {
-                const std::int64_t at = s * kStrip + __builtin_ctzll(hits);
-                const auto position = static_cast<std::int32_t>(begin * kStrip + at);
-                scratch.positions[left] = position;
-                scratch.survivor_keys[left++] = keys[at];
-                fetch(view.strips->fine(position), fine_dims);
-            }
-            if (left > most) return false;
-        }
-
-        // What the fine bound leaves over, nearest first.
-        rank(view, q, level, left, scratch);
-        measure_candidates(view, q, scratch);
-        return true;
-    }
-
-    // Measures the candidates that the whole codes leave over, until the bounds of the rest are beyond the k-th
-    // nearest.
-    void measure_candidates(View view, int q, Scratch& scratch) const {
-        constexpr std::size_t kBatch = 8;
-        const Encoded& encoded = scratch.encoded[q / kQuad];
-        const int lane = q % kQuad;
-        const std::int64_t whole_dims = view.sketch->whole_dims();
-        const double step = view.sketch->whole_step() * (1.0 - 1e-9), scale = view.sketch->scale() * (1.0 + 1e-6);
-        const std::int8_t* codes = encoded.whole.data() + lane * whole_dims;
-        const Nearest& nearest = scratch.nearest[q];
-        const std::vector<std::uint64_t>& candidates = scratch.candidates;
-        double worst = nearest.worst(), limit = std::sqrt(worst) * scale;
-        for (std::size_t begin = 0; begin < candidates.size(); begin += kBatch) {
-            const std::size_t end = std::min(begin + kBatch, candidates.size());
-            if (bound_of(candidates[begin]) > limit) return;
-            std::int32_t positions[kBatch], distances[kBatch];
-            for (std::size_t i = begin; i < end; ++i) positions[i - begin] = position_of(candidates[i]);
-            for (std::size_t i = end; i < std::min(end + kBatch, candidates.size()); ++i) {
-                const std::int32_t next = position_of(candidates[i]);
-                if (whole_dims) {
-                    fetch(view.strips->whole(next), whole_dims);
-                } else {
-                    fetch(bank_.row(order_[next]), kFirstLines);
-                }
-            }
-            if (whole_dims) {
-                kernels_.code_distances(codes, view.strips->whole(0), whole_dims, positions,
-                                        static_cast<std::int64_t>(end - begin), distances);
-                scratch.whole += static_cast<std::int64_t>(end - begin);
-            }
-            for (std::size_t i = begin; i < end; ++i) {
-                if (bound_of(candidates[i]) > limit) return;
-                const std::int32_t position = positions[i - begin];
-                if (whole_dims) {
-                    const double radius =
-                        limit + encoded.whole_error[lane] + view.strips->whole_error(position / kStrip);
-                    if (step * step * double(distances[i - begin]) > radius * radius) continue;
-                }
-                measure_at(q, position, scratch);
-                if (nearest.worst() < worst) {
-                    worst = nearest.worst();
-                    limit = std::sqrt(worst) * scale;
-                }
-            }
-        }
-    }
-
-    // What the fine bound leaves of the first `left` survivors -> scratch.candidates, nearest bound first.
-    void rank(View view, int q, double level, std::int64_t left, Scratch& scratch) const {
-        const Encoded& encoded = scratch.encoded[q / kQuad];
-        const int lane = q % kQuad;
-        const std::int64_t fine_dims = view.sketch->fine_dims();
-        const double coarse = view.sketch->coarse_step() * view.sketch->coarse_step();
-        const double fine = view.sketch->fine_step() * view.sketch->fine_step();
-        const double reach = std::sqrt(scratch.nearest[q].worst()) * view.sketch->scale() * (1.0 + 1e-6);
-        const std::int8_t* codes = encoded.fine.data() + lane * fine_dims;
-        const double own_error = fine_dims ? encoded.error[lane] : encoded.coarse_error[lane];
-        scratch.candidates.resize(static_cast<std::size_t>(left));
-        if (fine_dims) {
-            kernels_.code_distances(codes, view.strips->fine(0), fine_dims, scratch.positions.data(), left,
-                                    scratch.distances.data());
-            scratch.fine += left;
-        }
-        std::size_t kept = 0;
-        for (std::int64_t i = 0; i < left; ++i) {
-            const std::int32_t position = scratch.positions[i];
-            const std::int64_t s = position / kStrip;
-            double apart = coarse * (level - 2.0 * double(scratch.survivor_keys[i]) - 1.0), error = own_error;
-            if (fine_dims) {
-                // The fine codes know better what the coarse directions leave out than its length, the last coarse
-                // code.
-                const int rest = codes[fine_dims - 2] - view.strips->fine(position)[fine_dims - 2];
-                const double rest_squared = double(rest * rest);
-                apart =
-                    std::max(0.0, apart - coarse * rest_squared) + fine * (double(scratch.distances[i]) - rest_squared);
-                error += view.strips->error(s);
-            } else {
-                error += view.strips->coarse_error(s);
-            }
-            const double most = (reach + error) * (1.0 + 1e-6);
-            scratch.candidates[kept] = pack(std::sqrt(std::max(0.0, apart)) - error, position);
-            kept += apart <= most * most || !(most < kInfinity) ? 1 : 0;
-        }
-        scratch.candidates.resize(kept);
-        std::sort(scratch.candidates.begin(), scratch.candidates.end());
     }
 
     Matrix<const T> bank_;
@@ -539,7 +289,7 @@ class IndexOf final : public KnnIndex::Impl {
     mutable Buffer<double> lengths_;                // of the rows, once a query needs them
     static constexpr std::size_t kKeptScratch = 4;  // searches at once that leave theirs behind
     mutable std::mutex scratch_mutex_;
-    mutable std::vector<std::unique_ptr<std::vector<Scratch>>> free_scratch_;
+    mutable std::vector<std::unique_ptr<std::vector<GroupScratch>>> free_scratch_;
 };
 
 }  // namespace
