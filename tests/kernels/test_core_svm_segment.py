@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from ttt4as_fast import kernels
 from ttt4as_fast.kernels import dispatch, native
+from ttt4as_fast.kernels.linear_svm import LOSSES
 from ttt4as_fast.kernels.linear_svm import reference as svm_reference
 
 from .cases import smooth_map, structured_features
@@ -157,6 +158,37 @@ def test_a_warm_start_ends_where_a_cold_one_does(rng):
     warm = cpu.fit(X, y, **options, initial=np.append(cold.coef, cold.intercept))
     assert warm.converged and warm.n_iter <= cold.n_iter
     np.testing.assert_allclose(warm.coef, cold.coef, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("apart", "C", "route"),
+    [(8.0, 10.0, "working_set"), (1.0, 10.0, "newton"), (1.0, 1.0, "newton"), (1.0, 1e-3, "newton")],
+)
+def test_large_problems_go_where_they_are_cheap(rng, apart, C, route):
+    """Classes that lie apart need few samples; among others the working set gives up, at either review."""
+    y = rng.integers(0, 2, 3000) * 2.0 - 1
+    X = rng.normal(size=(3000, 24)).astype(np.float32)
+    X[:, 0] += apart / 2 * y
+    coef, intercept, *_, converged, _, taken, _ = native.core().fit_linear_svm(X, y, C, "squared_hinge", 1e-6, 1000)
+    assert converged and taken == route
+    best = svm_reference.fit(X.astype(float), y, C=C, loss="squared_hinge", tol=1e-9, max_iter=100_000)
+    found = [svm_reference.objective(X, y, *w, C, "squared_hinge") for w in ((coef, intercept), best[:2])]
+    assert found[0] <= found[1] * (1 + 1e-6)
+
+
+def test_what_a_thread_keeps_from_one_fit_changes_nothing_in_the_next(rng):
+    problems = []
+    for n, d, dtype in ((900, 130, np.float32), (40, 400, np.float32), (300, 20, np.float64), (2000, 60, np.float32)):
+        y = np.where(rng.random(n) < 0.3, 1.0, -1.0)
+        problems += [(rng.normal(size=(n, d)).astype(dtype) + y[:, None].astype(dtype), y, loss) for loss in LOSSES]
+
+    def fits(order):
+        return {i: kernels.fit_linear_svm(*problems[i][:2], C=0.1, loss=problems[i][2], backend="cpu") for i in order}
+
+    first, second = fits(range(len(problems))), fits(reversed(range(len(problems))))
+    for i, fit in first.items():
+        np.testing.assert_array_equal(fit.coef, second[i].coef)
+        assert fit[1:] == second[i][1:]
 
 
 def test_equal_on_any_number_of_threads_and_instruction_sets_agree(rng, tmp_path):

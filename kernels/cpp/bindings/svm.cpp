@@ -11,6 +11,8 @@ namespace {
 
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
+constexpr std::size_t kKept = std::size_t(1) << 24;  // bytes
+
 const char* route_name(SvmRoute route) {
     switch (route) {
         case SvmRoute::working_set: return "working_set";
@@ -40,8 +42,10 @@ py::tuple fit(const py::array& input, const Doubles& y, const SvmOptions& option
     SvmResult result;
     {
         py::gil_scoped_release release;
-        LinearSvm<T> svm;
+        // Fresh memory costs as much as a small problem: a thread keeps what its last fit took, within reason.
+        thread_local LinearSvm<T> svm;
         result = svm.fit(samples, y.data(), options, out);
+        if (svm.memory() > kKept) svm = LinearSvm<T>();
     }
     return py::make_tuple(coef, result.intercept, result.n_iter, result.gap, result.converged, result.objective,
                           route_name(result.route), result.passes);

@@ -80,6 +80,11 @@ SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmO
     return result;
 }
 
+template <class T>
+std::size_t LinearSvm<T>::memory() const noexcept {
+    return state_->solver.memory() + state_->labels.bytes() + state_->magnitudes.bytes();
+}
+
 template class LinearSvm<float>;
 template class LinearSvm<double>;
 

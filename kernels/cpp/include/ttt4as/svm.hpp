@@ -2,6 +2,7 @@
 // L(m) = max(0, m)^2 or max(0, m): the objective of scikit-learn's LinearSVC with intercept_scaling = 1.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -48,6 +49,9 @@ class TTT4AS_API LinearSvm {
     // samples: (n, dims), finite; y: n values, > 0 for the positive class; coef: dims values, written.
     // Throws InvalidArgument for an empty or non-finite problem, std::bad_alloc.
     SvmResult fit(Matrix<const T> samples, const double* y, const SvmOptions& options, double* coef);
+
+    // Bytes kept from one fit for the next.
+    std::size_t memory() const noexcept;
 
   private:
     struct State;
