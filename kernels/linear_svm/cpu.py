@@ -1,8 +1,9 @@
 """The linear SVM in C++: exact on a working set where support vectors are few, Newton's method where they are many.
 
 Samples keep their precision: float32 is multiplied in float32 with sums in float64, and what is returned is checked in
-float64. Cost: about n_sv * n * d multiply-adds at arithmetic speed by the working set, two reads of the violating
-samples for each conjugate gradient step by Newton's method. kernels/cpp/src/svm_solver.hpp has the rule that chooses.
+float64. Cost: one read of X for each of 5 to 25 rounds and n_sv^2 * d / 2 multiply-adds by the working set, two
+reads of the violating samples for each conjugate gradient step by Newton's method. kernels/cpp/src/svm_solver.hpp has
+the rule that chooses.
 """
 
 from __future__ import annotations

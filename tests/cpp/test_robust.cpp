@@ -8,8 +8,9 @@ int main() {
     const auto memory = [](const Image& in, std::size_t samples) {
         const auto channels = static_cast<std::size_t>(in.channels);
         const std::size_t lattice = std::min(in.map.size(), 20 * static_cast<std::size_t>(in.fh * in.fw));
-        return samples * (channels + 16) * sizeof(float) + 40 * lattice + 12 * static_cast<std::size_t>(in.fh * in.fw) +
-               24 * static_cast<std::size_t>(in.height + in.width) + 400 * channels + (std::size_t(4) << 20);
+        return 2 * samples * (channels + 16) * sizeof(float) + 40 * lattice +
+               12 * static_cast<std::size_t>(in.fh * in.fw) + 24 * static_cast<std::size_t>(in.height + in.width) +
+               400 * channels + (std::size_t(4) << 20);
     };
     const std::vector<Image> images = awkward_images();
     for (const Image& in : images) {

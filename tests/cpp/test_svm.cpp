@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "allocations.hpp"
 #include "check.hpp"
 #include "ttt4as/svm.hpp"
 #include "ttt4as/threads.hpp"
@@ -70,6 +71,31 @@ void routes_agree(std::int64_t n, std::int64_t dims, double C, Loss loss, std::u
     }
 }
 
+// A second fit of the same shape allocates nothing and finds the same bits.
+void memory_is_kept(SvmRoute route, Loss loss) {
+    constexpr std::int64_t kSamples = 700, kDims = 300;
+    Random random(99);
+    std::vector<float> x(kSamples * kDims);
+    std::vector<double> y(kSamples), w(kDims), again(kDims);
+    for (float& value : x) value = random.normal();
+    for (std::int64_t i = 0; i < kSamples; ++i) y[i] = i % 2 ? 1 : -1;
+    ttt4as::LinearSvm<float> svm;
+    SvmOptions options;
+    options.C = 0.1;
+    options.loss = loss;
+    options.route = route;
+    options.threads = 2;
+    const Matrix<const float> samples{x.data(), kSamples, kDims, kDims};
+    svm.fit(samples, y.data(), options, w.data());
+    [[maybe_unused]] const long before = allocations;
+    svm.fit(samples, y.data(), options, again.data());
+#if defined(COUNTS_ALLOCATIONS)
+    CHECK(allocations == before);
+#endif
+    CHECK(w == again);
+    CHECK(svm.memory() > 0 && svm.memory() < (std::size_t(1) << 24));
+}
+
 }  // namespace
 
 int main() {
@@ -84,6 +110,9 @@ int main() {
         routes_agree<float>(shape[0], shape[1], 1e-3, Loss::hinge, ++seed);
         routes_agree<double>(shape[0], shape[1], 1e-3, Loss::hinge, ++seed);
     }
+    memory_is_kept(SvmRoute::working_set, Loss::squared_hinge);
+    memory_is_kept(SvmRoute::newton, Loss::squared_hinge);
+    memory_is_kept(SvmRoute::coordinate, Loss::hinge);
     // Not finite, empty, absurd.
     std::vector<float> x = {1, 2, std::numeric_limits<float>::quiet_NaN(), 4};
     std::vector<double> y = {1, -1}, w(2);

@@ -21,7 +21,7 @@ namespace {
 constexpr double kConstant = 1e-5;
 constexpr std::int64_t kChannels = 16;                       // a cache line of floats
 constexpr std::int64_t kSerial = 1 << 16;                    // feature values below which one thread does it
-constexpr std::int64_t kMostSolver = std::int64_t(1) << 20;  // bytes of the SVM's working set
+constexpr std::int64_t kMostSolver = std::int64_t(1) << 20;  // bytes of the SVM's working set beside its vectors
 
 }  // namespace
 
@@ -178,7 +178,7 @@ SvmResult BasicRobustSegmenter<T>::State::train() {
             std::max(magnitude, max_abs_kernel<T>()(samples.data() + i * solver.points.stride, solver.points.dims));
     }
     solver.magnitude = static_cast<double>(magnitude);
-    solver.most_bytes = kMostSolver;
+    solver.most_bytes = kMostSolver + labels.n * solver.points.stride * static_cast<std::int64_t>(sizeof(T));
     SvmOptions svm;
     svm.C = options.C;
     svm.loss = options.loss;

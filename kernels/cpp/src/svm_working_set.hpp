@@ -17,8 +17,8 @@ bool SvmSolver<T, Samples>::working_set() {
     members_.threads = points.threads;
     rows_.resize(static_cast<std::size_t>((capacity_ + kBatch) * members_.stride));
     members_.data = rows_.data();
-    // Samples that are mixtures come from images, one after the other: what the largest one needs is there at once.
-    width_ = Samples::kIsPoint ? std::min<std::int64_t>(capacity_, kNarrow) : capacity_;
+    // Images come one after the other and allocate nothing: what the largest set takes is there at once.
+    width_ = Samples::kIsPoint ? std::min(capacity_, std::max(width_, kNarrow)) : capacity_;
     side_ = apart(width_);
     for (Buffer<double>* square : {&q_, &factor_}) square->resize(static_cast<std::size_t>(width_ * side_));
     for (Buffer<double>* buffer : {&a_, &gradient_, &d_, &upper_, &diagonal_, &target_, &constant_, &fixed_, &ridge_})
