@@ -1,9 +1,9 @@
 """The whole method fused in C++: see kernels/cpp/include/ttt4as/segmenter.hpp.
 
 Reads the map three times and the features three times, and once more a round of the SVM where its samples touch most of
-them; neither samples nor decision are ever upsampled in all channels. A batch is spread over threads, a single image is given all of
-them. The SVM is solved to the optimum in single precision, not just to `tol`, where that is cheap: the decision is then
-the same within about 1e-5 whatever solves it.
+them; neither samples nor decision are ever upsampled in all channels. A batch is spread over threads, a single image is
+given all of them. The SVM is solved to the optimum in single precision, not just to `tol`, where that is cheap: the
+decision is then the same within about 1e-5 whatever solves it.
 """
 
 from __future__ import annotations
