@@ -33,7 +33,7 @@ struct SvmResult {
     double objective = 0;
     bool converged = false;
     SvmRoute route = SvmRoute::automatic;  // the one that finished
-    int passes = 0;  // over the points: of the working set's rounds, or Newton's Hessian products
+    int passes = 0;                        // over the points: of the working set's rounds, or Newton's Hessian products
 };
 
 // Solves one problem after another in memory that it keeps: repeated shapes allocate nothing. Not for two threads at
