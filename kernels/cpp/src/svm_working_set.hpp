@@ -86,7 +86,9 @@ bool SvmSolver<T, Samples>::working_set() {
         previous = gap;
         if (idle > 2) break;
         if (set_ + found > capacity_) break;
-        // Samples that cannot be separated go on violating, however many join.
+        // More support vectors than features: Newton's method solves for these. Samples that cannot be separated go on
+        // violating, however many join.
+        if (patience_ < kMostSet && n_free_ > 2 * points.dims) break;
         if (set_ >= review) {
             if (4 * violators_ > 3 * before) break;
             before = violators_;
