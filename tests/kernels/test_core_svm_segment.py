@@ -165,7 +165,7 @@ def test_a_warm_start_ends_where_a_cold_one_does(rng):
     [(8.0, 10.0, "working_set"), (1.0, 10.0, "newton"), (1.0, 1.0, "newton"), (1.0, 1e-3, "newton")],
 )
 def test_large_problems_go_where_they_are_cheap(rng, apart, C, route):
-    """Classes that lie apart need few samples; among others the working set gives up, at either review."""
+    """Classes that lie apart need few samples; among others the working set gives up."""
     y = rng.integers(0, 2, 3000) * 2.0 - 1
     X = rng.normal(size=(3000, 24)).astype(np.float32)
     X[:, 0] += apart / 2 * y

@@ -10,10 +10,11 @@
 //
 // The rule (see `solve`), measured on features of an EfficientNet, raw and standardised, and on overlapping Gaussians:
 // newton for the squared hinge if 2 C |x|^2 is below 4 for mixtures, below 2 for points, below n / 100 for more than
-// 1000 points (nearly all samples are support vectors, and the Hessian is near the identity), or above 1e9 (a hard
-// margin to within rounding); working_set otherwise, as long as its set fits its memory and, among points, violators
-// become fewer: reviewed at 160 members, or 48 where newton is about as fast. Where they do not, or support vectors are
-// more than twice the features, samples cannot be separated, and newton takes over.
+// 1000 points or n / 20 where they are also more than 16 a feature (nearly all samples are support vectors, and the
+// Hessian is near the identity), or above 1e9 (a hard margin to within rounding); working_set otherwise, as long as its
+// set fits its memory and, among points, violators become fewer: reviewed at 160 members, or 48 where newton is about as
+// fast. Where they do not, or support vectors are more than twice the features, samples cannot be separated, and newton
+// takes over.
 //
 // Whatever the route, the duality gap is computed at the end from w itself with every product in double.
 #pragma once
@@ -59,7 +60,10 @@ class SvmSolver {
             const double strength = squared_ ? coupling() : std::numeric_limits<double>::infinity();
             const double n = static_cast<double>(n_);
             const double weak =
-                !Samples::kIsPoint ? kWeakMixtures : std::max(kWeak, n_ > kLarge ? kWeakPerSample * n : 0);
+                !Samples::kIsPoint
+                    ? kWeakMixtures
+                    : std::max(kWeak,
+                               n_ > kLarge ? (n_ < kTall * points.dims ? kWeakPerSample : kFairPerSample) * n : 0);
             const bool newton = !small && (capacity_ < 2 * kBatch || strength < weak);
             if (Samples::kIsPoint && squared_) patience_ = n_ > kLarge && strength < kFairPerSample * n ? kFew : kMany;
             const bool strong = squared_ && strength > kStrong;
@@ -193,7 +197,7 @@ class SvmSolver {
         return 2 * cost_ * norm;
     }
     static constexpr double kWeak = 2, kWeakMixtures = 4, kWeakPerSample = 0.01, kFairPerSample = 0.05, kStrong = 1e9;
-    static constexpr std::int64_t kLarge = 1000, kFew = 48, kMany = 160;
+    static constexpr std::int64_t kLarge = 1000, kTall = 16, kFew = 48, kMany = 160;
     static constexpr std::int64_t kSubset = 8;
     static constexpr int kSubsetSteps = 8;
     static constexpr int kMostInner = 2000;  // conjugate gradient iterations in one Newton step
