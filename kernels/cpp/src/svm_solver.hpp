@@ -12,9 +12,9 @@
 // newton for the squared hinge if 2 C |x|^2 is below 4 for mixtures, below 2 for points, below n / 100 for more than
 // 1000 points or n / 20 where they are also more than 16 a feature (nearly all samples are support vectors, and the
 // Hessian is near the identity), or above 1e9 (a hard margin to within rounding); working_set otherwise, as long as its
-// set fits its memory and, among points, violators become fewer: reviewed at 160 members, or 48 where newton is about as
-// fast. Where they do not, or support vectors are more than twice the features, samples cannot be separated, and newton
-// takes over.
+// set fits its memory and, among points, violators become fewer: reviewed at 160 members, or 48 where newton is about
+// as fast. Where they do not, or support vectors are more than twice the features, samples cannot be separated, and
+// newton takes over.
 //
 // Whatever the route, the duality gap is computed at the end from w itself with every product in double.
 #pragma once
