@@ -71,6 +71,7 @@ class SvmSolver {
         }
         if (route == SvmRoute::newton && !squared_) route = SvmRoute::coordinate;
         if (route == SvmRoute::coordinate && squared_) route = SvmRoute::newton;
+        if (route == SvmRoute::working_set && capacity_ < std::min<std::int64_t>(2 * kBatch, n_)) route = fallback();
         if (route == SvmRoute::working_set) {
             result_.route = route;
             if (working_set() || options.route == SvmRoute::working_set || result_.n_iter >= max_iter_) return finish();

@@ -107,7 +107,7 @@ int SvmSolver<T, Samples>::spread_choice() {
     for (std::int64_t i = 0; i < n_; ++i) count[labels[i] > 0] += weight(i) > 0;
     int found = 0;
     for (int side = 0; side < 2; ++side) {
-        const std::int64_t want = std::min<std::int64_t>(8 / 2, count[side]);
+        const std::int64_t want = std::min<std::int64_t>(kBatch / 2, count[side]);
         std::int64_t seen = 0, taken = 0;
         for (std::int64_t i = 0; i < n_ && taken < want; ++i) {
             if ((labels[i] > 0) != (side == 1) || !(weight(i) > 0)) continue;
@@ -124,7 +124,7 @@ int SvmSolver<T, Samples>::spread_choice() {
 // The samples outside the set that violate most, at most one of each group of near-equals; more as the set grows.
 template <class T, class Samples>
 int SvmSolver<T, Samples>::choose() {
-    const int most = std::min<int>(kMostChosen, std::max<int>(8, static_cast<int>(set_ / 4 / kBatch * kBatch)));
+    const int most = std::min<int>(kMostChosen, std::max<int>(kBatch, static_cast<int>(set_ / 4 / kBatch * kBatch)));
     int found = 0;
     double score[kMostChosen];
     violators_ = n_free_;
