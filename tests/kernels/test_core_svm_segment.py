@@ -176,6 +176,22 @@ def test_large_problems_go_where_they_are_cheap(rng, apart, C, route):
     assert found[0] <= found[1] * (1 + 1e-6)
 
 
+def test_a_warm_start_without_violators_forgets_the_fit_before(rng):
+    """Nobody violates where the start's margins are far too wide: the set begins empty, whatever the last one held."""
+    y = np.where(rng.random(200) < 0.5, 1.0, -1.0)
+    X = (0.1 * rng.normal(size=(200, 30)) + y[:, None]).astype(np.float32)
+    other = rng.normal(size=(400, 30)).astype(np.float32)
+    fit = native.core().fit_linear_svm
+    cold = fit(X, y, 0.1, "squared_hinge", 1e-6, 1000, route="working_set")
+    fit(other, np.where(other[:, 0] > 0, 1.0, -1.0), 10.0, "squared_hinge", 1e-6, 1000, route="working_set")
+    start = 1e3 * np.append(cold[0], cold[1])
+    stopped = fit(X, y, 0.1, "squared_hinge", 1e-6, 1, None, start, route="working_set")
+    np.testing.assert_array_equal(stopped[0], 0.0)
+    warm = fit(X, y, 0.1, "squared_hinge", 1e-6, 1000, None, start, route="working_set")
+    assert warm[4]
+    np.testing.assert_allclose(warm[0], cold[0], atol=1e-4)
+
+
 def test_what_a_thread_keeps_from_one_fit_changes_nothing_in_the_next(rng):
     problems = []
     for n, d, dtype in ((900, 130, np.float32), (40, 400, np.float32), (300, 20, np.float64), (2000, 60, np.float32)):

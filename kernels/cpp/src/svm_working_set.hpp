@@ -14,6 +14,7 @@ bool SvmSolver<T, Samples>::working_set() {
     const std::size_t cap = static_cast<std::size_t>(capacity_);
     members_.stride = spaced(points.dims);
     members_.dims = points.dims;
+    members_.points = 0;
     members_.threads = points.threads;
     rows_.resize(static_cast<std::size_t>((capacity_ + kBatch) * members_.stride));
     members_.data = rows_.data();
