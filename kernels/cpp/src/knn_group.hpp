@@ -27,7 +27,8 @@ struct GroupScratch {
     Buffer<std::int32_t> keys, best;
     std::vector<std::int32_t> order;
     Buffer<std::int32_t> positions, survivor_keys;  // of those that the coarse bound leaves over
-    Buffer<std::int32_t> distances;                 // between codes
+    Buffer<std::int32_t> distances, rests;          // between codes
+    Buffer<double> bounds;                          // of what the fine codes leave over
     std::vector<std::uint64_t> candidates;          // of the fine bound
     Nearest nearest[kMostGroup];
     std::int64_t fine = 0, whole = 0, measured = 0;
@@ -77,9 +78,9 @@ class GroupSearch {
         scratch_.rows.resize(view_.group * columns);
         scratch_.keys.resize(view_.group * stride);
         scratch_.best.resize(view_.group * segment);
-        scratch_.positions.resize(stride);
-        scratch_.survivor_keys.resize(stride);
-        scratch_.distances.resize(stride);
+        for (auto* of_points : {&scratch_.positions, &scratch_.survivor_keys, &scratch_.distances, &scratch_.rests})
+            of_points->resize(stride + kSpill);
+        scratch_.bounds.resize(stride);
         for (int q = 0; q < n; ++q) {
             for (std::int64_t i = 0; i < columns; ++i) scratch_.rows[q * columns + i] = double(query.row(ids[q])[i]);
             scratch_.nearest[q].start(static_cast<std::size_t>(k));
@@ -118,6 +119,13 @@ class GroupSearch {
         ++scratch_.measured;
     }
 
+    // Points of strip s of the segment with a key in [low, high) -> positions and survivor_keys, from `at` on.
+    std::int64_t collect(std::int64_t begin, std::int64_t s, const std::int32_t* keys, std::int32_t low,
+                         std::int32_t high, std::int64_t at) {
+        return kernels_.collect(keys + s * kStrip, low, high, static_cast<std::int32_t>((begin + s) * kStrip),
+                                scratch_.positions.data() + at, scratch_.survivor_keys.data() + at);
+    }
+
     // The points of the highest keys fill the heap: they are hard to beat. False if they are all of the segment.
     bool fill(int q, std::int64_t begin, std::int64_t strips, const std::int32_t* keys, const std::int32_t* best,
               std::int32_t& seen) {
@@ -129,11 +137,7 @@ class GroupSearch {
         std::int64_t count = 0;
         for (std::int64_t s = 0; s < strips; ++s) {
             if (best[s] < seen) continue;
-            for (std::uint64_t hits = kernels_.between(keys + s * kStrip, seen, kMostKey); hits; hits &= hits - 1) {
-                const std::int64_t at = s * kStrip + __builtin_ctzll(hits);
-                scratch_.positions[count] = static_cast<std::int32_t>(begin * kStrip + at);
-                scratch_.survivor_keys[count++] = keys[at];
-            }
+            count += collect(begin, s, keys, seen, kMostKey, count);
         }
         if (2 * wanted < count) {  // the bounds may rule out the others yet
             scratch_.order.assign(scratch_.survivor_keys.data(), scratch_.survivor_keys.data() + count);
@@ -168,20 +172,13 @@ class GroupSearch {
         const double step = view_.sketch->coarse_step(), scale = view_.sketch->scale();
         const double reach = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
         const std::int64_t most = 64 + static_cast<std::int64_t>(view_.patience * static_cast<double>(points));
-        const std::int64_t fine_dims = view_.sketch->fine_dims();
         std::int64_t left = 0;
         const double own = reach + encoded.coarse_error[lane], inverse = 1.0 / step;
         for (std::int64_t s = 0; s < strips; ++s) {
             const double radius = (own + view_.strips->coarse_error(begin + s)) * inverse;
             const std::int32_t least = to_key((level - radius * radius) * 0.5 - 2.0);
             if (best[s] < least || least >= seen) continue;
-            for (std::uint64_t hits = kernels_.between(keys + s * kStrip, least, seen); hits; hits &= hits - 1) {
-                const std::int64_t at = s * kStrip + __builtin_ctzll(hits);
-                const auto position = static_cast<std::int32_t>(begin * kStrip + at);
-                scratch_.positions[left] = position;
-                scratch_.survivor_keys[left++] = keys[at];
-                fetch(view_.strips->fine(position), fine_dims);
-            }
+            left += collect(begin, s, keys, least, seen, left);
             if (left > most) return false;
         }
 
@@ -218,7 +215,7 @@ class GroupSearch {
             }
             if (whole_dims) {
                 kernels_.code_distances(codes, view_.strips->whole(0), whole_dims, positions,
-                                        static_cast<std::int64_t>(end - begin), distances);
+                                        static_cast<std::int64_t>(end - begin), distances, nullptr);
                 scratch_.whole += static_cast<std::int64_t>(end - begin);
             }
             for (std::size_t i = begin; i < end; ++i) {
@@ -243,38 +240,27 @@ class GroupSearch {
         const Encoded& encoded = scratch_.encoded[q / kQuad];
         const int lane = q % kQuad;
         const std::int64_t fine_dims = view_.sketch->fine_dims();
-        const double coarse = view_.sketch->coarse_step() * view_.sketch->coarse_step();
-        const double fine = view_.sketch->fine_step() * view_.sketch->fine_step();
-        const double reach = std::sqrt(scratch_.nearest[q].worst()) * view_.sketch->scale() * (1.0 + 1e-6);
-        const std::int8_t* codes = encoded.fine.data() + lane * fine_dims;
-        const double own_error = fine_dims ? encoded.error[lane] : encoded.coarse_error[lane];
-        scratch_.candidates.resize(static_cast<std::size_t>(left));
+        const double coarse = view_.sketch->coarse_step(), fine = view_.sketch->fine_step();
+        FineBound bound = {level, coarse * coarse, fine * fine, encoded.coarse_error[lane], 0.0};
+        bound.reach = std::sqrt(scratch_.nearest[q].worst()) * view_.sketch->scale() * (1.0 + 1e-6);
+        const double* strip_errors = view_.strips->coarse_errors();
         if (fine_dims) {
-            kernels_.code_distances(codes, view_.strips->fine(0), fine_dims, scratch_.positions.data(), left,
-                                    scratch_.distances.data());
+            // The fine codes know better what the coarse directions leave out than its length, the last coarse code.
+            bound.error = encoded.error[lane];
+            strip_errors = view_.strips->errors();
+            kernels_.code_distances(encoded.fine.data() + lane * fine_dims, view_.strips->fine(0), fine_dims,
+                                    scratch_.positions.data(), left, scratch_.distances.data(), scratch_.rests.data());
             scratch_.fine += left;
+        } else {
+            std::fill_n(scratch_.distances.data(), left, 0);
+            std::fill_n(scratch_.rests.data(), left, 0);
         }
-        std::size_t kept = 0;
-        for (std::int64_t i = 0; i < left; ++i) {
-            const std::int32_t position = scratch_.positions[i];
-            const std::int64_t s = position / kStrip;
-            double apart = coarse * (level - 2.0 * double(scratch_.survivor_keys[i]) - 1.0), error = own_error;
-            if (fine_dims) {
-                // The fine codes know better what the coarse directions leave out than its length, the last coarse
-                // code.
-                const int rest = codes[fine_dims - 2] - view_.strips->fine(position)[fine_dims - 2];
-                const double rest_squared = double(rest * rest);
-                apart = std::max(0.0, apart - coarse * rest_squared) +
-                        fine * (double(scratch_.distances[i]) - rest_squared);
-                error += view_.strips->error(s);
-            } else {
-                error += view_.strips->coarse_error(s);
-            }
-            const double most = (reach + error) * (1.0 + 1e-6);
-            scratch_.candidates[kept] = pack(std::sqrt(std::max(0.0, apart)) - error, position);
-            kept += apart <= most * most || !(most < std::numeric_limits<double>::infinity()) ? 1 : 0;
-        }
-        scratch_.candidates.resize(kept);
+        const std::int64_t kept =
+            kernels_.leave(bound, scratch_.survivor_keys.data(), scratch_.distances.data(), scratch_.rests.data(),
+                           strip_errors, scratch_.positions.data(), left, scratch_.bounds.data());
+        scratch_.candidates.resize(static_cast<std::size_t>(kept));
+        for (std::int64_t i = 0; i < kept; ++i)
+            scratch_.candidates[i] = pack(scratch_.bounds[i], scratch_.positions[i]);
         std::sort(scratch_.candidates.begin(), scratch_.candidates.end());
     }
 

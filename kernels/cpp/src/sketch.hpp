@@ -125,7 +125,8 @@ class Strips {
     const std::int8_t* fine(std::int64_t position) const noexcept { return fine_.data() + position * fine_dims_; }
     const std::int8_t* whole(std::int64_t position) const noexcept { return whole_.data() + position * whole_dims_; }
     double coarse_error(std::int64_t s) const noexcept { return coarse_errors_[s]; }  // the greatest in a strip
-    double error(std::int64_t s) const noexcept { return errors_[s]; }
+    const double* coarse_errors() const noexcept { return coarse_errors_.data(); }
+    const double* errors() const noexcept { return errors_.data(); }
     double whole_error(std::int64_t s) const noexcept { return whole_errors_[s]; }
     double point_error(std::int64_t position) const noexcept { return point_errors_[position]; }
     std::int64_t bytes() const noexcept;

@@ -9,6 +9,14 @@ constexpr int kStrip = 64;  // points whose codes lie together
 constexpr int kQuad = 4;    // code bytes of a point that lie together, and queries that a kernel takes at once
 constexpr int kPanel = 64;  // columns of a basis that `project` makes at once
 
+constexpr int kSpill = 16;  // elements that a compressed store may write in vain
+
+// |q - p|^2 >= coarse (level - 2 key - 1) - coarse rest + fine (distance - rest) with an error of the query's own and
+// its strip's, in units of c; of interest is what may be nearer than `reach`.
+struct FineBound {
+    double level, coarse, fine, error, reach;
+};
+
 // Codes of a strip: for every four dimensions, 64 points times 4 bytes, each code + 128.
 struct SketchKernels {
     // keys[q * key_stride + p] = sum_d strip[d][p] * query_q[d] - offset[p] for 4 queries; best[q * best_stride] = the
@@ -19,11 +27,19 @@ struct SketchKernels {
     // The points of a strip whose key for one query reaches `least`, one bit a point, point 0 lowest.
     std::uint64_t (*reach)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words,
                            std::int64_t dims, const std::int32_t* offset, std::int32_t least);
-    // The keys in [low, high), one bit each.
-    std::uint64_t (*between)(const std::int32_t* keys, std::int32_t low, std::int32_t high);
-    // out[j] = sum (query[i] - codes[positions[j] * n + i])^2, n a multiple of 64, at most 2^15.
+    // Of the 64 points from position `first` on, those whose key is in [low, high): positions and keys, in order.
+    // Returns how many. Writes up to kSpill elements beyond them.
+    std::int64_t (*collect)(const std::int32_t* keys, std::int32_t low, std::int32_t high, std::int32_t first,
+                            std::int32_t* positions, std::int32_t* found);
+    // out[j] = sum (query[i] - codes[positions[j] * n + i])^2, n a multiple of 64, at most 2^15. Unless null,
+    // rests[j] = the part of i = n - 2.
     void (*code_distances)(const std::int8_t* query, const std::int8_t* codes, std::int64_t n,
-                           const std::int32_t* positions, std::int64_t count, std::int32_t* out);
+                           const std::int32_t* positions, std::int64_t count, std::int32_t* out, std::int32_t* rests);
+    // The points that `bound` leaves over: their positions, in order and in place, and how far away they are at least.
+    // Returns how many. Point j has the codes' distances and rests of `code_distances`, and the error of its strip.
+    std::int64_t (*leave)(const FineBound& bound, const std::int32_t* keys, const std::int32_t* distances,
+                          const std::int32_t* rests, const double* strip_errors, std::int32_t* positions,
+                          std::int64_t count, double* bounds);
     // codes[i] = x[i] / step, rounded and clipped to +-127, n a multiple of 16. Returns sum (x[i] - step * codes[i])^2.
     float (*quantise)(const float* x, std::int64_t n, float step, std::int8_t* codes);
     // out[i] = (row[i] - mean[i]) * scale. Returns the sum of their squares.
