@@ -15,6 +15,8 @@ import numpy as np
 _MOST_CALLS = 50  # of one contestant in one turn
 _SLOW = 500.0  # milliseconds from which a first call says well enough how long the next will take
 _PATIENCE = 60.0  # seconds that the least number of rounds may take
+_TICKS = 0.008  # seconds, two of the kernel's ticks: what a process has used is known no finer
+_REST = 0.25  # seconds to wait for other threads at most
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def by_turns(
     """Time functions against each other, by turns, so that what slows the machine down slows all of them.
 
     One call of each goes before, unmeasured. A turn holds one call of the slowest and, of each other one, as many as
-    fit into a twentieth of that, at most 50: a fast one is then measured warm, as in a loop over images.
+    fit into a twentieth of that, at most 50: a fast one is then measured warm, as in a loop over images. Each turn
+    waits until the threads of the turn before sleep (`come_to_rest`).
 
     Parameters
     ----------
@@ -77,9 +80,24 @@ def by_turns(
         if done and spent > (seconds if done >= least else max(seconds, _PATIENCE)):
             break
         for name, function in functions.items():
+            come_to_rest()
             rounds[name].append(tuple(_once(function) for _ in range(repeats[name])))
         done += 1
     return {name: Timing(tuple(found)) for name, found in rounds.items()}
+
+
+def come_to_rest() -> None:
+    """Wait until no thread of this process runs, a quarter of a second at most.
+
+    Worker threads of OpenMP and OpenBLAS spin for milliseconds, OpenBLAS's for up to a tenth of a second, after their
+    work is done. They would take cores from whatever is measured next, and so favour what is measured after itself.
+    """
+    end = time.perf_counter() + _REST
+    while time.perf_counter() < end:
+        used = time.process_time()
+        time.sleep(_TICKS)
+        if time.process_time() - used < 0.25 * _TICKS:
+            return
 
 
 def _once(function: Callable[[], Any]) -> float:
