@@ -148,7 +148,7 @@ class TestPreparedFiles:
         kernels.KnnIndex(bank, backend="cpu").write(path)
         whole = path.read_bytes()
         begin = whole.index(b"TTT4ASKN")
-        newer = whole[: begin + 8] + (2).to_bytes(4, "little") + whole[begin + 12 :]
+        newer = whole[: begin + 8] + (3).to_bytes(4, "little") + whole[begin + 12 :]
         other = whole[:128] + (bank + np.float32(1)).tobytes() + whole[begin:]
         early = bytearray(whole)
         early[begin + 5000] ^= 1
@@ -157,7 +157,7 @@ class TestPreparedFiles:
             (whole + bytes(64), "cut short or has grown"),
             (whole[: begin + 30], "at least 64 bytes"),
             (whole[:begin] + b"x" * 200, "other bytes"),
-            (newer, "version 1 of the format, got version 2"),
+            (newer, "version 2 of the format, got version 3"),
             (other, "another's"),
             (bytes(early), "its checksum differs"),
         ):

@@ -22,7 +22,7 @@ class Index:
     """A bank (N, D) with its codes; see kernels/cpp/include/ttt4as/knn.hpp.
 
     float32 and float64 banks with adjacent columns are kept by reference, memory-mapped ones too; others are copied.
-    Codes take about 150 + D bytes a vector (214 + D from 320 channels on), made in one pass over the bank, and D more
+    Codes take about 218 + D bytes a vector (282 + D from 320 channels on), made in one pass over the bank, and D more
     once a search met queries without structure. A search reads N * 64 bytes for every eight queries and does 64 N
     multiply-adds of bytes a query; where 16 of the queries, evenly spread, find no structure to use, all of them read
     N * D bytes for every 32 and do D N multiply-adds each. Their time is the floor.

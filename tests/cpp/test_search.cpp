@@ -135,9 +135,9 @@ int main() {
         CHECK(index.counts().unstructured == 0 && index.bytes() > 20000 * 64);
     }
     {
-        const std::vector<float> bank = points(random, kNoise, 1500, 120);
-        const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), 1500, 120, 120});
-        const std::vector<float> query = points(random, kNoise, 12, 120);
+        const std::vector<float> bank = points(random, kNoise, 1500, 300);
+        const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), 1500, 300, 300});
+        const std::vector<float> query = points(random, kNoise, 12, 300);
         std::vector<std::thread> threads;
         for (int t = 0; t < 4; ++t) threads.emplace_back([&] { check_search(index, bank, query, 5, 2); });
         for (std::thread& thread : threads) thread.join();

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,6 +124,27 @@ def test_far_queries_are_searched_by_products(
     assert index.counts["dense"] > 0
 
 
+def test_clipped_codes_still_bound(core: ModuleType, rng: np.random.Generator) -> None:
+    """A query off the bank's subspace has a rest beyond the codes' range. Clipping that costs no more than tightness."""
+    data = low_rank(rng, 3048, 400)
+    bank, query = data[:3000], (data[3000:] + 1.2 * rng.standard_normal((48, 400))).astype(np.float32)
+    index = core.KnnIndex(bank)
+    assert_same(query, bank, 3, index.search(query, 3))
+    assert index.counts["unstructured"] < 40  # all of them where clipping counts as an error
+
+
+def test_many_left_over_in_few_strips(core: ModuleType, rng: np.random.Generator) -> None:
+    """Clusters whose directions go beyond the coarse ones: the second codes decide, strip by strip."""
+    centres = 4 * rng.standard_normal((40, 400))
+    make = partial(low_rank, rng, dim=400, rank=110, noise=0.02)
+    bank = (make(6000) + centres[rng.integers(0, 40, 6000)]).astype(np.float32)
+    query = (make(45) + centres[rng.integers(0, 40, 45)]).astype(np.float32)
+    index = core.KnnIndex(bank)
+    for k in (1, 9, 40):
+        assert_same(query, bank, k, index.search(query, k))
+    assert index.counts["unstructured"] == 0
+
+
 def test_k_of_the_whole_bank(core: ModuleType, rng: np.random.Generator) -> None:
     bank, query = low_rank(rng, 20_000, 66), low_rank(rng, 3, 66)
     assert_same(query, bank, 20_000, core.KnnIndex(bank).search(query, 20_000))
@@ -205,7 +227,7 @@ def test_a_mapped_bank_is_not_copied(core: ModuleType, tmp_path: Path, rng: np.r
     np.save(tmp_path / "bank.npy", bank)
     mapped = np.load(tmp_path / "bank.npy", mmap_mode="r")
     index = core.KnnIndex(mapped)
-    assert index.nbytes < 4000 * (300 + 200) + 100_000
+    assert index.nbytes < 4000 * (300 + 218) + 150_000
     query = low_rank(rng, 20, 300)
     for got, want in zip(index.search(query, 4), core.KnnIndex(bank).search(query, 4), strict=True):
         np.testing.assert_array_equal(got, want)

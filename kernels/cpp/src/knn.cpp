@@ -54,7 +54,7 @@ class IndexOf final : public KnnIndex::Impl {
         } else {
             sketch_.fit_directions(bank, bank.cols < kWideColumns ? 1 : 2, threads);
         }
-        const std::vector<std::int32_t> order = order_by_norm(sketch_, bank, threads);
+        const std::vector<std::int32_t> order = order_by_place(sketch_, bank, kRawSegment, threads);
         order_.resize(order.size());
         std::copy(order.begin(), order.end(), order_.own());
         strips_.build(sketch_, bank, order, threads);
@@ -238,7 +238,7 @@ class IndexOf final : public KnnIndex::Impl {
     // A survivor costs about 60 cycles, the codes of all coordinates one for 64 of them.
     CodeView directions() const {
         const double patience =
-            raw_only_ ? kRawPatience : static_cast<double>(std::min<std::int64_t>(bank_.cols, 1920)) / 3840;
+            raw_only_ ? kRawPatience : static_cast<double>(std::min<std::int64_t>(bank_.cols, 1920)) / 2880;
         return {&sketch_, &strips_, kGroup, kSegment, patience};
     }
 

@@ -1,6 +1,6 @@
-// Search without codes, for queries that the bounds of codes do not help: those far outside the bank, whose own code is
-// clipped, above all. Inner products of many queries with each block of the bank, in the precision of T, give every
-// squared distance to within their rounding; what may be among the nearest is measured.
+// Search without codes, for queries that the bounds of codes do not help: those far outside the bank, above all, whose
+// distances to all of it differ by little. Inner products of many queries with each block of the bank, in the precision
+// of T, give every squared distance to within their rounding; what may be among the nearest is measured.
 #pragma once
 
 #include <algorithm>

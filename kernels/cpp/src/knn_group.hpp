@@ -1,6 +1,6 @@
 // The search of knn.cpp for one group of queries, which meet one segment of the bank after the other: keys for all its
 // points from the coarse codes, the points of the highest keys measured, and of the rest what the bounds leave over,
-// by coarser and finer codes in turn.
+// by coarse, second, fine and whole codes in turn.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +18,8 @@ namespace ttt4as {
 constexpr std::int64_t kMostGroup = 32;         // queries
 constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
 constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMany = 18;         // points of a strip, for four queries, from which its second codes pay
+constexpr std::size_t kFirst = 16;         // candidates that are looked at before the others, at least
 constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
 
 // What one thread needs; grows to its size once.
@@ -26,10 +28,12 @@ struct GroupScratch {
     Buffer<double> rows;  // the queries in double
     Buffer<std::int32_t> keys, best;
     std::vector<std::int32_t> order;
-    Buffer<std::int32_t> positions, survivor_keys;  // of those that the coarse bound leaves over
-    Buffer<std::int32_t> distances, rests;          // between codes
-    Buffer<double> bounds;                          // of what the fine codes leave over
-    std::vector<std::uint64_t> candidates;          // of the fine bound
+    // Of what the first bounds leave over, for each of four queries.
+    Buffer<std::int32_t> positions[kQuad], survivor_keys[kQuad];
+    std::int64_t left[kMostGroup];          // how many, in all segments
+    Buffer<std::int32_t> distances, rests;  // between codes
+    Buffer<double> bounds;                  // of what the fine codes leave over
+    std::vector<std::uint64_t> candidates;  // of the fine bound
     Nearest nearest[kMostGroup];
     std::int64_t fine = 0, whole = 0, measured = 0;
 };
@@ -78,12 +82,17 @@ class GroupSearch {
         scratch_.rows.resize(view_.group * columns);
         scratch_.keys.resize(view_.group * stride);
         scratch_.best.resize(view_.group * segment);
-        for (auto* of_points : {&scratch_.positions, &scratch_.survivor_keys, &scratch_.distances, &scratch_.rests})
-            of_points->resize(stride + kSpill);
+        for (int q = 0; q < kQuad; ++q) {
+            scratch_.positions[q].resize(stride + kSpill);
+            scratch_.survivor_keys[q].resize(stride + kSpill);
+        }
+        scratch_.distances.resize(stride + kSpill);
+        scratch_.rests.resize(stride + kSpill);
         scratch_.bounds.resize(stride);
         for (int q = 0; q < n; ++q) {
             for (std::int64_t i = 0; i < columns; ++i) scratch_.rows[q * columns + i] = double(query.row(ids[q])[i]);
             scratch_.nearest[q].start(static_cast<std::size_t>(k));
+            scratch_.left[q] = 0;
         }
         const int quads = (n + kQuad - 1) / kQuad;
         for (int b = 0; b < quads; ++b) {
@@ -103,9 +112,12 @@ class GroupSearch {
                                   scratch_.best.data() + b * kQuad * segment + s, segment);
                 }
             }
-            for (int q = 0; q < n; ++q) {
-                if (hard[ids[q]]) continue;
-                if (!search_segment(q, begin, here, stride, segment)) hard[ids[q]] = 1;
+            for (int b = 0; b < quads; ++b) {
+                bool active[kQuad] = {};
+                const int m = std::min<int>(kQuad, n - b * kQuad);
+                for (int q = 0; q < m; ++q) active[q] = !hard[ids[b * kQuad + q]];
+                search_segment(b, active, begin, here, stride, segment);
+                for (int q = 0; q < m; ++q) hard[ids[b * kQuad + q]] |= !active[q];
             }
         }
     }
@@ -119,11 +131,11 @@ class GroupSearch {
         ++scratch_.measured;
     }
 
-    // Points of strip s of the segment with a key in [low, high) -> positions and survivor_keys, from `at` on.
-    std::int64_t collect(std::int64_t begin, std::int64_t s, const std::int32_t* keys, std::int32_t low,
-                         std::int32_t high, std::int64_t at) {
-        return kernels_.collect(keys + s * kStrip, low, high, static_cast<std::int32_t>((begin + s) * kStrip),
-                                scratch_.positions.data() + at, scratch_.survivor_keys.data() + at);
+    // The points of a strip whose bit is set are left over for query q.
+    void collect(int q, std::int64_t strip, const std::int32_t* keys, std::uint64_t bits, std::int64_t& left) {
+        const int lane = q % kQuad;
+        left += kernels_.collect(keys, bits, static_cast<std::int32_t>(strip * kStrip),
+                                 scratch_.positions[lane].data() + left, scratch_.survivor_keys[lane].data() + left);
     }
 
     // The points of the highest keys fill the heap: they are hard to beat. False if they are all of the segment.
@@ -134,62 +146,115 @@ class GroupSearch {
         const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
         if (wanted == 0) return true;
         seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch_.order) : kLeastKey;
+        const std::int32_t *positions = scratch_.positions[q % kQuad].data(),
+                           *found = scratch_.survivor_keys[q % kQuad].data();
         std::int64_t count = 0;
         for (std::int64_t s = 0; s < strips; ++s) {
             if (best[s] < seen) continue;
-            count += collect(begin, s, keys, seen, kMostKey, count);
+            const std::int32_t* of_strip = keys + s * kStrip;
+            collect(q, begin + s, of_strip, kernels_.between(of_strip, seen, kMostKey), count);
         }
-        if (2 * wanted < count) {  // the bounds may rule out the others yet
-            scratch_.order.assign(scratch_.survivor_keys.data(), scratch_.survivor_keys.data() + count);
-            std::nth_element(scratch_.order.begin(), scratch_.order.begin() + (2 * wanted - 1), scratch_.order.end(),
+        const std::int64_t enough = 2 * wanted;
+        if (enough < count) {  // the bounds may rule out the others yet
+            scratch_.order.assign(found, found + count);
+            std::nth_element(scratch_.order.begin(), scratch_.order.begin() + (enough - 1), scratch_.order.end(),
                              std::greater<std::int32_t>());
-            seen = scratch_.order[2 * wanted - 1];
+            seen = scratch_.order[enough - 1];
         }
         for (std::int64_t i = 0; i < count; ++i) {
-            if (scratch_.survivor_keys[i] >= seen) fetch(bank_.row(order_[scratch_.positions[i]]), kFirstLines);
+            if (found[i] >= seen) fetch(bank_.row(order_[positions[i]]), kFirstLines);
         }
         for (std::int64_t i = 0; i < count; ++i) {
-            if (scratch_.survivor_keys[i] >= seen) measure_at(q, scratch_.positions[i]);
+            if (found[i] >= seen) measure_at(q, positions[i]);
         }
         return wanted < points;
     }
 
-    // Lets the points of one segment compete for query q. False if the bounds leave too much.
-    bool search_segment(int q, std::int64_t begin, std::int64_t strips, std::int64_t stride, std::int64_t segment) {
-        const Encoded& encoded = scratch_.encoded[q / kQuad];
-        const int lane = q % kQuad;
-        const std::int32_t* keys = scratch_.keys.data() + q * stride;
-        const std::int32_t* best = scratch_.best.data() + q * segment;
-        Nearest& nearest = scratch_.nearest[q];
-        const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
-
-        const double level = double(encoded.level[lane]);  // |codes_q - codes_p|^2 >= level - 2 * key
-
+    // Of one query in one segment.
+    struct Bounds {
+        const std::int32_t *keys, *best;
+        double reach;                  // how far one of the nearest may be
         std::int32_t seen = kMostKey;  // points with a key from here on have been measured
-        if (!fill(q, begin, strips, keys, best, seen)) return true;
-
-        // What the coarse bound leaves over.
-        const double step = view_.sketch->coarse_step(), scale = view_.sketch->scale();
-        const double reach = std::sqrt(nearest.worst()) * scale * (1.0 + 1e-6);
-        const std::int64_t most = 64 + static_cast<std::int64_t>(view_.patience * static_cast<double>(points));
         std::int64_t left = 0;
-        const double own = reach + encoded.coarse_error[lane], inverse = 1.0 / step;
-        for (std::int64_t s = 0; s < strips; ++s) {
-            const double radius = (own + view_.strips->coarse_error(begin + s)) * inverse;
-            const std::int32_t least = to_key((level - radius * radius) * 0.5 - 2.0);
-            if (best[s] < least || least >= seen) continue;
-            left += collect(begin, s, keys, least, seen, left);
-            if (left > most) return false;
-        }
+    };
 
-        // What the fine bound leaves over, nearest first.
-        rank(q, level, left);
-        measure_candidates(q);
-        return true;
+    // Lets the points of one segment compete for four queries. A query of which the bounds leave too much is active no
+    // longer.
+    void search_segment(int quad, bool (&active)[kQuad], std::int64_t begin, std::int64_t strips, std::int64_t stride,
+                        std::int64_t segment) {
+        const Encoded& encoded = scratch_.encoded[quad];
+        const double scale = view_.sketch->scale() * (1.0 + 1e-6);
+        Bounds bounds[kQuad];
+        bool searched[kQuad] = {};
+        for (int lane = 0; lane < kQuad; ++lane) {
+            if (!active[lane]) continue;
+            const int q = quad * kQuad + lane;
+            Bounds& mine = bounds[lane];
+            mine.keys = scratch_.keys.data() + q * stride;
+            mine.best = scratch_.best.data() + q * segment;
+            searched[lane] = fill(q, begin, strips, mine.keys, mine.best, mine.seen);
+            mine.reach = std::sqrt(scratch_.nearest[q].worst()) * scale;
+        }
+        leave_over(quad, active, searched, bounds, begin, strips, stride);
+        for (int lane = 0; lane < kQuad; ++lane) {
+            if (!active[lane] || !searched[lane]) continue;
+            rank(quad * kQuad + lane, bounds[lane].left);
+            measure_candidates(quad * kQuad + lane);
+        }
     }
 
-    // Measures the candidates that the whole codes leave over, until the bounds of the rest are beyond the k-th
-    // nearest.
+    // What the coarse bound leaves over, and the second one in strips where that is much.
+    void leave_over(int quad, bool (&active)[kQuad], const bool (&searched)[kQuad], Bounds (&bounds)[kQuad],
+                    std::int64_t begin, std::int64_t strips, std::int64_t stride) {
+        const Encoded& encoded = scratch_.encoded[quad];
+        const double inverse = 1.0 / view_.sketch->coarse_step();
+        const std::int64_t most = 64 + static_cast<std::int64_t>(view_.patience * static_cast<double>(bank_.rows));
+        for (std::int64_t s = begin; s < begin + strips; ++s) {
+            std::uint64_t bits[kQuad] = {};
+            std::int64_t total = 0;
+            for (int lane = 0; lane < kQuad; ++lane) {
+                if (!active[lane] || !searched[lane]) continue;
+                const Bounds& mine = bounds[lane];
+                const double radius =
+                    inverse * (mine.reach + encoded.coarse_error[lane] + view_.strips->coarse_error(s));
+                const std::int32_t least = to_key((double(encoded.level[lane]) - radius * radius) * 0.5 - 2.0);
+                if (mine.best[s - begin] < least || least >= mine.seen) continue;
+                bits[lane] = kernels_.between(mine.keys + (s - begin) * kStrip, least, mine.seen);
+                total += __builtin_popcountll(bits[lane]);
+            }
+            if (total == 0) continue;
+            if (total >= kMany && view_.sketch->second_dims()) refine(quad, s, begin, stride, bounds, bits);
+            for (int lane = 0; lane < kQuad; ++lane) {
+                if (!bits[lane]) continue;
+                const int q = quad * kQuad + lane;
+                Bounds& mine = bounds[lane];
+                collect(q, s, mine.keys + (s - begin) * kStrip, bits[lane], mine.left);
+                scratch_.left[q] += __builtin_popcountll(bits[lane]);
+                if (scratch_.left[q] > most) active[lane] = false;
+            }
+        }
+    }
+
+    // Of the points `bits` of a strip, those that the second codes leave over.
+    void refine(int quad, std::int64_t s, std::int64_t begin, std::int64_t stride, const Bounds (&bounds)[kQuad],
+                std::uint64_t (&bits)[kQuad]) {
+        const Encoded& encoded = scratch_.encoded[quad];
+        const double inverse = 1.0 / view_.sketch->coarse_step();
+        std::int32_t least[kQuad] = {};
+        std::uint64_t left[kQuad];
+        for (int lane = 0; lane < kQuad; ++lane) {
+            if (!bits[lane]) continue;
+            const double radius =
+                inverse * (bounds[lane].reach + encoded.second_error[lane] + view_.strips->second_error(s));
+            least[lane] = to_key((double(encoded.second_level[lane]) - radius * radius) * 0.5 - 2.0);
+        }
+        kernels_.refine(view_.strips->second(s), encoded.second.data(), encoded.second_words.data(),
+                        view_.sketch->second_dims(), view_.strips->second_half_norms(s),
+                        scratch_.keys.data() + quad * kQuad * stride + (s - begin) * kStrip, stride, least, left);
+        for (int lane = 0; lane < kQuad; ++lane) bits[lane] &= left[lane];
+    }
+
+    // Measures the candidates that the whole codes leave over, as long as their bounds are within the k-th nearest.
     void measure_candidates(int q) {
         constexpr std::size_t kBatch = 8;
         const Encoded& encoded = scratch_.encoded[q / kQuad];
@@ -200,33 +265,36 @@ class GroupSearch {
         const Nearest& nearest = scratch_.nearest[q];
         const std::vector<std::uint64_t>& candidates = scratch_.candidates;
         double worst = nearest.worst(), limit = std::sqrt(worst) * scale;
-        for (std::size_t begin = 0; begin < candidates.size(); begin += kBatch) {
-            const std::size_t end = std::min(begin + kBatch, candidates.size());
-            if (bound_of(candidates[begin]) > limit) return;
+        for (std::size_t next = 0; next < candidates.size();) {
+            double bounds[kBatch];
             std::int32_t positions[kBatch], distances[kBatch];
-            for (std::size_t i = begin; i < end; ++i) positions[i - begin] = position_of(candidates[i]);
-            for (std::size_t i = end; i < std::min(end + kBatch, candidates.size()); ++i) {
-                const std::int32_t next = position_of(candidates[i]);
+            std::size_t count = 0;
+            for (; next < candidates.size() && count < kBatch; ++next) {
+                bounds[count] = bound_of(candidates[next]);
+                positions[count] = position_of(candidates[next]);
+                count += bounds[count] <= limit ? 1 : 0;
+            }
+            for (std::size_t i = next; i < std::min(next + kBatch, candidates.size()); ++i) {
+                const std::int32_t position = position_of(candidates[i]);
                 if (whole_dims) {
-                    fetch(view_.strips->whole(next), whole_dims);
+                    fetch(view_.strips->whole(position), whole_dims);
                 } else {
-                    fetch(bank_.row(order_[next]), kFirstLines);
+                    fetch(bank_.row(order_[position]), kFirstLines);
                 }
             }
             if (whole_dims) {
                 kernels_.code_distances(codes, view_.strips->whole(0), whole_dims, positions,
-                                        static_cast<std::int64_t>(end - begin), distances, nullptr);
-                scratch_.whole += static_cast<std::int64_t>(end - begin);
+                                        static_cast<std::int64_t>(count), distances, nullptr);
+                scratch_.whole += static_cast<std::int64_t>(count);
             }
-            for (std::size_t i = begin; i < end; ++i) {
-                if (bound_of(candidates[i]) > limit) return;
-                const std::int32_t position = positions[i - begin];
+            for (std::size_t i = 0; i < count; ++i) {
+                if (bounds[i] > limit) continue;
                 if (whole_dims) {
                     const double radius =
-                        limit + encoded.whole_error[lane] + view_.strips->whole_error(position / kStrip);
-                    if (step * step * double(distances[i - begin]) > radius * radius) continue;
+                        limit + encoded.whole_error[lane] + view_.strips->whole_error(positions[i] / kStrip);
+                    if (step * step * double(distances[i]) > radius * radius) continue;
                 }
-                measure_at(q, position);
+                measure_at(q, positions[i]);
                 if (nearest.worst() < worst) {
                     worst = nearest.worst();
                     limit = std::sqrt(worst) * scale;
@@ -235,33 +303,36 @@ class GroupSearch {
         }
     }
 
-    // What the fine bound leaves of the first `left` survivors -> the candidates, nearest bound first.
-    void rank(int q, double level, std::int64_t left) {
+    // What the fine bound leaves of the first `left` survivors -> the candidates, those of the nearest bounds first.
+    void rank(int q, std::int64_t left) {
         const Encoded& encoded = scratch_.encoded[q / kQuad];
         const int lane = q % kQuad;
+        std::int32_t* positions = scratch_.positions[lane].data();
         const std::int64_t fine_dims = view_.sketch->fine_dims();
         const double coarse = view_.sketch->coarse_step(), fine = view_.sketch->fine_step();
-        FineBound bound = {level, coarse * coarse, fine * fine, encoded.coarse_error[lane], 0.0};
+        FineBound bound = {double(encoded.level[lane]), coarse * coarse, fine * fine, encoded.coarse_error[lane], 0.0};
         bound.reach = std::sqrt(scratch_.nearest[q].worst()) * view_.sketch->scale() * (1.0 + 1e-6);
         const double* strip_errors = view_.strips->coarse_errors();
         if (fine_dims) {
             // The fine codes know better what the coarse directions leave out than its length, the last coarse code.
             bound.error = encoded.error[lane];
             strip_errors = view_.strips->errors();
-            kernels_.code_distances(encoded.fine.data() + lane * fine_dims, view_.strips->fine(0), fine_dims,
-                                    scratch_.positions.data(), left, scratch_.distances.data(), scratch_.rests.data());
+            kernels_.code_distances(encoded.fine.data() + lane * fine_dims, view_.strips->fine(0), fine_dims, positions,
+                                    left, scratch_.distances.data(), scratch_.rests.data());
             scratch_.fine += left;
         } else {
             std::fill_n(scratch_.distances.data(), left, 0);
             std::fill_n(scratch_.rests.data(), left, 0);
         }
         const std::int64_t kept =
-            kernels_.leave(bound, scratch_.survivor_keys.data(), scratch_.distances.data(), scratch_.rests.data(),
-                           strip_errors, scratch_.positions.data(), left, scratch_.bounds.data());
+            kernels_.leave(bound, scratch_.survivor_keys[lane].data(), scratch_.distances.data(), scratch_.rests.data(),
+                           strip_errors, positions, left, scratch_.bounds.data());
         scratch_.candidates.resize(static_cast<std::size_t>(kept));
-        for (std::int64_t i = 0; i < kept; ++i)
-            scratch_.candidates[i] = pack(scratch_.bounds[i], scratch_.positions[i]);
-        std::sort(scratch_.candidates.begin(), scratch_.candidates.end());
+        for (std::int64_t i = 0; i < kept; ++i) scratch_.candidates[i] = pack(scratch_.bounds[i], positions[i]);
+        const auto first = std::max<std::size_t>(kFirst, 2 * scratch_.nearest[q].k);
+        if (first < scratch_.candidates.size())
+            std::nth_element(scratch_.candidates.begin(), scratch_.candidates.begin() + first,
+                             scratch_.candidates.end());
     }
 
     Matrix<const T> bank_;

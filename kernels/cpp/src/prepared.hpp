@@ -65,7 +65,7 @@ class Checksum {
 };
 
 struct BlockHeader {
-    static constexpr std::uint32_t kVersion = 1;
+    static constexpr std::uint32_t kVersion = 2;
     static constexpr char kMagic[8] = {'T', 'T', 'T', '4', 'A', 'S', 'K', 'N'};
 
     char magic[8];

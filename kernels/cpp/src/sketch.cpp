@@ -15,6 +15,7 @@ constexpr double kUnit = 0x1p-24;             // half an ulp of float at 1
 constexpr double kFarthest = 1e9;             // |c| above which codes mean nothing and float sums might overflow
 constexpr std::int64_t kMostWhole = 1 << 15;  // columns; the squared distance of more codes could overflow
 constexpr std::int64_t kSample = 4096;
+constexpr std::int64_t kSecond = kPanel - 2;  // directions of the second codes
 constexpr int kIterations = 4;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kSlack = 1.0 + 1e-6;  // covers the double arithmetic on errors themselves
@@ -97,6 +98,16 @@ void mix(std::vector<double>& v, std::int64_t rows, std::int64_t cols, std::int6
     }
 }
 
+// The squared distance between a point and its codes.
+float lost(const float* point, const std::vector<std::int8_t>& codes, float step) {
+    float squared = 0;
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+        const float off = point[i] - step * static_cast<float>(codes[i]);
+        squared += off * off;
+    }
+    return squared;
+}
+
 // The length of what is left of |c| beside |t|, and how far the computed one may be off when t is off by `off`.
 double rest_of(double norm, double projected_squared, double off, double* error) {
     const double squared = std::max(0.0, norm * norm - projected_squared), rest = std::sqrt(squared);
@@ -129,16 +140,6 @@ double Sketch::centre(const float* row, float* out) const {
 template <>
 double Sketch::centre(const double* row, float* out) const {
     const double squared = sketch_kernels().centre_double(row, mean_.data(), scale_, columns_, out);
-    return squared <= kFarthest * kFarthest ? std::sqrt(squared) : kInfinity;
-}
-
-template <class T>
-double Sketch::norm(const T* row) const {
-    double squared = 0;
-    for (std::int64_t i = 0; i < columns_; ++i) {
-        const double value = (double(row[i]) - mean_[i]) * scale_;
-        squared += value * value;
-    }
     return squared <= kFarthest * kFarthest ? std::sqrt(squared) : kInfinity;
 }
 
@@ -287,7 +288,8 @@ void Sketch::fit_basis(const std::vector<float>& sample, std::int64_t rows, int 
         std::copy_n(v.begin() + i * cols, used, kept.begin() + i * used);
     }
     mix(kept, columns_, used, 0, coarse_directions_);
-    mix(kept, columns_, used, coarse_directions_, used);
+    for (std::int64_t begin = coarse_directions_; begin < used; begin += kPanel)
+        mix(kept, columns_, used, begin, std::min<std::int64_t>(used, begin + kPanel));
     for (double& value : kept) value = double(static_cast<float>(value));
     const double contraction = 1.0 / (norm_bound(kept, columns_, used) * (1.0 + 2 * kUnit * std::sqrt(double(used))));
     for (auto& panel : panels_) std::fill(panel.begin(), panel.end(), 0.0f);
@@ -317,8 +319,11 @@ void Sketch::lift(Encoded& out) const {
             t[kPanel - 1] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - coarse_rest_);
             out.coarse_error[q] = out.error[q] = off + rest_error + 4 * kUnit * (norm + coarse_rest_);
             if (fine_dims_) {
-                for (std::int64_t i = kPanel; i < kPanel + fine_directions_; ++i)
-                    squared += double(t[i]) * double(t[i]);
+                std::int64_t i = kPanel;
+                for (; i < kPanel + std::min(kSecond, fine_directions_); ++i) squared += double(t[i]) * double(t[i]);
+                out.second_rest[q] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - second_rest_);
+                out.second_error[q] = off + rest_error + 4 * kUnit * (norm + second_rest_);
+                for (; i < kPanel + fine_directions_; ++i) squared += double(t[i]) * double(t[i]);
                 t[lifted_ - 1] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - fine_rest_);
                 out.error[q] = off + rest_error + 4 * kUnit * (norm + fine_rest_);
             }
@@ -337,24 +342,45 @@ void Sketch::lift(Encoded& out) const {
 }
 
 template <class T>
-void Sketch::encode(const T* const* rows, int n, Encoded& out) const {
-    const SketchKernels& kernels = sketch_kernels();
+void Sketch::centre(const T* const* rows, int n, Encoded& out) const {
     out.centred.resize(kQuad * padded_);
-    out.coordinates.resize(kQuad * lifted_);
-    out.coarse.resize(kQuad * coarse_dims_);
-    out.words.resize(kQuad * coarse_dims_);
-    out.fine.resize(kQuad * fine_dims_);
-    out.whole.resize(kQuad * whole_dims_);
     for (int q = 0; q < kQuad; ++q) {
         float* to = out.centred.data() + q * padded_;
         out.norm[q] = q < n ? centre(rows[q], to) : 0.0;
         const bool empty = q >= n || !std::isfinite(out.norm[q]);
         std::fill(to + (empty ? 0 : columns_), to + padded_, 0.0f);
     }
+}
+
+template <class T>
+void Sketch::place(const T* const* rows, int n, Encoded& scratch, std::int8_t* codes) const {
+    const SketchKernels& kernels = sketch_kernels();
+    centre(rows, n, scratch);
+    float coordinates[kQuad * kPanel];
+    if (raw_) {
+        for (int q = 0; q < kQuad; ++q)
+            std::copy_n(scratch.centred.data() + q * padded_, kPanel, coordinates + q * kPanel);
+    } else {
+        kernels.project(scratch.centred.data(), padded_, columns_, panels_[0].data(), coordinates, kPanel);
+    }
+    kernels.quantise(coordinates, kQuad * kPanel, static_cast<float>(coarse_step_), codes);
+}
+
+template <class T>
+void Sketch::encode(const T* const* rows, int n, Encoded& out) const {
+    const SketchKernels& kernels = sketch_kernels();
+    out.coordinates.resize(kQuad * lifted_);
+    out.coarse.resize(kQuad * coarse_dims_);
+    out.words.resize(kQuad * coarse_dims_);
+    out.second.resize(kQuad * second_dims());
+    out.second_words.resize(kQuad * second_dims());
+    out.fine.resize(kQuad * fine_dims_);
+    out.whole.resize(kQuad * whole_dims_);
+    centre(rows, n, out);
     lift(out);
     for (int q = 0; q < kQuad; ++q) {
         const float* t = out.coordinates.data() + q * lifted_;
-        const double length = out.norm[q] + coarse_rest_ + fine_rest_;
+        const double length = out.norm[q] + coarse_rest_ + second_rest_ + fine_rest_;
         std::int8_t* coarse = out.coarse.data() + q * coarse_dims_;
         const float moved = kernels.quantise(t, coarse_dims_, static_cast<float>(coarse_step_), coarse);
         std::int32_t squared = 0, sum = 0;
@@ -370,6 +396,7 @@ void Sketch::encode(const T* const* rows, int n, Encoded& out) const {
             const float more = kernels.quantise(t + coarse_dims_, fine_dims_, static_cast<float>(fine_step_), fine);
             fine[fine_dims_ - 2] = coarse[coarse_dims_ - 1];
             out.error[q] = (out.error[q] + moved_by(moved + more, lifted_, length)) * kSlack + 1e-30;
+            encode_second(q, moved, length, out);
         } else {
             out.error[q] = out.coarse_error[q];
         }
@@ -378,18 +405,40 @@ void Sketch::encode(const T* const* rows, int n, Encoded& out) const {
                                                static_cast<float>(whole_step_), out.whole.data() + q * whole_dims_);
             out.whole_error[q] = (out.whole_error[q] + moved_by(off, whole_dims_, out.norm[q])) * kSlack + 1e-30;
         }
-        if (!std::isfinite(out.norm[q])) out.coarse_error[q] = out.error[q] = out.whole_error[q] = kInfinity;
+        if (!std::isfinite(out.norm[q]))
+            out.coarse_error[q] = out.second_error[q] = out.error[q] = out.whole_error[q] = kInfinity;
     }
 }
 
-// Steps that make the greatest error of a strip least on the sample: below the range, a few codes are clipped.
+// The second codes of point q, whose coarse codes have been made and moved it by `moved`, squared.
+void Sketch::encode_second(int q, float moved, double length, Encoded& out) const {
+    float coordinates[kPanel] = {};
+    std::copy_n(out.coordinates.data() + q * lifted_ + kPanel, kSecond, coordinates);
+    coordinates[kPanel - 1] = out.second_rest[q];
+    std::int8_t* codes = out.second.data() + q * kPanel;
+    const float more = sketch_kernels().quantise(coordinates, kPanel, static_cast<float>(coarse_step_), codes);
+    const std::int32_t last = out.coarse[q * coarse_dims_ + coarse_dims_ - 1];
+    codes[kSecond] = static_cast<std::int8_t>(-last);
+    std::int32_t squared = -2 * last * last, sum = 0;
+    for (int i = 0; i < kPanel; ++i) {
+        out.second_words[q * kPanel + i] = codes[i];
+        squared += codes[i] * codes[i];
+        sum += codes[i];
+    }
+    out.second_level[q] = out.level[q] + std::int64_t(squared) + 256 * std::int64_t(sum);
+    out.second_error[q] = (out.second_error[q] + moved_by(moved + more, 2 * kPanel, length)) * kSlack + 1e-30;
+}
+
+// Steps that lose least of the sample, by rounding, which adds to the error, and by clipping, which brings points
+// nearer.
 template <class T>
 void Sketch::fit_steps(const Matrix<const T>& rows, const std::vector<std::int64_t>& sample, int threads) {
     const std::int64_t count = std::min<std::int64_t>(sample.size(), 2048), stride = sample.size() / count;
     const std::int64_t tasks = (count + kQuad - 1) / kQuad;
     std::vector<float> lifted(tasks * kQuad * lifted_), centred(whole_dims_ ? tasks * kQuad * padded_ : 0);
     std::vector<std::uint8_t> usual(tasks * kQuad);
-    coarse_rest_ = fine_rest_ = 0.0;
+    std::vector<float> second_rests(tasks * kQuad, 0.0f);
+    coarse_rest_ = second_rest_ = fine_rest_ = 0.0;
     parallel_for(tasks, threads, [&](std::int64_t task, int) {
         Encoded encoded;
         encoded.centred.resize(kQuad * padded_);
@@ -403,6 +452,7 @@ void Sketch::fit_steps(const Matrix<const T>& rows, const std::vector<std::int64
         }
         lift(encoded);
         std::copy(encoded.coordinates.begin(), encoded.coordinates.end(), lifted.begin() + task * kQuad * lifted_);
+        if (fine_dims_) std::copy_n(encoded.second_rest, kQuad, second_rests.begin() + task * kQuad);
         if (whole_dims_)
             std::copy(encoded.centred.begin(), encoded.centred.end(), centred.begin() + task * kQuad * padded_);
     });
@@ -421,7 +471,12 @@ void Sketch::fit_steps(const Matrix<const T>& rows, const std::vector<std::int64
     };
     if (!raw_) {
         coarse_rest_ = centre_rest(kPanel - 1);
-        if (fine_dims_) fine_rest_ = centre_rest(lifted_ - 1);
+        if (fine_dims_) {
+            fine_rest_ = centre_rest(lifted_ - 1);
+            double sum = 0;
+            for (std::int64_t s = 0; s < count; ++s) sum += usual[s] ? double(second_rests[s]) : 0.0;
+            second_rest_ = points.empty() ? 0.0 : sum / double(points.size());
+        }
     }
     const auto best_step = [](const std::vector<const float*>& points, std::int64_t begin, std::int64_t dims) {
         float range = 0;
@@ -437,8 +492,9 @@ void Sketch::fit_steps(const Matrix<const T>& rows, const std::vector<std::int64
             for (std::size_t s = 0; s < points.size();) {
                 double most = 0;
                 for (const std::size_t end = std::min(points.size(), s + kStrip); s < end; ++s) {
-                    const float off = kernels.quantise(points[s] + begin, dims, static_cast<float>(step), codes.data());
-                    most = std::max(most, double(off));
+                    const float* point = points[s] + begin;
+                    kernels.quantise(point, dims, static_cast<float>(step), codes.data());
+                    most = std::max(most, double(lost(point, codes, static_cast<float>(step))));
                 }
                 sum += std::sqrt(most);
             }
@@ -470,10 +526,10 @@ bool Sketch::fits(std::int64_t columns) const noexcept {
            fine_directions_ >= 0 && fine_directions_ <= std::max<std::int64_t>(0, fine_dims_ - 2);
 }
 
-#define TTT4AS_INSTANTIATE(T)                                               \
-    template void Sketch::fit_directions(const Matrix<const T>&, int, int); \
-    template void Sketch::fit_raw(const Matrix<const T>&, int);             \
-    template double Sketch::norm(const T*) const;                           \
+#define TTT4AS_INSTANTIATE(T)                                                        \
+    template void Sketch::fit_directions(const Matrix<const T>&, int, int);          \
+    template void Sketch::fit_raw(const Matrix<const T>&, int);                      \
+    template void Sketch::place(const T* const*, int, Encoded&, std::int8_t*) const; \
     template void Sketch::encode(const T* const*, int, Encoded&) const;
 TTT4AS_INSTANTIATE(float)
 TTT4AS_INSTANTIATE(double)

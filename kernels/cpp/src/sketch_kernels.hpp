@@ -27,10 +27,17 @@ struct SketchKernels {
     // The points of a strip whose key for one query reaches `least`, one bit a point, point 0 lowest.
     std::uint64_t (*reach)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words,
                            std::int64_t dims, const std::int32_t* offset, std::int32_t least);
-    // Of the 64 points from position `first` on, those whose key is in [low, high): positions and keys, in order.
-    // Returns how many. Writes up to kSpill elements beyond them.
-    std::int64_t (*collect)(const std::int32_t* keys, std::int32_t low, std::int32_t high, std::int32_t first,
-                            std::int32_t* positions, std::int32_t* found);
+    // The keys in [low, high), one bit each.
+    std::uint64_t (*between)(const std::int32_t* keys, std::int32_t low, std::int32_t high);
+    // left[q], for 4 queries: the points for which keys[q * key_stride + p] and what `keys` would find for this strip
+    // add up to least[q] or more, one bit each.
+    void (*refine)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words, std::int64_t dims,
+                   const std::int32_t* offset, const std::int32_t* keys, std::int64_t key_stride,
+                   const std::int32_t* least, std::uint64_t* left);
+    // Of the 64 points from position `first` on, those whose bit is set: positions and keys, in order. Returns how
+    // many. Writes up to kSpill elements beyond them.
+    std::int64_t (*collect)(const std::int32_t* keys, std::uint64_t bits, std::int32_t first, std::int32_t* positions,
+                            std::int32_t* found);
     // out[j] = sum (query[i] - codes[positions[j] * n + i])^2, n a multiple of 64, at most 2^15. Unless null,
     // rests[j] = the part of i = n - 2.
     void (*code_distances)(const std::int8_t* query, const std::int8_t* codes, std::int64_t n,
@@ -40,7 +47,8 @@ struct SketchKernels {
     std::int64_t (*leave)(const FineBound& bound, const std::int32_t* keys, const std::int32_t* distances,
                           const std::int32_t* rests, const double* strip_errors, std::int32_t* positions,
                           std::int64_t count, double* bounds);
-    // codes[i] = x[i] / step, rounded and clipped to +-127, n a multiple of 16. Returns sum (x[i] - step * codes[i])^2.
+    // codes[i] = x[i] / step, clipped to +-127 and rounded, n a multiple of 16. Returns the sum of squares by which the
+    // rounding moved what was clipped.
     float (*quantise)(const float* x, std::int64_t n, float step, std::int8_t* codes);
     // out[i] = (row[i] - mean[i]) * scale. Returns the sum of their squares.
     double (*centre_float)(const float* row, const double* mean, double scale, std::int64_t n, float* out);

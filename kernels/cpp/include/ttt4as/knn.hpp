@@ -3,11 +3,12 @@
 // Every distance that is returned, and every decision between candidates, comes from sums of squared differences in
 // double. What makes it fast is which pairs are never measured: one byte in each of 63 leading principal directions
 // (and one for the rest's length) bounds all distances of a query from below (src/sketch.hpp), at one instruction for
-// 64 multiply-adds where the processor has VNNI; of what that leaves, 64 or 128 more bytes rule out most, and one byte
-// a coordinate almost all; the rest is measured, nearest bound first. A query for which the first bound leaves too much
-// is searched again with the bytes of all coordinates against the whole bank, which is what data without structure
-// needs; one that this does not help either, because it lies far outside the bank, by inner products within a bound of
-// their rounding.
+// 64 multiply-adds where the processor has VNNI. Points that lie near each other lie together, so what that leaves does
+// too: 62 more directions rule out most of it, wherever there is much, strip by strip; 64 or 128 bytes of what is left
+// rule out most again, and one byte a coordinate almost all; the rest is measured, nearest bounds first. A query for
+// which the first bounds leave too much is searched again with the bytes of all coordinates against the whole bank,
+// which is what data without structure needs; one that this does not help either, because it lies so far outside the
+// bank that all of it is about as far, by inner products within a bound of their rounding.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,7 @@ namespace ttt4as {
 class TTT4AS_API KnnIndex {
   public:
     // The bank (rows >= 1, cols >= 1, finite) stays the caller's: it must outlive the index, and may be memory-mapped.
-    // The index adds 150 (from 320 columns on 214) + cols bytes a row, and cols + 8 more once a search has met a query
+    // The index adds 218 (from 320 columns on 282) + cols bytes a row, and cols + 8 more once a search has met a query
     // without structure.
     // Throws InvalidArgument, std::bad_alloc. T: float, double.
     explicit KnnIndex(Matrix<const float> bank, int threads = 0);
@@ -30,7 +31,7 @@ class TTT4AS_API KnnIndex {
     // The same from what `save` wrote for that very bank, without preparing anything: `prepared`, aligned to 64 bytes,
     // is read in place, stays the caller's, must outlive the index and may be memory-mapped. Always checked: version,
     // lengths, that it belongs to this bank (by 64 of its rows), and a checksum over all that keeps a search within
-    // bounds (30 bytes a row). `verify` checks the rest too, which reads all of it. Throws InvalidArgument.
+    // bounds (34 bytes a row). `verify` checks the rest too, which reads all of it. Throws InvalidArgument.
     KnnIndex(Matrix<const float> bank, const void* prepared, std::size_t bytes, bool verify = true);
     KnnIndex(Matrix<const double> bank, const void* prepared, std::size_t bytes, bool verify = true);
     ~KnnIndex();

@@ -65,6 +65,23 @@ void keys(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_
     }
 }
 
+void refine(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
+            const std::int32_t* offset, const std::int32_t* keys, std::int64_t key_stride, const std::int32_t* least,
+            std::uint64_t* left) {
+    const Sums<kQuad> sums = accumulate<kQuad>(strip, bytes, dims, offset);
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuad; ++q) {
+        const __m512i bound = _mm512_set1_epi32(least[q]);
+        left[q] = 0;
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const __m512i key = _mm512_loadu_si512(keys + q * key_stride + 16 * v);
+            const __mmask16 hits = _mm512_cmpge_epi32_mask(_mm512_add_epi32(key, sums.at[q][v]), bound);
+            left[q] |= static_cast<std::uint64_t>(hits) << (16 * v);
+        }
+    }
+}
+
 std::uint64_t reach(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
                     const std::int32_t* offset, std::int32_t least) {
     const Sums<1> sums = accumulate<1>(strip, bytes, dims, offset);
@@ -173,6 +190,24 @@ void keys(const std::uint8_t* strip, const std::int8_t*, const std::int16_t* wor
     }
 }
 
+void refine(const std::uint8_t* strip, const std::int8_t*, const std::int16_t* words, std::int64_t dims,
+            const std::int32_t* offset, const std::int32_t* keys, std::int64_t key_stride, const std::int32_t* least,
+            std::uint64_t* left) {
+    for (int q = 0; q < kQuad; q += kTogether) {
+        for (int r = 0; r < kTogether; ++r) left[q + r] = 0;
+        for (int p = 0; p < kStrip; p += 8) {
+            std::int32_t sums[kTogether][8];
+            accumulate<kTogether>(strip + kQuad * p, words + q * dims, dims, sums);
+            for (int r = 0; r < kTogether; ++r) {
+                for (int i = 0; i < 8; ++i) {
+                    const std::int32_t key = keys[(q + r) * key_stride + p + i] + sums[r][i] - offset[p + i];
+                    left[q + r] |= static_cast<std::uint64_t>(key >= least[q + r]) << (p + i);
+                }
+            }
+        }
+    }
+}
+
 std::uint64_t reach(const std::uint8_t* strip, const std::int8_t*, const std::int16_t* words, std::int64_t dims,
                     const std::int32_t* offset, std::int32_t least) {
     std::uint64_t result = 0;
@@ -188,44 +223,40 @@ std::uint64_t reach(const std::uint8_t* strip, const std::int8_t*, const std::in
 
 #endif
 
-#if defined(TTT4AS_BUILD_AVX512)
+std::uint64_t between(const std::int32_t* keys, std::int32_t low, std::int32_t high) {
+    std::uint64_t result = 0;
+    for (int i = 0; i < kStrip; i += kF) {
+        const vi key = load<vi>(keys + i);
+        result |= static_cast<std::uint64_t>(bits((key >= low) & (key < high))) << i;
+    }
+    return result;
+}
 
-std::int64_t collect(const std::int32_t* keys, std::int32_t low, std::int32_t high, std::int32_t first,
-                     std::int32_t* positions, std::int32_t* found) {
-    const __m512i least = _mm512_set1_epi32(low), most = _mm512_set1_epi32(high);
+std::int64_t collect(const std::int32_t* keys, std::uint64_t hits, std::int32_t first, std::int32_t* positions,
+                     std::int32_t* found) {
+    std::int64_t count = 0;
+#if defined(TTT4AS_BUILD_AVX512)
     __m512i position = _mm512_add_epi32(_mm512_set1_epi32(first),
                                         _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    std::int64_t count = 0;
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
+        const auto some = static_cast<__mmask16>(hits >> (16 * v));
         const __m512i key = _mm512_loadu_si512(keys + 16 * v);
-        const __mmask16 hits = _mm512_mask_cmplt_epi32_mask(_mm512_cmpge_epi32_mask(key, least), key, most);
         // Compressed in a register: in memory it takes Zen 4 a hundred cycles.
-        _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi32(hits, key));
-        _mm512_storeu_si512(positions + count, _mm512_maskz_compress_epi32(hits, position));
-        count += __builtin_popcount(hits);
+        _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi32(some, key));
+        _mm512_storeu_si512(positions + count, _mm512_maskz_compress_epi32(some, position));
+        count += __builtin_popcount(some);
         position = _mm512_add_epi32(position, _mm512_set1_epi32(16));
     }
-    return count;
-}
-
 #else
-
-std::int64_t collect(const std::int32_t* keys, std::int32_t low, std::int32_t high, std::int32_t first,
-                     std::int32_t* positions, std::int32_t* found) {
-    std::int64_t count = 0;
-    for (int begin = 0; begin < kStrip; begin += kF) {
-        const vi key = load<vi>(keys + begin);
-        for (unsigned hits = bits((key >= low) & (key < high)); hits; hits &= hits - 1) {
-            const int at = begin + __builtin_ctz(hits);
-            positions[count] = first + at;
-            found[count++] = keys[at];
-        }
+    for (; hits; hits &= hits - 1) {
+        const int at = __builtin_ctzll(hits);
+        positions[count] = first + at;
+        found[count++] = keys[at];
     }
+#endif
     return count;
 }
-
-#endif
 
 // Distances of kPoints points at once: the query is widened once, and their sums are added up in fewer steps.
 #if defined(__AVX2__)
@@ -360,13 +391,14 @@ std::int64_t leave(const FineBound& bound, const std::int32_t* keys, const std::
 
 float quantise(const float* x, std::int64_t n, float step, std::int8_t* codes) {
     typedef std::int8_t vb __attribute__((vector_size(kF)));
-    const vf inverse = setf(1.0f / step), size = setf(step), most = setf(127.0f), magic = setf(12582912.0f);
+    const vf inverse = setf(1.0f / step), size = setf(step), most = setf(127.0f), edge = setf(127.0f * step);
+    const vf magic = setf(12582912.0f);
     vf moved = {};
     for (std::int64_t i = 0; i < n; i += kF) {
         const vf value = loadf(x + i);
         const vf scaled = vmin(vmax(value * inverse, -most), most);
         const vf code = (scaled + magic) - magic;  // 1.5 * 2^23 leaves no room for a fraction
-        const vf off = value - code * size;
+        const vf off = vmin(vmax(value, -edge), edge) - code * size;
         moved += off * off;
         store(codes + i, __builtin_convertvector(__builtin_convertvector(code, vi), vb));
     }
@@ -523,8 +555,8 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
 #endif
 extern const SketchKernels TTT4AS_TABLE;
 const SketchKernels TTT4AS_TABLE = {
-    keys,           reach, collect, code_distances, leave,          quantise,       centre<float>,
-    centre<double>, mix,   project, project_back,   squared<float>, squared<double>};
+    keys,          reach,          between, refine,  collect,      code_distances, leave,          quantise,
+    centre<float>, centre<double>, mix,     project, project_back, squared<float>, squared<double>};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as
