@@ -2,12 +2,11 @@
 #include <algorithm>
 
 #include "sketch.hpp"
+#include "sketch_errors.hpp"
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 namespace {
-
-constexpr double kSlack = 1.0 + 1e-6;  // covers the double arithmetic on errors themselves
 
 // The codes of point p into those of its strip; returns their squared length.
 std::int64_t interleave(const std::int8_t* from, std::int64_t dims, std::int64_t p, std::uint8_t* strip) {
