@@ -125,7 +125,7 @@ def test_far_queries_are_searched_by_products(
 
 
 def test_clipped_codes_still_bound(core: ModuleType, rng: np.random.Generator) -> None:
-    """A query off the bank's subspace has a rest beyond the codes' range. Clipping that costs no more than tightness."""
+    """A query off the bank's subspace has a rest beyond the codes' range, and loses no more than tightness by that."""
     data = low_rank(rng, 3048, 400)
     bank, query = data[:3000], (data[3000:] + 1.2 * rng.standard_normal((48, 400))).astype(np.float32)
     index = core.KnnIndex(bank)
