@@ -18,7 +18,7 @@ namespace ttt4as {
 constexpr std::int64_t kMostGroup = 32;         // queries
 constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
 constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
-constexpr std::int64_t kMany = 18;         // points of a strip, for four queries, from which its second codes pay
+constexpr std::int64_t kMany = 12;         // points of a strip, for four queries, from which its second codes pay
 constexpr std::size_t kFirst = 16;         // candidates that are looked at before the others, at least
 constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
 
@@ -88,7 +88,7 @@ class GroupSearch {
         }
         scratch_.distances.resize(stride + kSpill);
         scratch_.rests.resize(stride + kSpill);
-        scratch_.bounds.resize(stride);
+        scratch_.bounds.resize(stride + kSpill);
         for (int q = 0; q < n; ++q) {
             for (std::int64_t i = 0; i < columns; ++i) scratch_.rows[q * columns + i] = double(query.row(ids[q])[i]);
             scratch_.nearest[q].start(static_cast<std::size_t>(k));

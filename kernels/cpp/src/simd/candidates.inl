@@ -144,32 +144,53 @@ void code_distances(const std::int8_t* query, const std::int8_t* codes, std::int
     }
 }
 
+// The errors of the strips of kD points, of which `here` are there.
+TTT4AS_INLINE vd errors_of(const double* strip_errors, const std::int32_t* positions, std::int64_t here) {
+#if defined(TTT4AS_BUILD_AVX512)
+    const __m256i strips = _mm256_srli_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(positions)), 6);
+    const auto some = static_cast<__mmask8>(here < kD ? (1u << here) - 1 : 255u);
+    return reinterpret_cast<vd>(_mm512_mask_i32gather_pd(_mm512_setzero_pd(), some, strips, strip_errors, 8));
+#else
+    double errors[kD];
+    for (int i = 0; i < kD; ++i) errors[i] = i < here ? strip_errors[positions[i] / kStrip] : 0.0;
+    return loadd(errors);
+#endif
+}
+
 std::int64_t leave(const FineBound& bound, const std::int32_t* keys, const std::int32_t* distances,
                    const std::int32_t* rests, const double* strip_errors, std::int32_t* positions, std::int64_t count,
                    double* bounds) {
+    static_assert(kStrip == 64, "a shift by 6");
     const auto wide = [](const std::int32_t* p) { return __builtin_convertvector(load<vih>(p), vd); };
     const vd none = {}, infinite = setd(__builtin_inf());
     std::int64_t kept = 0;
     for (std::int64_t j = 0; j < count; j += kD) {  // the arrays hold kSpill elements more
-        double error[kD], apart[kD];
-        std::int32_t at[kD];
-        for (int i = 0; i < kD; ++i) {
-            at[i] = positions[j + i];
-            error[i] = bound.error + (j + i < count ? strip_errors[at[i] / kStrip] : 0.0);
-        }
-        const vd rest = wide(rests + j);
+        const vd error = bound.error + errors_of(strip_errors, positions + j, count - j), rest = wide(rests + j);
         vd squared = bound.coarse * (bound.level - 2.0 * wide(keys + j) - 1.0) - bound.coarse * rest;
         squared = vmax(squared, none) + bound.fine * (wide(distances + j) - rest);
-        const vd most = (bound.reach + loadd(error)) * (1.0 + 1e-6);
+        const vd most = (bound.reach + error) * (1.0 + 1e-6);
         unsigned hits = bits((squared <= most * most) | ~(most < infinite));
         if (count - j < kD) hits &= (1u << (count - j)) - 1;
         if (!hits) continue;
+        squared = vmax(squared, none);
+#if defined(TTT4AS_BUILD_AVX512)
+        const __m512d lowest =
+            _mm512_sub_pd(_mm512_sqrt_pd(reinterpret_cast<__m512d>(squared)), reinterpret_cast<__m512d>(error));
+        const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(positions + j));
+        const auto some = static_cast<__mmask8>(hits);
+        _mm512_storeu_pd(bounds + kept, _mm512_maskz_compress_pd(some, lowest));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(positions + kept), _mm256_maskz_compress_epi32(some, at));
+        kept += __builtin_popcount(hits);
+#else
+        double apart[kD], errors[kD];
         store(apart, squared);
+        store(errors, error);
         for (; hits; hits &= hits - 1) {
             const int i = __builtin_ctz(hits);
-            bounds[kept] = __builtin_sqrt(apart[i] > 0 ? apart[i] : 0.0) - error[i];
-            positions[kept++] = at[i];
+            bounds[kept] = __builtin_sqrt(apart[i]) - errors[i];
+            positions[kept++] = positions[j + i];
         }
+#endif
     }
     return kept;
 }
