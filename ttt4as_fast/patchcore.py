@@ -447,8 +447,10 @@ class PatchCore:
         """(anomaly map, image score, features) of each prepared image; adds to the milliseconds `spent` a stage."""
         self._check_fitted()
         clock = _Clock(self.device, spent)
-        for pooled, features in self._each(images):
-            clock.stop("backbone")
+        # The network of all images first: its threads spin on for milliseconds, on the cores that the search needs.
+        found = list(self._each(images))
+        clock.stop("backbone")
+        for pooled, features in found:
             patches = pooled.reshape(-1, pooled.shape[-1])
             if self.scale_ is not None:
                 mean, std = (torch.from_numpy(x).to(patches.device) for x in self.scale_)
