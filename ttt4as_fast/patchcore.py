@@ -371,12 +371,9 @@ class PatchCore:
                 results.append((anomaly_map.to(target), score, features.to(target)))
                 if progress is not None:
                     progress(len(results), len(source), "prediction")
-        maps, features = (torch.stack([row[i] for row in results]) for i in (0, 2))
-        parts: list[Any] = [
-            maps,
-            torch.tensor([row[1] for row in results], dtype=torch.float32, device=target),
-            features,
-        ]
+        parts = [_stacked([row[i] for row in results], target) for i in (0, 2)]
+        scores = torch.tensor([row[1] for row in results], dtype=torch.float32, device=target)
+        parts.insert(1, scores)
         if not is_tensor(images):
             parts = [to_numpy(part) for part in parts]
         return Prediction(parts[0], parts[1], parts[2], spent)
@@ -569,6 +566,13 @@ class PatchCore:
 
 
 # ---------------------------------------------------------------- parts
+
+
+def _stacked(rows: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """As `torch.stack`, on the host without waking torch's threads, which would spin on while others need the cores."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.stack([to_numpy(row) for row in rows]))
+    return torch.stack(rows)
 
 
 class _Clock:
