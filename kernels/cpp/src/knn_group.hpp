@@ -19,7 +19,7 @@ constexpr std::int64_t kMostGroup = 32;         // queries
 constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
 constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMany = 12;         // points of a strip, for four queries, from which its second codes pay
-constexpr std::size_t kFirst = 16;         // candidates that are looked at before the others, at least
+constexpr std::int64_t kLong = 1024;       // candidates of which the nearest bounds come first
 constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
 
 // What one thread needs; grows to its size once.
@@ -303,7 +303,7 @@ class GroupSearch {
         }
     }
 
-    // What the fine bound leaves of the first `left` survivors -> the candidates, those of the nearest bounds first.
+    // What the fine bound leaves of the first `left` survivors -> the candidates.
     void rank(int q, std::int64_t left) {
         const Encoded& encoded = scratch_.encoded[q / kQuad];
         const int lane = q % kQuad;
@@ -329,9 +329,9 @@ class GroupSearch {
                            strip_errors, positions, left, scratch_.bounds.data());
         scratch_.candidates.resize(static_cast<std::size_t>(kept));
         for (std::int64_t i = 0; i < kept; ++i) scratch_.candidates[i] = pack(scratch_.bounds[i], positions[i]);
-        const auto first = std::max<std::size_t>(kFirst, 2 * scratch_.nearest[q].k);
-        if (first < scratch_.candidates.size())
-            std::nth_element(scratch_.candidates.begin(), scratch_.candidates.begin() + first,
+        // The reach is near its end already, so that order pays for a long list only.
+        if (kept > kLong)
+            std::nth_element(scratch_.candidates.begin(), scratch_.candidates.begin() + kLong / 8,
                              scratch_.candidates.end());
     }
 

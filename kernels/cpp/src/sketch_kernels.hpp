@@ -44,6 +44,7 @@ struct SketchKernels {
                            const std::int32_t* positions, std::int64_t count, std::int32_t* out, std::int32_t* rests);
     // The points that `bound` leaves over: their positions, in order and in place, and how far away they are at least.
     // Returns how many. Point j has the codes' distances and rests of `code_distances`, and the error of its strip.
+    // Reads up to kSpill elements beyond all arrays, and writes as many beyond what it returns.
     std::int64_t (*leave)(const FineBound& bound, const std::int32_t* keys, const std::int32_t* distances,
                           const std::int32_t* rests, const double* strip_errors, std::int32_t* positions,
                           std::int64_t count, double* bounds);
