@@ -5,10 +5,10 @@
 // (and one for the rest's length) bounds all distances of a query from below (src/sketch.hpp), at one instruction for
 // 64 multiply-adds where the processor has VNNI. Points that lie near each other lie together, so what that leaves does
 // too: 62 more directions rule out most of it, wherever there is much, strip by strip; 64 or 128 bytes of what is left
-// rule out most again, and one byte a coordinate almost all; the rest is measured. A query for
-// which the first bounds leave too much is searched again with the bytes of all coordinates against the whole bank,
-// which is what data without structure needs; one that this does not help either, because it lies so far outside the
-// bank that all of it is about as far, by inner products within a bound of their rounding.
+// rule out most again, and one byte a coordinate almost all; the rest is measured. A query for which the first bounds
+// leave too much is searched again with the bytes of all coordinates against the whole bank, which is what data without
+// structure needs; one that this does not help either, because it lies so far outside the bank that all of it is about
+// as far, by inner products within a bound of their rounding.
 #pragma once
 
 #include <cstddef>
