@@ -14,7 +14,8 @@ import numpy as np
 
 _MOST_CALLS = 50  # of one contestant in one turn
 _SLOW = 500.0  # milliseconds from which a first call says well enough how long the next will take
-_SHORT = 50.0  # milliseconds of a call that are spared for warming up
+_SHORT = 50.0  # milliseconds up to which a function is warmed up in every turn
+_WARM = 0.01  # seconds of that
 _PATIENCE = 60.0  # seconds that the least number of rounds may take
 _TICKS = 0.008  # seconds, two of the kernel's ticks: what a process has used is known no finer
 _REST = 0.25  # seconds to wait for other threads at most
@@ -51,8 +52,8 @@ def by_turns(
 
     One call of each goes before, unmeasured. A turn holds one call of the slowest and, of each other one, as many as
     fit into a twentieth of that, at most 50: a fast one is then measured warm, as in a loop over images. Each turn
-    waits until the threads of the turn before sleep (`come_to_rest`), and begins with a call that does not count where
-    that takes no more than 50 ms: a processor that has slept takes its time.
+    waits until the threads of the turn before sleep (`come_to_rest`), and begins with calls that do not count, a
+    hundredth of a second of them, but for functions of more than 50 ms: a processor that has slept takes its time.
 
     Parameters
     ----------
@@ -83,7 +84,8 @@ def by_turns(
             break
         for name, function in functions.items():
             come_to_rest()
-            if first[name] <= _SHORT:
+            begin = time.perf_counter()
+            while first[name] <= _SHORT and time.perf_counter() - begin < _WARM:
                 function()
             rounds[name].append(tuple(_once(function) for _ in range(repeats[name])))
         done += 1

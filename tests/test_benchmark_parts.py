@@ -133,7 +133,8 @@ def test_by_turns_measures_all_in_every_round() -> None:
     calls = []
     found = measure.by_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, least=4)
     assert [len(timing.rounds) for timing in found.values()] == [4, 4]
-    assert calls.count("a") == 2 + 4 + len(found["a"].calls) and calls.count("b") == 2 + 4 + len(found["b"].calls)
+    for name in "ab":  # two first calls, and at least one in each turn that warms up
+        assert calls.count(name) >= 2 + 4 + len(found[name].calls)
     slow, fast = measure.Timing(((10.0,), (20.0,), (30.0,))), measure.Timing(((5.0,), (5.0,), (5.0,)))
     assert measure.ratio(slow, fast) == {"ratio": 4.0, "low": 2.8, "high": 5.2}
     assert slow.summary() == {"p20": 14.0, "p50": 20.0, "p80": 26.0, "n": 3}
