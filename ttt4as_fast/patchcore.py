@@ -314,7 +314,7 @@ class PatchCore:
 
         Notes
         -----
-        Memory: ``4 * N * crop_size**2`` bytes for the maps; features are not kept.
+        Memory: ``4 * N * crop_size**2`` bytes for the maps; features are kept for one batch at a time.
         """
         rate = check_float(false_alarm_rate, "false_alarm_rate", 0.0, 1.0)
         source = ImageSource(images)
