@@ -124,6 +124,11 @@ class Sketch {
     double projection_error_ = 0.0;
 };
 
+template <>
+double Sketch::centre(const float* row, float* out) const;
+template <>
+double Sketch::centre(const double* row, float* out) const;
+
 // The coarse codes of a point set in strips, and what a threshold on keys needs of each point.
 class Strips {
   public:
