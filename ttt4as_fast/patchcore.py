@@ -371,9 +371,9 @@ class PatchCore:
                 results.append((anomaly_map.to(target), score, features.to(target)))
                 if progress is not None:
                     progress(len(results), len(source), "prediction")
-        parts = [_stacked([row[i] for row in results], target) for i in (0, 2)]
+        maps, features = (_stacked([row[i] for row in results], target) for i in (0, 2))
         scores = torch.tensor([row[1] for row in results], dtype=torch.float32, device=target)
-        parts.insert(1, scores)
+        parts: list[Any] = [maps, scores, features]
         if not is_tensor(images):
             parts = [to_numpy(part) for part in parts]
         return Prediction(parts[0], parts[1], parts[2], spent)

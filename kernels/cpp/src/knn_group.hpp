@@ -198,7 +198,7 @@ class GroupSearch {
         leave_over(quad, active, searched, bounds, begin, strips, stride);
         for (int lane = 0; lane < kQuad; ++lane) {
             if (!active[lane] || !searched[lane]) continue;
-            rank(quad * kQuad + lane, bounds[lane].left);
+            rank(quad * kQuad + lane, bounds[lane]);
             measure_candidates(quad * kQuad + lane);
         }
     }
@@ -303,15 +303,15 @@ class GroupSearch {
         }
     }
 
-    // What the fine bound leaves of the first `left` survivors -> the candidates.
-    void rank(int q, std::int64_t left) {
+    // What the fine bound leaves of the survivors -> the candidates.
+    void rank(int q, const Bounds& found) {
         const Encoded& encoded = scratch_.encoded[q / kQuad];
         const int lane = q % kQuad;
         std::int32_t* positions = scratch_.positions[lane].data();
-        const std::int64_t fine_dims = view_.sketch->fine_dims();
+        const std::int64_t fine_dims = view_.sketch->fine_dims(), left = found.left;
         const double coarse = view_.sketch->coarse_step(), fine = view_.sketch->fine_step();
-        FineBound bound = {double(encoded.level[lane]), coarse * coarse, fine * fine, encoded.coarse_error[lane], 0.0};
-        bound.reach = std::sqrt(scratch_.nearest[q].worst()) * view_.sketch->scale() * (1.0 + 1e-6);
+        FineBound bound = {double(encoded.level[lane]), coarse * coarse, fine * fine, encoded.coarse_error[lane],
+                           found.reach};
         const double* strip_errors = view_.strips->coarse_errors();
         if (fine_dims) {
             // The fine codes know better what the coarse directions leave out than its length, the last coarse code.

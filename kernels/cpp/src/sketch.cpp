@@ -10,7 +10,8 @@
 namespace ttt4as {
 namespace {
 
-constexpr double kFarthest = 1e9;  // |c| above which codes mean nothing and float sums might overflow
+constexpr std::int64_t kSecond = kPanel - 2;  // directions of the second codes
+constexpr double kFarthest = 1e9;             // |c| above which codes mean nothing and float sums might overflow
 
 // The length of what is left of |c| beside |t|, and how far the computed one may be off when t is off by `off`.
 double rest_of(double norm, double projected_squared, double off, double* error) {

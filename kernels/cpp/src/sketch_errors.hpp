@@ -3,13 +3,10 @@
 
 #include <limits>
 
-#include "sketch_kernels.hpp"
-
 namespace ttt4as {
 
-constexpr double kUnit = 0x1p-24;             // half an ulp of float at 1
-constexpr double kSlack = 1.0 + 1e-6;         // covers the double arithmetic on errors themselves
-constexpr std::int64_t kSecond = kPanel - 2;  // directions of the second codes
+constexpr double kUnit = 0x1p-24;      // half an ulp of float at 1
+constexpr double kSlack = 1.0 + 1e-6;  // covers the double arithmetic on errors themselves
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 }  // namespace ttt4as

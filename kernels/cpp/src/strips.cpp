@@ -65,7 +65,7 @@ void Strips::build(const Sketch& sketch, const Matrix<const T>& rows, const std:
                 if (second_dims_) {
                     std::int8_t* more = encoded.second.data() + q * second_dims_;
                     const std::int32_t last = from[dims_ - 1];
-                    more[second_dims_ - 2] = static_cast<std::int8_t>(last);
+                    more[second_dims_ - 2] = static_cast<std::int8_t>(last);  // a point's own sign, see Encoded
                     const std::int64_t squares =
                         interleave(more, second_dims_, p + q, second_.own() + s * kStrip * second_dims_);
                     second_half_norms_.own()[first + q] = static_cast<std::int32_t>((squares - 2 * last * last) >> 1);
