@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <vector>
 
 #include "knn_candidates.hpp"
@@ -15,9 +14,7 @@
 
 namespace ttt4as {
 
-constexpr std::int64_t kMostGroup = 32;         // queries
-constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
-constexpr std::int32_t kMostKey = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMostGroup = 32;    // queries
 constexpr std::int64_t kMany = 12;         // points of a strip, for four queries, from which its second codes pay
 constexpr std::int64_t kLong = 1024;       // candidates of which the nearest bounds come first
 constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
@@ -28,6 +25,8 @@ struct GroupScratch {
     Buffer<double> rows;  // the queries in double
     Buffer<std::int32_t> keys, best;
     std::vector<std::int32_t> order;
+    Buffer<std::uint64_t> bits;   // (kQuad, segment): the points of each strip that the coarse bound leaves over
+    Buffer<std::int32_t> counts;  // (segment): of them for four queries
     // Of what the first bounds leave over, for each of four queries.
     Buffer<std::int32_t> positions[kQuad], survivor_keys[kQuad];
     std::int64_t left[kMostGroup];          // how many, in all segments
@@ -82,6 +81,8 @@ class GroupSearch {
         scratch_.rows.resize(view_.group * columns);
         scratch_.keys.resize(view_.group * stride);
         scratch_.best.resize(view_.group * segment);
+        scratch_.bits.resize(kQuad * segment);
+        scratch_.counts.resize(segment);
         for (int q = 0; q < kQuad; ++q) {
             scratch_.positions[q].resize(stride + kSpill);
             scratch_.survivor_keys[q].resize(stride + kSpill);
@@ -182,7 +183,6 @@ class GroupSearch {
     // longer.
     void search_segment(int quad, bool (&active)[kQuad], std::int64_t begin, std::int64_t strips, std::int64_t stride,
                         std::int64_t segment) {
-        const Encoded& encoded = scratch_.encoded[quad];
         const double scale = view_.sketch->scale() * (1.0 + 1e-6);
         Bounds bounds[kQuad];
         bool searched[kQuad] = {};
@@ -207,30 +207,33 @@ class GroupSearch {
     void leave_over(int quad, bool (&active)[kQuad], const bool (&searched)[kQuad], Bounds (&bounds)[kQuad],
                     std::int64_t begin, std::int64_t strips, std::int64_t stride) {
         const Encoded& encoded = scratch_.encoded[quad];
-        const double inverse = 1.0 / view_.sketch->coarse_step();
         const std::int64_t most = 64 + static_cast<std::int64_t>(view_.patience * static_cast<double>(bank_.rows));
-        for (std::int64_t s = begin; s < begin + strips; ++s) {
-            std::uint64_t bits[kQuad] = {};
-            std::int64_t total = 0;
-            for (int lane = 0; lane < kQuad; ++lane) {
-                if (!active[lane] || !searched[lane]) continue;
-                const Bounds& mine = bounds[lane];
-                const double radius =
-                    inverse * (mine.reach + encoded.coarse_error[lane] + view_.strips->coarse_error(s));
-                const std::int32_t least = to_key((double(encoded.level[lane]) - radius * radius) * 0.5 - 2.0);
-                if (mine.best[s - begin] < least || least >= mine.seen) continue;
-                bits[lane] = kernels_.between(mine.keys + (s - begin) * kStrip, least, mine.seen);
-                total += __builtin_popcountll(bits[lane]);
+        std::fill_n(scratch_.counts.data(), strips, 0);
+        for (int lane = 0; lane < kQuad; ++lane) {
+            std::uint64_t* bits = scratch_.bits.data() + lane * strips;
+            if (!active[lane] || !searched[lane]) {
+                std::fill_n(bits, strips, std::uint64_t{0});
+                continue;
             }
-            if (total == 0) continue;
-            if (total >= kMany && view_.sketch->second_dims()) refine(quad, s, begin, stride, bounds, bits);
+            const Bounds& mine = bounds[lane];
+            const CoarseBound bound = {double(encoded.level[lane]), 1.0 / view_.sketch->coarse_step(),
+                                       mine.reach + encoded.coarse_error[lane], mine.seen};
+            kernels_.leave_strips(bound, view_.strips->coarse_errors() + begin, mine.keys, mine.best, strips, bits,
+                                  scratch_.counts.data());
+        }
+        for (std::int64_t s = 0; s < strips; ++s) {
+            if (scratch_.counts[s] == 0) continue;
+            std::uint64_t bits[kQuad];
+            for (int lane = 0; lane < kQuad; ++lane) bits[lane] = scratch_.bits[lane * strips + s];
+            if (scratch_.counts[s] >= kMany && view_.sketch->second_dims())
+                refine(quad, begin + s, begin, stride, bounds, bits);
             for (int lane = 0; lane < kQuad; ++lane) {
-                if (!bits[lane]) continue;
-                const int q = quad * kQuad + lane;
-                Bounds& mine = bounds[lane];
-                collect(q, s, mine.keys + (s - begin) * kStrip, bits[lane], mine.left);
-                scratch_.left[q] += __builtin_popcountll(bits[lane]);
-                if (scratch_.left[q] > most) active[lane] = false;
+                if (!bits[lane] || !active[lane]) continue;
+                const std::int64_t before = bounds[lane].left;
+                collect(quad * kQuad + lane, begin + s, bounds[lane].keys + s * kStrip, bits[lane], bounds[lane].left);
+                std::int64_t& all = scratch_.left[quad * kQuad + lane];
+                all += bounds[lane].left - before;
+                if (all > most) active[lane] = false;
             }
         }
     }
@@ -256,51 +259,50 @@ class GroupSearch {
 
     // Measures the candidates that the whole codes leave over, as long as their bounds are within the k-th nearest.
     void measure_candidates(int q) {
-        constexpr std::size_t kBatch = 8;
-        const Encoded& encoded = scratch_.encoded[q / kQuad];
-        const int lane = q % kQuad;
+        constexpr std::size_t kBatch = 64;
         const std::int64_t whole_dims = view_.sketch->whole_dims();
-        const double step = view_.sketch->whole_step() * (1.0 - 1e-9), scale = view_.sketch->scale() * (1.0 + 1e-6);
-        const std::int8_t* codes = encoded.whole.data() + lane * whole_dims;
+        const double scale = view_.sketch->scale() * (1.0 + 1e-6);
         const Nearest& nearest = scratch_.nearest[q];
         const std::vector<std::uint64_t>& candidates = scratch_.candidates;
-        double worst = nearest.worst(), limit = std::sqrt(worst) * scale;
-        for (std::size_t next = 0; next < candidates.size();) {
-            double bounds[kBatch];
-            std::int32_t positions[kBatch], distances[kBatch];
+        double limit = std::sqrt(nearest.worst()) * scale;
+        for (std::size_t begin = 0; begin < candidates.size(); begin += kBatch) {
+            const std::size_t end = std::min(begin + kBatch, candidates.size());
+            std::uint64_t batch[kBatch];
             std::size_t count = 0;
-            for (; next < candidates.size() && count < kBatch; ++next) {
-                bounds[count] = bound_of(candidates[next]);
-                positions[count] = position_of(candidates[next]);
-                count += bounds[count] <= limit ? 1 : 0;
+            for (std::size_t i = begin; i < end; ++i) {
+                batch[count] = candidates[i];
+                count += bound_of(candidates[i]) <= limit ? 1 : 0;
             }
-            for (std::size_t i = next; i < std::min(next + kBatch, candidates.size()); ++i) {
-                const std::int32_t position = position_of(candidates[i]);
-                if (whole_dims) {
-                    fetch(view_.strips->whole(position), whole_dims);
-                } else {
-                    fetch(bank_.row(order_[position]), kFirstLines);
-                }
-            }
-            if (whole_dims) {
-                kernels_.code_distances(codes, view_.strips->whole(0), whole_dims, positions,
-                                        static_cast<std::int64_t>(count), distances, nullptr);
-                scratch_.whole += static_cast<std::int64_t>(count);
-            }
+            if (whole_dims) count = bound_by_whole_codes(q, limit, batch, count);
+            std::sort(batch, batch + count);  // the likely ones first: what comes after them has less of a chance
+            for (std::size_t i = 0; i < count; ++i) fetch(bank_.row(order_[position_of(batch[i])]), kFirstLines);
             for (std::size_t i = 0; i < count; ++i) {
-                if (bounds[i] > limit) continue;
-                if (whole_dims) {
-                    const double radius =
-                        limit + encoded.whole_error[lane] + view_.strips->whole_error(positions[i] / kStrip);
-                    if (step * step * double(distances[i]) > radius * radius) continue;
-                }
-                measure_at(q, positions[i]);
-                if (nearest.worst() < worst) {
-                    worst = nearest.worst();
-                    limit = std::sqrt(worst) * scale;
-                }
+                if (bound_of(batch[i]) > limit) break;
+                measure_at(q, position_of(batch[i]));
+                limit = std::sqrt(nearest.worst()) * scale;
             }
         }
+    }
+
+    // The candidates that whole codes leave over, with the bounds that these give. Returns how many.
+    std::size_t bound_by_whole_codes(int q, double limit, std::uint64_t* batch, std::size_t count) {
+        const Encoded& encoded = scratch_.encoded[q / kQuad];
+        const int lane = q % kQuad;
+        const std::int64_t dims = view_.sketch->whole_dims();
+        const double step = view_.sketch->whole_step() * (1.0 - 1e-9);
+        std::int32_t* positions = scratch_.positions[lane].data();
+        for (std::size_t i = 0; i < count; ++i) positions[i] = position_of(batch[i]);
+        kernels_.code_distances(encoded.whole.data() + lane * dims, view_.strips->whole(0), dims, positions,
+                                static_cast<std::int64_t>(count), scratch_.distances.data(), nullptr);
+        scratch_.whole += static_cast<std::int64_t>(count);
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            const double squared = step * step * double(scratch_.distances[i]);
+            const double error = encoded.whole_error[lane] + view_.strips->whole_error(positions[i] / kStrip);
+            if (squared > (limit + error) * (limit + error)) continue;
+            batch[kept++] = pack(std::sqrt(squared) - error, positions[i]);
+        }
+        return kept;
     }
 
     // What the fine bound leaves of the survivors -> the candidates.

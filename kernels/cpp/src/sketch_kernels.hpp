@@ -11,6 +11,16 @@ constexpr int kPanel = 64;  // columns of a basis that `project` makes at once
 
 constexpr int kSpill = 16;  // elements that a compressed store may write in vain
 
+constexpr std::int32_t kLeastKey = -(1 << 29);  // below the key of every point there is, above that of every absent one
+constexpr std::int32_t kMostKey = 0x7FFFFFFF;
+
+// A point of a strip may be near enough if its key is at least (level - radius^2) / 2 - 2, where
+// radius = inverse (reach + the strip's error), and is of interest below `seen`.
+struct CoarseBound {
+    double level, inverse, reach;
+    std::int32_t seen;
+};
+
 // |q - p|^2 >= coarse (level - 2 key - 1) - coarse rest + fine (distance - rest) with an error of the query's own and
 // its strip's, in units of c; of interest is what may be nearer than `reach`.
 struct FineBound {
@@ -29,6 +39,10 @@ struct SketchKernels {
                            std::int64_t dims, const std::int32_t* offset, std::int32_t least);
     // The keys in [low, high), one bit each.
     std::uint64_t (*between)(const std::int32_t* keys, std::int32_t low, std::int32_t high);
+    // The points of each strip that `bound` leaves over for one query, one bit each -> bits[s]; how many are added to
+    // counts[s]. keys[s * kStrip + p], with best[s] the greatest of a strip.
+    void (*leave_strips)(const CoarseBound& bound, const double* strip_errors, const std::int32_t* keys,
+                         const std::int32_t* best, std::int64_t strips, std::uint64_t* bits, std::int32_t* counts);
     // left[q], for 4 queries: the points for which keys[q * key_stride + p] and what `keys` would find for this strip
     // add up to least[q] or more, one bit each.
     void (*refine)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words, std::int64_t dims,

@@ -9,12 +9,52 @@ namespace TTT4AS_ISA {
 namespace {
 
 std::uint64_t between(const std::int32_t* keys, std::int32_t low, std::int32_t high) {
+    const vi least = vi{} + low, most = vi{} + high;
     std::uint64_t result = 0;
+#pragma GCC unroll 4
     for (int i = 0; i < kStrip; i += kF) {
         const vi key = load<vi>(keys + i);
-        result |= static_cast<std::uint64_t>(bits((key >= low) & (key < high))) << i;
+        result |= static_cast<std::uint64_t>(at_least(key, least) & ~at_least(key, most)) << i;
     }
     return result;
+}
+
+// Nothing in bits[0] to bits[kD - 1] where the best key of a strip is below its least.
+TTT4AS_INLINE void leave_some(const CoarseBound& bound, const double* strip_errors, const std::int32_t* keys,
+                              const std::int32_t* best, std::uint64_t* left, std::int32_t* counts) {
+    const vd radius = bound.inverse * (bound.reach + loadd(strip_errors));
+    const vd value = (bound.level - radius * radius) * 0.5 - 2.0;
+    const vih least = __builtin_convertvector(vmin(vmax(value, setd(kLeastKey)), setd(kMostKey)), vih);
+    const vd highest = widen(load<vih>(best));
+    std::int32_t low[kD];
+    store(low, least);
+    for (int i = 0; i < kD; ++i) left[i] = 0;
+    for (unsigned hits = at_least(highest, widen(least)); hits; hits &= hits - 1) {
+        const int i = __builtin_ctz(hits);
+        left[i] = between(keys + i * kStrip, low[i], bound.seen);
+        counts[i] += __builtin_popcountll(left[i]);
+    }
+}
+
+void leave_strips(const CoarseBound& bound, const double* strip_errors, const std::int32_t* keys,
+                  const std::int32_t* best, std::int64_t strips, std::uint64_t* left, std::int32_t* counts) {
+    std::int64_t s = 0;
+    for (; s + kD <= strips; s += kD)
+        leave_some(bound, strip_errors + s, keys + s * kStrip, best + s, left + s, counts + s);
+    if (s == strips) return;
+    double errors[kD] = {};
+    std::int32_t highest[kD], more[kD] = {};
+    std::uint64_t last[kD];
+    for (int i = 0; i < kD; ++i) {
+        const bool there = s + i < strips;
+        errors[i] = there ? strip_errors[s + i] : 0.0;
+        highest[i] = there ? best[s + i] : kLeastKey - 1;
+    }
+    leave_some(bound, errors, keys + s * kStrip, highest, last, more);
+    for (std::int64_t i = 0; s + i < strips; ++i) {
+        left[s + i] = last[i];
+        counts[s + i] += more[i];
+    }
 }
 
 std::int64_t collect(const std::int32_t* keys, std::uint64_t hits, std::int32_t first, std::int32_t* positions,
@@ -161,16 +201,16 @@ std::int64_t leave(const FineBound& bound, const std::int32_t* keys, const std::
                    const std::int32_t* rests, const double* strip_errors, std::int32_t* positions, std::int64_t count,
                    double* bounds) {
     static_assert(kStrip == 64, "a shift by 6");
-    const auto wide = [](const std::int32_t* p) { return __builtin_convertvector(load<vih>(p), vd); };
-    const vd none = {}, infinite = setd(__builtin_inf());
+    const auto wide = [](const std::int32_t* p) { return widen(load<vih>(p)); };
+    const vd none = {}, greatest = setd(__DBL_MAX__);
     std::int64_t kept = 0;
     for (std::int64_t j = 0; j < count; j += kD) {  // the arrays hold kSpill elements more
         const vd error = bound.error + errors_of(strip_errors, positions + j, count - j), rest = wide(rests + j);
         vd squared = bound.coarse * (bound.level - 2.0 * wide(keys + j) - 1.0) - bound.coarse * rest;
         squared = vmax(squared, none) + bound.fine * (wide(distances + j) - rest);
         const vd most = (bound.reach + error) * (1.0 + 1e-6);
-        unsigned hits = bits((squared <= most * most) | ~(most < infinite));
-        if (count - j < kD) hits &= (1u << (count - j)) - 1;
+        unsigned hits = at_least(most * most, squared) | ~at_least(greatest, most);  // also where that is no number
+        hits &= (1u << (count - j < kD ? count - j : kD)) - 1;
         if (!hits) continue;
         squared = vmax(squared, none);
 #if defined(TTT4AS_BUILD_AVX512)

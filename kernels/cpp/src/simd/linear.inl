@@ -22,10 +22,8 @@ struct Lane<float, float> {
     TTT4AS_INLINE V splat(float x) { return setf(x); }
     TTT4AS_INLINE double sum(V v) { return hsum_wide(v); }
     TTT4AS_INLINE void add_to(double* out, V v) {
-        float lane[kF];
-        store(lane, v);
-        store(out, loadd(out) + widen(lane));
-        store(out + kD, loadd(out + kD) + widen(lane + kD));
+        store(out, loadd(out) + widen_low(v));
+        store(out + kD, loadd(out + kD) + widen_high(v));
     }
 };
 template <>

@@ -81,7 +81,7 @@ std::int64_t collect(const T* x, std::int64_t n, T low, T high, T* out, std::int
         for (; i < stop; i += N) {
             const V v = load<V>(x + i);
             below -= v < l;
-            unsigned hits = bits(Bits((v >= l) & (v <= h)));
+            unsigned hits = at_least(v, l) & at_least(h, v);
             while (hits) {
                 if (found < capacity) out[found] = x[i + __builtin_ctz(hits)];
                 ++found;
@@ -118,7 +118,6 @@ inline bool is_peak(const T* above, const T* row, const T* below, std::int64_t w
 template <class T>
 std::int64_t peaks(const T* above, const T* row, const T* below, std::int64_t width, T tau, std::int32_t* columns) {
     using V = typename Vector<T>::V;
-    using Bits = typename Vector<T>::Bits;
     constexpr int N = Vector<T>::N;
     const V least = V{} + tau;
     const T* up = above ? above : row;  // a missing row changes no maximum if the middle one stands in
@@ -128,12 +127,11 @@ std::int64_t peaks(const T* above, const T* row, const T* below, std::int64_t wi
         if (is_peak(above, row, below, width, x, tau)) columns[found++] = 0;
         for (x = 1; x + N < width; x += N) {
             const V v = load<V>(row + x);
-            Bits keep = Bits(v >= least);
-            if (!bits(keep)) continue;
+            unsigned hits = at_least(v, least);
+            if (!hits) continue;
             V most = vmax(load<V>(row + x - 1), load<V>(row + x + 1));
             for (int k = -1; k <= 1; ++k) most = vmax(most, vmax(load<V>(up + x + k), load<V>(down + x + k)));
-            keep &= Bits(v >= most);
-            for (unsigned hits = bits(keep); hits; hits &= hits - 1) {
+            for (hits &= at_least(v, most); hits; hits &= hits - 1) {
                 columns[found++] = static_cast<std::int32_t>(x + __builtin_ctz(hits));
             }
         }

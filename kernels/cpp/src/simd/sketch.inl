@@ -240,14 +240,7 @@ float quantise(const float* x, std::int64_t n, float step, std::int8_t* codes) {
     return hsum(moved);
 }
 
-TTT4AS_INLINE vd load_wide(const float* p) {
-#if defined(TTT4AS_BUILD_AVX2)
-    // One instruction; GCC makes five of the vector extension's conversion here.
-    return reinterpret_cast<vd>(_mm256_cvtps_pd(_mm_loadu_ps(p)));
-#else
-    return widen(p);
-#endif
-}
+TTT4AS_INLINE vd load_wide(const float* p) { return widen(p); }
 TTT4AS_INLINE vd load_wide(const double* p) { return loadd(p); }
 
 template <class T>
@@ -258,9 +251,9 @@ double centre(const T* row, const double* mean, double scale, std::int64_t n, fl
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v) {
             const vd value = (load_wide(row + i + v * kD) - loadd(mean + i + v * kD)) * scale;
-            const vfh rounded = __builtin_convertvector(value, vfh);
+            const vfh rounded = narrow(value);
             store(out + i + v * kD, rounded);
-            const vd again = __builtin_convertvector(rounded, vd);
+            const vd again = widen(rounded);
             sums[v] += again * again;
         }
     }
@@ -390,8 +383,8 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
 #endif
 extern const SketchKernels TTT4AS_TABLE;
 const SketchKernels TTT4AS_TABLE = {
-    keys,          reach,          between, refine,  collect,      code_distances, leave,          quantise,
-    centre<float>, centre<double>, mix,     project, project_back, squared<float>, squared<double>};
+    keys,     reach,         between,        leave_strips, refine,  collect,      code_distances, leave,
+    quantise, centre<float>, centre<double>, mix,          project, project_back, squared<float>, squared<double>};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as
