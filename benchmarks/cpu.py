@@ -332,24 +332,33 @@ def _peak_rows(plan: Plan) -> Iterator[Row]:
 
 
 def _upsample_rows(plan: Plan) -> Iterator[Row]:
+    import torch
+
     from ttt4as_fast import kernels
 
     scene = workloads.scene(workloads.WORKLOADS["dinov2_vits14"], 1, plan.seed, plan.data)
-    deep = scene.features[0][:64]
+    deep = torch.from_numpy(scene.features[:1, :64])
+    forms = {
+        "float32": (deep, 1e-5),
+        "float32, channels last": (deep.contiguous(memory_format=torch.channels_last), 1e-5),
+        "float16": (deep.half(), 2e-3),
+        "bfloat16": (deep.bfloat16(), 2e-2),
+        "bfloat16, channels last": (deep.bfloat16().contiguous(memory_format=torch.channels_last), 2e-2),
+    }
     for size in plan.maps:
-        reference = kernels.bilinear_upsample(deep.astype(np.float64), (size, size), backend="reference")
-        verdict = gate.check_equal(kernels.bilinear_upsample(deep, (size, size)), reference, 1e-5)
-        for peer in _usable("upsample"):
-            upsample = peer.adapter()
-            found = measure.by_turns(
-                {
-                    "peer": partial(upsample, deep, (size, size)),
-                    "ours": partial(kernels.bilinear_upsample, deep, (size, size)),
-                },
-                plan.seconds / 4,
-            )
-            shape = f"64 x 16 x 16 -> {size} x {size}"
-            yield _row("bilinear", shape, peer.name, peer.version, found["ours"], found["peer"], verdict)
+        for form, (features, tolerance) in forms.items():
+            reference = kernels.bilinear_upsample(features.double().numpy(), (size, size), backend="reference")
+            verdict = gate.check_equal(kernels.bilinear_upsample(features, (size, size)).double(), reference, tolerance)
+            for peer in _usable("upsample"):
+                found = measure.by_turns(
+                    {
+                        "peer": partial(peer.adapter(), features, (size, size)),
+                        "ours": partial(kernels.bilinear_upsample, features, (size, size)),
+                    },
+                    plan.seconds / 4,
+                )
+                shape = f"64 x 16 x 16 -> {size} x {size}, {form}"
+                yield _row("bilinear", shape, peer.name, peer.version, found["ours"], found["peer"], verdict)
 
 
 def _pipeline_rows(plan: Plan) -> Iterator[Row]:

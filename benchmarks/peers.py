@@ -339,13 +339,9 @@ def _count_components(masks: Any, num_iterations: int = 0) -> Any:
 
 
 def _torch_upsample() -> Callable[..., Any]:
-    import torch
     import torch.nn.functional as F
 
-    def upsample(features: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        return F.interpolate(torch.from_numpy(features)[None], size, mode="bilinear", align_corners=False)[0].numpy()
-
-    return upsample
+    return functools.partial(F.interpolate, mode="bilinear", align_corners=False)
 
 
 class silent_bars:

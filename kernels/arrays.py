@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Array: TypeAlias = np.ndarray | torch.Tensor
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # NumPy has none: the bits, for the C++ core
 
 
 def is_tensor(x: Any) -> bool:
@@ -92,12 +93,19 @@ def check_finite(x: np.ndarray, name: str) -> None:
         raise ValueError(f"{name}: expected finite values, got {x[where]} at {where} ({count} non-finite in all)")
 
 
-def to_numpy(x: Array) -> np.ndarray:
-    """A host array of float16, float32, float64, bool or integers; bfloat16, which NumPy lacks, becomes float32."""
+def to_numpy(x: Array, *, keep_bfloat16: bool = False) -> np.ndarray:
+    """A host array of float16, float32, float64, bool or integers.
+
+    bfloat16, which NumPy lacks, becomes float32, or with `keep_bfloat16` the bits of a host tensor as dtype `BFLOAT16`.
+    """
     if not is_tensor(x):
         return x  # type: ignore[return-value]
     x = x.detach()  # type: ignore[union-attr]
     if dtype_name(x) == "bfloat16":
+        if keep_bfloat16 and device_type(x) == "cpu":
+            import torch
+
+            return x.view(torch.int16).numpy().view(BFLOAT16)  # type: ignore[union-attr]
         x = x.float()  # type: ignore[union-attr]
     return x.cpu().numpy()  # type: ignore[union-attr]
 
@@ -112,7 +120,11 @@ def like(result: Any, template: Array) -> Any:
     if isinstance(result, np.ndarray):
         import torch
 
-        return torch.from_numpy(np.ascontiguousarray(result)).to(template.device)  # type: ignore[union-attr]
+        if not (result.ndim == 4 and result.transpose(0, 2, 3, 1).flags.c_contiguous):  # channels last stays so
+            result = np.ascontiguousarray(result)
+        bits = result.dtype == BFLOAT16
+        tensor = torch.from_numpy(result.view(np.int16) if bits else result)
+        return (tensor.view(torch.bfloat16) if bits else tensor).to(template.device)  # type: ignore[union-attr]
     return result
 
 

@@ -5,6 +5,7 @@ An operation is a folder; its backends are the files in it. Each backend file de
 - ``unavailable(device) -> str | None``: why it cannot serve arrays on that device type, None if it can. It tests the
   capability (compile, call), not the import;
 - ``ARRAYS``: ``"numpy"`` if its functions take host arrays, ``"torch"`` if they take tensors;
+- ``TAKES_BFLOAT16 = True``, if its functions take host arrays of `arrays.BFLOAT16`; else bfloat16 becomes float32;
 - ``CHECKS_FINITE = True``, if its functions find non-finite values themselves and raise ValueError: nobody else looks;
 - functions with the names and results of those in ``reference.py``.
 
@@ -102,7 +103,8 @@ class Operation:
         module = self.resolve(backend, arrays.device_type(template))
         if module.ARRAYS == "numpy":
             on_device = arrays.device_type(template) != "cpu"
-            inputs = tuple(arrays.to_numpy(x) for x in inputs)
+            bfloat16 = getattr(module, "TAKES_BFLOAT16", False)
+            inputs = tuple(arrays.to_numpy(x, keep_bfloat16=bfloat16) for x in inputs)
             options = {name: arrays.to_numpy(x) if arrays.is_tensor(x) else x for name, x in options.items()}
             for place, x in enumerate(inputs if on_device else (), start=1):
                 if x.dtype.kind == "f":  # what lay on a device nobody has looked at yet

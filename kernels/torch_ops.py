@@ -38,7 +38,7 @@ def _define(schema: str, implementation: Callable, fake: Callable) -> None:
 
 def _upsample(features: Tensor, height: int, width: int, backend: str) -> Tensor:
     result = bilinear.OPERATION.run("upsample", (features,), backend, height=height, width=width)
-    # bfloat16 takes the way over float32 on the host; the layout is what the fake promises, whatever the backend gave.
+    # Dtype and layout are what the fake promises, whatever the backend gave.
     return result.to(features.dtype, memory_format=_layout(features))
 
 

@@ -32,7 +32,8 @@ def bilinear_upsample(features: Array, size: int | tuple[int, int], *, backend: 
     Returns
     -------
     array or tensor, (C, H, W) or (B, C, H, W)
-        The dtype, kind and device of `features` (NumPy has no bfloat16).
+        The dtype, kind and device of `features` (NumPy has no bfloat16). A batch of tensors whose channels lie last in
+        memory comes back so, as from torch.
 
     Raises
     ------

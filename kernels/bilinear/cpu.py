@@ -7,6 +7,7 @@ import numpy as np
 from .. import native
 
 ARRAYS = "numpy"
+TAKES_BFLOAT16 = True
 
 
 def unavailable(device: str) -> str | None:

@@ -72,6 +72,15 @@ def test_layouts_change_nothing(backend, rng, layout):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channels_last_tensors_stay_so(backend, rng, dtype):
+    x = tensor(rng.standard_normal((2, 37, 5, 6)), dtype)
+    last = x.contiguous(memory_format=torch.channels_last)
+    got = kernels.bilinear_upsample(last, (11, 13), backend=backend)
+    assert got.is_contiguous(memory_format=torch.channels_last) and got.dtype == x.dtype
+    assert torch.equal(got, kernels.bilinear_upsample(x, (11, 13), backend=backend))
+
+
 @pytest.mark.parametrize(("shape", "size"), SHAPES, ids=str)
 def test_sample_is_upsample_at_those_pixels(backend, rng, shape, size):
     x = rng.standard_normal(shape).astype(np.float32)

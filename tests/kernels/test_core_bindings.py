@@ -1,7 +1,10 @@
-"""The bindings of the C++ core: arrays of any strides, every error named, the GIL released, float16 to the bit."""
+"""The bindings of the C++ core: arrays of any strides, every error named, no GIL held, 16-bit floats to the bit."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ttt4as_fast
+from ttt4as_fast.kernels.arrays import BFLOAT16
 from ttt4as_fast.kernels.bilinear import reference
 from ttt4as_fast.kernels.dispatch import native_core
 
@@ -22,6 +26,7 @@ if isinstance(CORE, str):
     pytest.skip(CORE, allow_module_level=True)
 
 FLOATS = (np.float16, np.float32, np.float64)
+NATIVE = sys.byteorder == "little"
 TOLERANCE = {np.float16: 1e-3, np.float32: 1e-6, np.float64: 1e-14}  # of one rounding, relative to values around 1
 
 
@@ -138,6 +143,81 @@ def test_float16_rounds_to_nearest_even(core: ModuleType, rng: np.random.Generat
     # Zeros may differ in sign: -x/2 + x/2.
     np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(result[result != 0].view(np.uint16), expected[expected != 0].view(np.uint16))
+
+
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """`x` rounded to bfloat16, as the core takes it."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).view(BFLOAT16)
+
+
+def from_bfloat16(x: np.ndarray) -> np.ndarray:
+    return (np.ascontiguousarray(x).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def test_bfloat16_is_float32_rounded_at_the_end(core: ModuleType, rng: np.random.Generator) -> None:
+    x = bfloat16(rng.standard_normal((37, 5, 6)))
+    rows, cols = rng.integers(0, 11, 23), rng.integers(0, 13, 23)
+    wide = from_bfloat16(x)
+    for name, same in layouts(x).items():
+        result = core.bilinear_upsample(same, 11, 13)
+        assert result.dtype == BFLOAT16
+        expected = bfloat16(core.bilinear_upsample(wide, 11, 13))
+        np.testing.assert_array_equal(result.view(np.uint16), expected.view(np.uint16), name)
+        sampled = core.bilinear_sample(same, rows, cols, 11, 13)
+        assert sampled.dtype == np.float32
+        np.testing.assert_array_equal(sampled, core.bilinear_sample(wide, rows, cols, 11, 13), name)
+
+
+def test_bfloat16_of_another_package(core: ModuleType, rng: np.random.Generator) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = rng.standard_normal((3, 5, 6)).astype(ml_dtypes.bfloat16)
+    result = core.bilinear_upsample(x, 9, 8)
+    assert result.dtype == x.dtype
+    expected = core.bilinear_upsample(x.astype(np.float32), 9, 8).astype(x.dtype)
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.dtype([("float16", np.uint16)]), np.dtype("V2"), np.dtype([("bfloat16", ">u2" if NATIVE else "<u2")])]
+)
+def test_other_records_are_no_bfloat16(core: ModuleType, dtype: np.dtype) -> None:
+    with pytest.raises(TypeError, match="features: expected dtype float16, bfloat16"):
+        core.bilinear_upsample(np.zeros((1, 2, 2), dtype), 3, 3)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, BFLOAT16])
+def test_channels_last_stays_so(core: ModuleType, rng: np.random.Generator, dtype: type) -> None:
+    x = rng.standard_normal((2, 70, 5, 6))
+    x = bfloat16(x) if dtype == BFLOAT16 else x.astype(dtype)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    result = core.bilinear_upsample(last, 12, 7)
+    assert result.transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_array_equal(result, core.bilinear_upsample(x, 12, 7))
+
+
+def test_instruction_sets_agree_to_the_bit(core: ModuleType) -> None:
+    program = (
+        "import hashlib, numpy as np\n"
+        "from ttt4as_fast.kernels.dispatch import native_core\n"
+        "core, rng, sums = native_core(), np.random.default_rng(0), hashlib.sha256()\n"
+        "for dtype in (np.float16, np.float32, np.float64):\n"
+        "    x = rng.standard_normal((19, 9, 33)).astype(dtype)\n"
+        "    rows = rng.integers(0, 50, 40)\n"
+        "    for y in (x, np.ascontiguousarray(x.transpose(1, 2, 0)).transpose(2, 0, 1)):\n"
+        "        sums.update(core.bilinear_upsample(y, 50, 61).tobytes())\n"
+        "        sums.update(core.bilinear_sample(y, rows, rows, 50, 61).tobytes())\n"
+        "print(core.isa(), sums.hexdigest())\n"
+    )
+    found = {}
+    for isa in ("generic", "avx2", "avx512"):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "TTT4AS_ISA": isa}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        name, digest = done.stdout.split()
+        found[name] = digest
+    assert len(set(found.values())) == 1, found
 
 
 def test_extreme_values_do_not_overflow(core: ModuleType) -> None:

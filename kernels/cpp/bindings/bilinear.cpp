@@ -25,15 +25,28 @@ void check_features(const py::array& features, py::ssize_t most_axes) {
     check_size(features.shape(features.ndim() - 2), features.shape(features.ndim() - 1));
 }
 
+// Whether a batch of images lies pixel by pixel, all channels of one side by side, and not plane by plane.
+bool is_channels_last(const py::array& batch) {
+    if (batch.ndim() != 4 || batch.flags() & py::array::c_style) return false;
+    py::ssize_t stride = batch.itemsize();
+    for (const int axis : {1, 3, 2, 0}) {
+        if (batch.shape(axis) > 1 && batch.strides(axis) != stride) return false;
+        stride *= batch.shape(axis);
+    }
+    return true;
+}
+
 py::array upsample(py::array features, std::int64_t height, std::int64_t width, int threads) {
     check_features(features, 4);
     check_size(height, width);
     return with_float_type(features, "features", [&](auto zero) -> py::array {
         using T = decltype(zero);
         const py::array input = element_strided(features);
+        const bool last = is_channels_last(input);
         std::vector<py::ssize_t> shape(input.shape(), input.shape() + input.ndim());
         shape[shape.size() - 2] = height;
         shape[shape.size() - 1] = width;
+        if (last) shape = {shape[0], height, width, shape[1]};
         py::array output(input.dtype(), shape);
         T* out = static_cast<T*>(output.mutable_data());
         const std::int64_t batch = input.ndim() == 4 ? input.shape(0) : 1;
@@ -44,9 +57,11 @@ py::array upsample(py::array features, std::int64_t height, std::int64_t width, 
         {
             py::gil_scoped_release release;
             for (std::int64_t b = 0; b < batch; ++b) {
-                bilinear_upsample(views[b], height, width, out + b * image, threads);
+                const auto run = last ? bilinear_upsample_last<T> : bilinear_upsample<T>;
+                run(views[b], height, width, out + b * image, threads);
             }
         }
+        if (last) return output.attr("transpose")(0, 3, 1, 2);
         return output;
     });
 }
@@ -103,7 +118,8 @@ py::array sample(py::array features, py::array rows, py::array cols, std::int64_
 void bind_bilinear(py::module_& module) {
     module.def("bilinear_upsample", &upsample, py::arg("features"), py::arg("height"), py::arg("width"),
                py::arg("threads") = 1,
-               "(C, h, w) or (B, C, h, w), float16/32/64 -> the same with height and width, in that dtype.");
+               "(C, h, w) or (B, C, h, w), float16/32/64 or bfloat16 -> the same with height and width, in that dtype; "
+               "four axes with channels last in memory stay so.");
     module.def("bilinear_sample", &sample, py::arg("features"), py::arg("rows"), py::arg("cols"), py::arg("height"),
                py::arg("width"),
                "(C, h, w) and N int64 pixels of the (height, width) grid -> (N, C), float32 (float64 for float64).");

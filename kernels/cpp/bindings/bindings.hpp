@@ -69,13 +69,26 @@ inline void check_axes(const py::array& array, const char* name, py::ssize_t low
     }
 }
 
-// Calls function(T{}) with the element type of a float16, float32 or float64 array; raises TypeError for another dtype.
+// Whether `array` holds bfloat16, which NumPy lacks: 16 bits in a record of one field "bfloat16", or the dtype that
+// other packages register under that name.
+inline bool is_bfloat16(const py::array& array) {
+    const py::dtype dtype = array.dtype();
+    if (!is_dtype(array, 'V', sizeof(BFloat16))) return false;
+    const py::object names = dtype.attr("names");
+    const py::object name = names.is_none() ? dtype.attr("name") : names.attr("__getitem__")(0);
+    return py::str(name).cast<std::string>() == "bfloat16";
+}
+
+// Calls function(T{}) with the element type of a float16, bfloat16, float32 or float64 array; raises TypeError for
+// another dtype.
 template <class Function>
 auto with_float_type(const py::array& array, const char* name, Function&& function) {
     if (is_dtype(array, 'f', sizeof(Half))) return function(Half{});
     if (is_dtype(array, 'f', sizeof(float))) return function(float{});
     if (is_dtype(array, 'f', sizeof(double))) return function(double{});
-    throw py::type_error(std::string(name) + ": expected dtype float16, float32 or float64 in native byte order, got " +
+    if (is_bfloat16(array)) return function(BFloat16{});
+    throw py::type_error(std::string(name) +
+                         ": expected dtype float16, bfloat16, float32 or float64 in native byte order, got " +
                          py::str(array.dtype()).cast<std::string>());
 }
 

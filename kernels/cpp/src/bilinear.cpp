@@ -1,7 +1,6 @@
 // Upsampling goes row by row: two input rows are blended once, then spread along the width, so the inner loops touch
-// one input row and one output row. Channels are handled in blocks: with channels last, neighbours in a block share
-// cache lines, and with channels first a block of small planes stays in the cache while all pixels are gathered from
-// it.
+// one input row and one output row, or with channels last one pixel of it after the other. Channels first from channels
+// last goes by blocks of channels, so that neighbours in a block share cache lines.
 
 #include "ttt4as/bilinear.hpp"
 
@@ -9,13 +8,36 @@
 #include <type_traits>
 #include <vector>
 
+#include "bilinear_kernels.hpp"
+#include "ttt4as/simd.hpp"
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 namespace {
 
 constexpr std::int64_t kChannelBlock = 16;
-constexpr std::int64_t kSerial = 1 << 18;  // output pixels below which a second thread costs more than it brings
+constexpr std::int64_t kRowElements = 1 << 13;  // of a blended row with channels last: it stays in the first cache
+constexpr std::int64_t kSerial = 1 << 18;       // output pixels below which a second thread costs more than it brings
+
+const BilinearTable& table() noexcept {
+#if defined(TTT4AS_HAVE_X86_VARIANTS)
+    if (isa() == Isa::avx512) return avx512::bilinear_table;
+    if (isa() == Isa::avx2) return avx2::bilinear_table;
+#endif
+    return generic::bilinear_table;
+}
+template <class T>
+const BilinearKernels<T>& kernels() noexcept {
+    if constexpr (std::is_same_v<T, Half>) {
+        return table().half;
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+        return table().bfloat16;
+    } else if constexpr (std::is_same_v<T, float>) {
+        return table().f;
+    } else {
+        return table().d;
+    }
+}
 
 // Taps of a whole axis, split by field so that the loops over it vectorise.
 template <class Compute>
@@ -35,26 +57,18 @@ struct AxisTaps {
     }
 };
 
-// One plane with adjacent columns -> one output plane. `row` holds `width` elements.
-template <class T, class Compute>
-void upsample_plane(const Compute* plane, std::int64_t stride_row, std::int64_t width,
-                    const AxisTaps<Compute>& vertical, const AxisTaps<Compute>& horizontal, Compute* row, T* out) {
+// One plane with adjacent columns, of T or of what it is computed in -> one output plane. `row` holds `width` elements.
+template <class T, class P, class Compute>
+void upsample_plane(const P* plane, std::int64_t stride_row, std::int64_t width, const AxisTaps<Compute>& vertical,
+                    const AxisTaps<Compute>& horizontal, Compute* row, T* out) {
     const std::int64_t out_height = static_cast<std::int64_t>(vertical.lower.size());
     const std::int64_t out_width = static_cast<std::int64_t>(horizontal.lower.size());
-    const std::int32_t* left = horizontal.lower.data();
-    const std::int32_t* right = horizontal.upper.data();
-    const Compute* weight_left = horizontal.weight_lower.data();
-    const Compute* weight_right = horizontal.weight_upper.data();
     for (std::int64_t y = 0; y < out_height; ++y) {
-        const Compute* top = plane + vertical.lower[y] * stride_row;
-        const Compute* bottom = plane + vertical.upper[y] * stride_row;
-        const Compute weight_top = vertical.weight_lower[y];
-        const Compute weight_bottom = vertical.weight_upper[y];
-        for (std::int64_t x = 0; x < width; ++x) row[x] = top[x] * weight_top + bottom[x] * weight_bottom;
-        T* out_row = out + y * out_width;
-        for (std::int64_t x = 0; x < out_width; ++x) {
-            out_row[x] = Element<T>::store(row[left[x]] * weight_left[x] + row[right[x]] * weight_right[x]);
-        }
+        kernels<P>().blend(plane + vertical.lower[y] * stride_row, plane + vertical.upper[y] * stride_row,
+                           vertical.weight_lower[y], vertical.weight_upper[y], width, row);
+        kernels<T>().spread(row, width, horizontal.lower.data(), horizontal.upper.data(),
+                            horizontal.weight_lower.data(), horizontal.weight_upper.data(), out_width,
+                            out + y * out_width);
     }
 }
 
@@ -73,23 +87,61 @@ void pack(const FeatureView<T>& features, std::int64_t begin, std::int64_t end, 
     }
 }
 
-// kAdjacent: channels lie side by side, which the compiler can then vectorise.
-template <bool kAdjacent, class T>
+// Channels [begin, end) of the pixel where the two taps meet.
+template <class T>
 void sample_block(const FeatureView<T>& features, const Tap& vertical, const Tap& horizontal, std::int64_t begin,
                   std::int64_t end, typename Element<T>::Compute* out) {
     using Compute = typename Element<T>::Compute;
-    const std::int64_t stride = kAdjacent ? 1 : features.stride_channel;
-    const T* top_left = features.at(begin, vertical.lower, horizontal.lower);
-    const T* top_right = features.at(begin, vertical.lower, horizontal.upper);
-    const T* bottom_left = features.at(begin, vertical.upper, horizontal.lower);
-    const T* bottom_right = features.at(begin, vertical.upper, horizontal.upper);
-    const Compute right = static_cast<Compute>(horizontal.weight), left = static_cast<Compute>(1.0 - horizontal.weight);
-    const Compute bottom = static_cast<Compute>(vertical.weight), top = static_cast<Compute>(1.0 - vertical.weight);
-    for (std::int64_t c = 0; c < end - begin; ++c) {
-        const std::int64_t i = c * stride;
-        const Compute upper = Element<T>::load(top_left[i]) * left + Element<T>::load(top_right[i]) * right;
-        const Compute lower = Element<T>::load(bottom_left[i]) * left + Element<T>::load(bottom_right[i]) * right;
-        out[c] = upper * top + lower * bottom;
+    const Compute weights[4] = {static_cast<Compute>(1.0 - horizontal.weight), static_cast<Compute>(horizontal.weight),
+                                static_cast<Compute>(1.0 - vertical.weight), static_cast<Compute>(vertical.weight)};
+    const T* taps[4] = {
+        features.at(begin, vertical.lower, horizontal.lower), features.at(begin, vertical.lower, horizontal.upper),
+        features.at(begin, vertical.upper, horizontal.lower), features.at(begin, vertical.upper, horizontal.upper)};
+    if (features.stride_channel == 1) {
+        kernels<T>().sample(taps, weights, end - begin, out);
+        return;
+    }
+    if constexpr (std::is_same_v<T, Compute>) {
+        for (std::int64_t c = 0; c < end - begin; ++c) {
+            const std::int64_t i = c * features.stride_channel;
+            out[c] = (taps[0][i] * weights[0] + taps[1][i] * weights[1]) * weights[2] +
+                     (taps[2][i] * weights[0] + taps[3][i] * weights[1]) * weights[3];
+        }
+    } else {  // side by side they are converted in vectors
+        T block[4][kChannelBlock];
+        for (int k = 0; k < 4; ++k) {
+            for (std::int64_t c = 0; c < end - begin; ++c) block[k][c] = taps[k][c * features.stride_channel];
+            taps[k] = block[k];
+        }
+        kernels<T>().sample(taps, weights, end - begin, out);
+    }
+}
+
+// Channels [begin, end) of one output row. `row` holds width * (end - begin) elements.
+template <class T, class Compute>
+void upsample_row_last(const FeatureView<T>& features, std::int64_t begin, std::int64_t end, std::int64_t lower,
+                       std::int64_t upper, Compute weight_lower, Compute weight_upper,
+                       const AxisTaps<Compute>& horizontal, Compute* row, T* out) {
+    const std::int64_t n = end - begin, out_width = static_cast<std::int64_t>(horizontal.lower.size());
+    for (std::int64_t x = 0; x < features.width; ++x) {
+        const T *a = features.at(begin, lower, x), *b = features.at(begin, upper, x);
+        if (features.stride_channel == 1) {
+            kernels<T>().blend(a, b, weight_lower, weight_upper, n, row + x * n);
+            continue;
+        }
+        for (std::int64_t c = 0; c < n; c += kChannelBlock) {
+            T block[2][kChannelBlock];
+            const std::int64_t here = std::min(kChannelBlock, n - c);
+            for (std::int64_t k = 0; k < here; ++k) {
+                block[0][k] = a[(c + k) * features.stride_channel];
+                block[1][k] = b[(c + k) * features.stride_channel];
+            }
+            kernels<T>().blend(block[0], block[1], weight_lower, weight_upper, here, row + x * n + c);
+        }
+    }
+    for (std::int64_t x = 0; x < out_width; ++x) {
+        kernels<T>().mix(row + horizontal.lower[x] * n, row + horizontal.upper[x] * n, horizontal.weight_lower[x],
+                         horizontal.weight_upper[x], n, out + x * features.channels + begin);
     }
 }
 
@@ -100,27 +152,42 @@ void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, 
                        int threads) {
     using Compute = typename Element<T>::Compute;
     const AxisTaps<Compute> vertical(out_height, features.height), horizontal(out_width, features.width);
-    const bool direct = std::is_same_v<T, Compute> && features.stride_col == 1;
     const std::int64_t plane = features.height * features.width, out_plane = out_height * out_width;
     const std::int64_t block = std::min(kChannelBlock, features.channels);
     const std::int64_t tasks = (features.channels + block - 1) / block;
     parallel_for(tasks, features.channels * out_plane < kSerial ? 1 : threads, [&](std::int64_t task, int) {
         const std::int64_t begin = task * block, end = std::min(begin + block, features.channels);
         std::vector<Compute> row(features.width);
-        if constexpr (std::is_same_v<T, Compute>) {
-            if (direct) {
-                for (std::int64_t c = begin; c < end; ++c) {
-                    upsample_plane(features.at(c, 0, 0), features.stride_row, features.width, vertical, horizontal,
-                                   row.data(), out + c * out_plane);
-                }
-                return;
+        if (features.stride_col == 1) {
+            for (std::int64_t c = begin; c < end; ++c) {
+                upsample_plane(features.at(c, 0, 0), features.stride_row, features.width, vertical, horizontal,
+                               row.data(), out + c * out_plane);
             }
+            return;
         }
         std::vector<Compute> packed(block * plane);
         pack(features, begin, end, packed.data());
         for (std::int64_t c = begin; c < end; ++c) {
             upsample_plane(packed.data() + (c - begin) * plane, features.width, features.width, vertical, horizontal,
                            row.data(), out + c * out_plane);
+        }
+    });
+}
+
+template <class T>
+void bilinear_upsample_last(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
+                            int threads) {
+    using Compute = typename Element<T>::Compute;
+    const AxisTaps<Compute> vertical(out_height, features.height), horizontal(out_width, features.width);
+    const std::int64_t channels = features.channels, row_size = out_width * channels;
+    const std::int64_t block =
+        std::min(channels, std::max(std::int64_t{64}, kRowElements / features.width / kChannelBlock * kChannelBlock));
+    parallel_for(out_height, out_height * row_size < kSerial ? 1 : threads, [&](std::int64_t y, int) {
+        std::vector<Compute> row(features.width * block);
+        for (std::int64_t begin = 0; begin < channels; begin += block) {
+            upsample_row_last(features, begin, std::min(begin + block, channels), vertical.lower[y], vertical.upper[y],
+                              vertical.weight_lower[y], vertical.weight_upper[y], horizontal, row.data(),
+                              out + y * row_size);
         }
     });
 }
@@ -137,24 +204,20 @@ void bilinear_sample(const FeatureView<T>& features, std::int64_t out_height, st
         for (std::int64_t i = 0; i < count; ++i) {
             const Tap vertical = bilinear_tap(rows[i], out_height, features.height);
             const Tap horizontal = bilinear_tap(cols[i], out_width, features.width);
-            auto* target = out + i * features.channels + begin;
-            if (adjacent) {
-                sample_block<true>(features, vertical, horizontal, begin, end, target);
-            } else {
-                sample_block<false>(features, vertical, horizontal, begin, end, target);
-            }
+            sample_block(features, vertical, horizontal, begin, end, out + i * features.channels + begin);
         }
     }
 }
 
-template void bilinear_upsample(const FeatureView<Half>&, std::int64_t, std::int64_t, Half*, int);
-template void bilinear_upsample(const FeatureView<float>&, std::int64_t, std::int64_t, float*, int);
-template void bilinear_upsample(const FeatureView<double>&, std::int64_t, std::int64_t, double*, int);
-template void bilinear_sample(const FeatureView<Half>&, std::int64_t, std::int64_t, const std::int64_t*,
-                              const std::int64_t*, std::int64_t, float*);
-template void bilinear_sample(const FeatureView<float>&, std::int64_t, std::int64_t, const std::int64_t*,
-                              const std::int64_t*, std::int64_t, float*);
-template void bilinear_sample(const FeatureView<double>&, std::int64_t, std::int64_t, const std::int64_t*,
-                              const std::int64_t*, std::int64_t, double*);
+#define TTT4AS_INSTANTIATE(T)                                                                             \
+    template void bilinear_upsample(const FeatureView<T>&, std::int64_t, std::int64_t, T*, int);          \
+    template void bilinear_upsample_last(const FeatureView<T>&, std::int64_t, std::int64_t, T*, int);     \
+    template void bilinear_sample(const FeatureView<T>&, std::int64_t, std::int64_t, const std::int64_t*, \
+                                  const std::int64_t*, std::int64_t, Element<T>::Compute*);
+TTT4AS_INSTANTIATE(Half)
+TTT4AS_INSTANTIATE(BFloat16)
+TTT4AS_INSTANTIATE(float)
+TTT4AS_INSTANTIATE(double)
+#undef TTT4AS_INSTANTIATE
 
 }  // namespace ttt4as

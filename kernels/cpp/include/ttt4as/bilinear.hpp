@@ -25,13 +25,19 @@ inline Tap bilinear_tap(std::int64_t position, std::int64_t out_size, std::int64
     return {lower, lower + 1 < in_size ? lower + 1 : lower, centre - static_cast<double>(lower)};
 }
 
-// (channels, h, w) -> out, C-contiguous (channels, out_height, out_width). T: Half, float, double.
+// (channels, h, w) -> out, C-contiguous (channels, out_height, out_width). T: Half, BFloat16, float, double.
 // All sizes are at least 1. Blocks of 16 channels are shared among the threads (0: max_threads()). Throws
-// std::bad_alloc; scratch: 2 * (out_height + out_width) taps and, for each thread, one input row, and for inputs that
-// are not float or double with adjacent columns 16 channels of the input.
+// std::bad_alloc; scratch: 2 * (out_height + out_width) taps and, for each thread, one input row, and for inputs
+// without adjacent columns 16 channels of the input.
 template <class T>
 void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
                        int threads = 1);
+
+// The same with channels last: out, C-contiguous (out_height, out_width, channels). Fast where the features' channels
+// are adjacent too. Rows are shared among the threads; scratch: the taps and, for each thread, some channels of a row.
+template <class T>
+void bilinear_upsample_last(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
+                            int threads = 1);
 
 // Pixels (rows[i], cols[i]) of the upsampled map -> out, C-contiguous (count, channels), in Element<T>::Compute.
 // The caller has checked 0 <= rows[i] < out_height and 0 <= cols[i] < out_width. Allocates nothing.

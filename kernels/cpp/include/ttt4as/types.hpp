@@ -50,6 +50,26 @@ inline Half to_half(float value) {
     return Half{static_cast<std::uint16_t>(result | sign)};
 }
 
+// The upper half of a float, as torch stores bfloat16: storage only, arithmetic happens in float.
+struct BFloat16 {
+    std::uint16_t bits;
+};
+
+inline float to_float(BFloat16 value) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+// Rounds to nearest, ties to even; overflow becomes infinity, NaN stays NaN.
+inline BFloat16 to_bfloat16(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return BFloat16{0x7FC0u};
+    return BFloat16{static_cast<std::uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
+}
+
 // What a stored element is computed in, and the two conversions.
 template <class T>
 struct Element;
@@ -59,6 +79,13 @@ struct Element<Half> {
     using Compute = float;
     static float load(Half value) { return to_float(value); }
     static Half store(float value) { return to_half(value); }
+};
+
+template <>
+struct Element<BFloat16> {
+    using Compute = float;
+    static float load(BFloat16 value) { return to_float(value); }
+    static BFloat16 store(float value) { return to_bfloat16(value); }
 };
 
 template <>

@@ -1,0 +1,2 @@
+#define TTT4AS_BUILD_AVX512
+#include "simd/bilinear.inl"

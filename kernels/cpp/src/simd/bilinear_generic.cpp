@@ -1,0 +1,1 @@
+#include "simd/bilinear.inl"
