@@ -13,29 +13,31 @@
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
-namespace {
 
-constexpr std::int64_t kChannelBlock = 16;
-constexpr std::int64_t kRowElements = 1 << 13;  // of a blended row with channels last: it stays in the first cache
-constexpr std::int64_t kSerial = 1 << 18;       // output pixels below which a second thread costs more than it brings
-
-const BilinearTable& table() noexcept {
+const BilinearTable& bilinear_table() noexcept {
 #if defined(TTT4AS_HAVE_X86_VARIANTS)
     if (isa() == Isa::avx512) return avx512::bilinear_table;
     if (isa() == Isa::avx2) return avx2::bilinear_table;
 #endif
     return generic::bilinear_table;
 }
+
+namespace {
+
+constexpr std::int64_t kChannelBlock = 16;
+constexpr std::int64_t kRowElements = 1 << 13;  // of a blended row with channels last: it stays in the first cache
+constexpr std::int64_t kSerial = 1 << 18;       // output pixels below which a second thread costs more than it brings
+
 template <class T>
 const BilinearKernels<T>& kernels() noexcept {
     if constexpr (std::is_same_v<T, Half>) {
-        return table().half;
+        return bilinear_table().half;
     } else if constexpr (std::is_same_v<T, BFloat16>) {
-        return table().bfloat16;
+        return bilinear_table().bfloat16;
     } else if constexpr (std::is_same_v<T, float>) {
-        return table().f;
+        return bilinear_table().f;
     } else {
-        return table().d;
+        return bilinear_table().d;
     }
 }
 

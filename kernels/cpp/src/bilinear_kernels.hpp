@@ -1,5 +1,5 @@
-// The loops of bilinear.cpp that depend on the instruction set. None of them fuses a multiplication with an addition:
-// all sets, layouts and places in a vector give the same bits.
+// The loops of bilinear.cpp and upsample.hpp that depend on the instruction set. None of them fuses a multiplication
+// with an addition: all sets, layouts and places in a vector give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,12 @@ struct BilinearTable {
     BilinearKernels<BFloat16> bfloat16;
     BilinearKernels<float> f;
     BilinearKernels<double> d;
+    // out[i] = top[i] + weight * (bottom[i] - top[i]), and whether that is > 0, for i < n.
+    void (*decide)(const float* top, const float* bottom, float weight, std::int64_t n, float* out,
+                   std::uint8_t* positive);
 };
+
+const BilinearTable& bilinear_table() noexcept;
 
 namespace generic {
 extern const BilinearTable bilinear_table;

@@ -108,7 +108,7 @@ OrderStatistics<T> order_statistics(const T* x, std::int64_t n, std::int64_t k, 
         low = sample[first];
     }
     if (last < kSample) {
-        std::nth_element(sample, sample + last, sample + kSample);
+        std::nth_element(sample + std::max<std::int64_t>(0, first), sample + last, sample + kSample);
         high = sample[last];
     }
     const std::int64_t capacity = n / 8 + 8 * kSample;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "bilinear_kernels.hpp"
 #include "svm_samples.hpp"
 
 namespace ttt4as {
@@ -30,14 +31,8 @@ inline void upsample_decision(const double* values, const GridTap* rows, const G
     for (std::int64_t y = 0; y < height; ++y) {
         const float* top = line_of(rows[y].lower, rows[y].upper);
         const float* bottom = line_of(rows[y].upper, rows[y].lower);
-        const float weight = static_cast<float>(rows[y].weight);
-        float* out = decision + y * width;
-        std::uint8_t* positive = mask + y * width;
-        for (std::int64_t x = 0; x < width; ++x) {
-            const float value = top[x] + weight * (bottom[x] - top[x]);
-            out[x] = value;
-            positive[x] = value > 0;
-        }
+        bilinear_table().decide(top, bottom, static_cast<float>(rows[y].weight), width, decision + y * width,
+                                mask + y * width);
     }
 }
 

@@ -208,6 +208,15 @@ void sample(const T* const* taps, const C* weights, std::int64_t n, C* out) {
     put_some(out + i, at(some[0], some[1], some[2], some[3]), n - i);
 }
 
+void decide(const float* __restrict top, const float* __restrict bottom, float weight, std::int64_t n,
+            float* __restrict out, std::uint8_t* __restrict positive) {
+    for (std::int64_t i = 0; i < n; ++i) {
+        const float value = top[i] + weight * (bottom[i] - top[i]);
+        out[i] = value;
+        positive[i] = value > 0;
+    }
+}
+
 }  // namespace
 
 extern const BilinearTable bilinear_table;
@@ -216,6 +225,7 @@ const BilinearTable bilinear_table = {
     {blend<BFloat16>, mix<BFloat16>, spread<BFloat16>, sample<BFloat16>},
     {blend<float>, mix<float>, spread<float>, sample<float>},
     {blend<double>, mix<double>, spread<double>, sample<double>},
+    decide,
 };
 
 }  // namespace TTT4AS_ISA
