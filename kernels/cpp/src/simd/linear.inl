@@ -169,9 +169,12 @@ void transposed_one(const T* m, std::int64_t stride, std::int64_t n, const std::
                     s[k] = L::splat(x[i + k]);
                 }
                 for (std::int64_t p = 0; p < whole; p += L::N) {
+                    V next[kRows];  // all loaded before the first is used, or GCC keeps the sum in memory
+#pragma GCC unroll 8
+                    for (int k = 0; k < kRows; ++k) next[k] = L::matrix(row[k] + p);
                     V sum = load<V>(sums + p);
 #pragma GCC unroll 8
-                    for (int k = 0; k < kRows; ++k) sum += L::matrix(row[k] + p) * s[k];
+                    for (int k = 0; k < kRows; ++k) sum += next[k] * s[k];
                     store(sums + p, sum);
                 }
                 for (std::int64_t p = whole; p < width; ++p) {

@@ -57,7 +57,7 @@ TTT4AS_INLINE vd loadd(const double* p) { return load<vd>(p); }
 // One instruction each; of the vector extension's conversions between elements of different sizes GCC makes five.
 TTT4AS_INLINE vd widen(vfh x) {
 #if defined(TTT4AS_BUILD_AVX512)
-    return reinterpret_cast<vd>(_mm512_cvtps_pd(reinterpret_cast<__m256>(x)));
+    return reinterpret_cast<vd>(_mm512_maskz_cvtps_pd(0xFF, reinterpret_cast<__m256>(x)));
 #elif defined(TTT4AS_BUILD_AVX2)
     return reinterpret_cast<vd>(_mm256_cvtps_pd(reinterpret_cast<__m128>(x)));
 #else
@@ -66,7 +66,7 @@ TTT4AS_INLINE vd widen(vfh x) {
 }
 TTT4AS_INLINE vd widen(vih x) {
 #if defined(TTT4AS_BUILD_AVX512)
-    return reinterpret_cast<vd>(_mm512_cvtepi32_pd(reinterpret_cast<__m256i>(x)));
+    return reinterpret_cast<vd>(_mm512_maskz_cvtepi32_pd(0xFF, reinterpret_cast<__m256i>(x)));
 #elif defined(TTT4AS_BUILD_AVX2)
     return reinterpret_cast<vd>(_mm256_cvtepi32_pd(reinterpret_cast<__m128i>(x)));
 #else
@@ -75,7 +75,7 @@ TTT4AS_INLINE vd widen(vih x) {
 }
 TTT4AS_INLINE vfh narrow(vd x) {
 #if defined(TTT4AS_BUILD_AVX512)
-    return reinterpret_cast<vfh>(_mm512_cvtpd_ps(reinterpret_cast<__m512d>(x)));
+    return reinterpret_cast<vfh>(_mm512_maskz_cvtpd_ps(0xFF, reinterpret_cast<__m512d>(x)));
 #elif defined(TTT4AS_BUILD_AVX2)
     return reinterpret_cast<vfh>(_mm256_cvtpd_ps(reinterpret_cast<__m256d>(x)));
 #else
@@ -235,7 +235,7 @@ TTT4AS_INLINE double hsum(vd v) {
 // The halves of v, widened.
 TTT4AS_INLINE vd widen_low(vf v) {
 #if defined(TTT4AS_BUILD_AVX512)
-    return reinterpret_cast<vd>(_mm512_cvtps_pd(_mm512_castps512_ps256(reinterpret_cast<__m512>(v))));
+    return reinterpret_cast<vd>(_mm512_maskz_cvtps_pd(0xFF, _mm512_castps512_ps256(reinterpret_cast<__m512>(v))));
 #else
     float lane[kF];
     store(lane, v);
@@ -244,7 +244,7 @@ TTT4AS_INLINE vd widen_low(vf v) {
 }
 TTT4AS_INLINE vd widen_high(vf v) {
 #if defined(TTT4AS_BUILD_AVX512)
-    return reinterpret_cast<vd>(_mm512_cvtps_pd(_mm512_extractf32x8_ps(reinterpret_cast<__m512>(v), 1)));
+    return reinterpret_cast<vd>(_mm512_maskz_cvtps_pd(0xFF, _mm512_extractf32x8_ps(reinterpret_cast<__m512>(v), 1)));
 #else
     float lane[kF];
     store(lane, v);
