@@ -95,7 +95,7 @@ class SvmSolver {
         std::size_t bytes = rows_.bytes() + sample_.bytes() + vector_.bytes() + vector_points_.bytes() +
                             round_trip_.turned.bytes() + subset_labels_.bytes() + hessian_.memory() +
                             transposed_.bytes() + ids_.bytes() + free_.bytes() + active_.bytes() + order_.bytes() +
-                            in_set_.bytes() + state_.bytes();
+                            in_set_.bytes() + state_.bytes() + outside_.bytes();
         for (const Buffer<double>* buffer : {&w,
                                              &values,
                                              &q_,
@@ -309,7 +309,7 @@ class SvmSolver {
     Buffer<T> rows_, sample_;
     Buffer<double> q_, a_, gradient_, d_, upper_, diagonal_, fixed_, ridge_, coefficients_, factor_, target_;
     Buffer<double> offset_, constant_, rotations_, v_, products_, u_, f_, partial_;
-    Buffer<std::int32_t> ids_, free_;
+    Buffer<std::int32_t> ids_, free_, outside_;
     Buffer<std::uint8_t> in_set_, state_;
 
     // newton

@@ -28,6 +28,7 @@ bool SvmSolver<T, Samples>::working_set() {
     rotations_.resize(2 * cap);
     ids_.resize(cap);
     in_set_.resize(static_cast<std::size_t>(n_));
+    outside_.resize(static_cast<std::size_t>(n_));
     std::fill(in_set_.begin(), in_set_.end(), std::uint8_t{0});
     offset_.resize(static_cast<std::size_t>(points.points));
     v_.resize(static_cast<std::size_t>(points.points));
@@ -129,9 +130,15 @@ int SvmSolver<T, Samples>::choose() {
     int found = 0;
     double score[kMostChosen];
     violators_ = n_free_;
-    for (std::int64_t i = 0; i < n_; ++i) {
+    std::int64_t outside = 0;
+    for (std::int64_t i = 0; i < n_; ++i) {  // no branch: which ones violate is hard to foresee
+        outside_[outside] = static_cast<std::int32_t>(i);
+        outside += (labels[i] * f_[i] < 1) & (in_set_[i] == 0);
+    }
+    for (std::int64_t next = 0; next < outside; ++next) {
+        const std::int64_t i = outside_[next];
         const double m = 1 - labels[i] * f_[i];
-        if (!(m > 0) || in_set_[i] || !(weight(i) > 0)) continue;
+        if (!(weight(i) > 0)) continue;
         ++violators_;
         if (found == most && m <= score[most - 1]) continue;
         int place = found;
