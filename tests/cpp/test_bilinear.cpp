@@ -19,11 +19,8 @@ typename Element<T>::Compute plain(const ttt4as::FeatureView<T>& features, std::
     const auto at = [&](std::int64_t row, std::int64_t col) {
         return Element<T>::load(*features.at(channel, row, col));
     };
-    // Without the volatile steps a compiler may fuse them.
     const auto blend = [](Compute a, Compute b, double weight) {
-        const volatile Compute first = a * static_cast<Compute>(1.0 - weight);
-        const volatile Compute second = b * static_cast<Compute>(weight);
-        return Compute(first + second);
+        return a * static_cast<Compute>(1.0 - weight) + b * static_cast<Compute>(weight);
     };
     if (rows_first) {
         return blend(blend(at(v.lower, h.lower), at(v.upper, h.lower), v.weight),
