@@ -122,7 +122,7 @@ class PointMatrix {
 
   private:
     static constexpr std::int64_t kSerial =
-        1 << 18;  // multiply-adds below which a second thread costs more than it brings
+        1 << 19;  // multiply-adds below which a second thread costs more than it brings
     static constexpr std::int64_t kTaskPoints = 128, kBlockPoints = 32;  // of a round trip
 
     // Tasks are the same whatever the number of threads, and no sum crosses one.
