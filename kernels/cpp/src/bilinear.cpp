@@ -9,18 +9,12 @@
 #include <vector>
 
 #include "bilinear_kernels.hpp"
-#include "ttt4as/simd.hpp"
+#include "by_isa.hpp"
 #include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 
-const BilinearTable& bilinear_table() noexcept {
-#if defined(TTT4AS_HAVE_X86_VARIANTS)
-    if (isa() == Isa::avx512) return avx512::bilinear_table;
-    if (isa() == Isa::avx2) return avx2::bilinear_table;
-#endif
-    return generic::bilinear_table;
-}
+const BilinearTable& bilinear_table() noexcept { return TTT4AS_BY_ISA(bilinear_table); }
 
 namespace {
 

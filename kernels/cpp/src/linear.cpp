@@ -1,19 +1,13 @@
 // The tables of linear.hpp and svm_kernels.hpp for the instruction set in use.
 #include "linear.hpp"
 
+#include "by_isa.hpp"
 #include "svm_kernels.hpp"
-#include "ttt4as/simd.hpp"
 
 namespace ttt4as {
 namespace {
 
-const LinearTable& table() noexcept {
-#if defined(TTT4AS_HAVE_X86_VARIANTS)
-    if (isa() == Isa::avx512) return avx512::linear_table;
-    if (isa() == Isa::avx2) return avx2::linear_table;
-#endif
-    return generic::linear_table;
-}
+const LinearTable& table() noexcept { return TTT4AS_BY_ISA(linear_table); }
 
 }  // namespace
 
@@ -46,12 +40,6 @@ Moments<double> moments_kernel<double>() noexcept {
     return table().moments_d;
 }
 
-const SvmKernels& svm_kernels() noexcept {
-#if defined(TTT4AS_HAVE_X86_VARIANTS)
-    if (isa() == Isa::avx512) return avx512::svm_table;
-    if (isa() == Isa::avx2) return avx2::svm_table;
-#endif
-    return generic::svm_table;
-}
+const SvmKernels& svm_kernels() noexcept { return TTT4AS_BY_ISA(svm_table); }
 
 }  // namespace ttt4as

@@ -7,19 +7,13 @@
 #include <limits>
 #include <type_traits>
 
+#include "by_isa.hpp"
 #include "peaks_kernels.hpp"
-#include "ttt4as/simd.hpp"
 
 namespace ttt4as {
 namespace {
 
-const PeakTable& table() noexcept {
-#if defined(TTT4AS_HAVE_X86_VARIANTS)
-    if (isa() == Isa::avx512) return avx512::peak_table;
-    if (isa() == Isa::avx2) return avx2::peak_table;
-#endif
-    return generic::peak_table;
-}
+const PeakTable& table() noexcept { return TTT4AS_BY_ISA(peak_table); }
 template <class T>
 const PeakKernels<T>& kernels() noexcept {
     if constexpr (std::is_same_v<T, float>) {

@@ -4,7 +4,7 @@
 // (src/simd/NAME_generic.cpp, NAME_avx2.cpp, NAME_avx512.cpp) that CMake gives the flags. It uses the vector types of
 // src/simd/vec.hpp, lives in namespace ttt4as::TTT4AS_ISA, includes no standard header with inline code (the linker
 // would be free to keep the AVX-512 copy of std::vector for everyone) and exports one table of function pointers;
-// NAME.cpp picks the table by isa().
+// the code that uses it picks the table by isa(), as src/by_isa.hpp does.
 #pragma once
 
 #include "ttt4as/common.hpp"
