@@ -5,6 +5,7 @@
 #include "ttt4as/bilinear.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -20,7 +21,8 @@ namespace {
 
 constexpr std::int64_t kChannelBlock = 16;
 constexpr std::int64_t kRowElements = 1 << 13;  // of a blended row with channels last: it stays in the first cache
-constexpr std::int64_t kSerial = 1 << 18;       // output pixels below which a second thread costs more than it brings
+constexpr std::int64_t kFew = 16;  // channels below which a whole output row is made at once, not pixel by pixel
+constexpr std::int64_t kSerial = 1 << 18;  // output pixels below which a second thread costs more than it brings
 
 template <class T>
 const BilinearKernels<T>& kernels() noexcept {
@@ -41,14 +43,21 @@ struct AxisTaps {
     std::vector<std::int32_t> lower, upper;
     std::vector<Compute> weight_lower, weight_upper;
 
-    AxisTaps(std::int64_t out_size, std::int64_t in_size)
-        : lower(out_size), upper(out_size), weight_lower(out_size), weight_upper(out_size) {
+    // With `channels` elements side by side at every position.
+    AxisTaps(std::int64_t out_size, std::int64_t in_size, std::int64_t channels = 1)
+        : lower(out_size * channels),
+          upper(out_size * channels),
+          weight_lower(out_size * channels),
+          weight_upper(out_size * channels) {
         for (std::int64_t i = 0; i < out_size; ++i) {
             const Tap tap = bilinear_tap(i, out_size, in_size);
-            lower[i] = static_cast<std::int32_t>(tap.lower);
-            upper[i] = static_cast<std::int32_t>(tap.upper);
-            weight_lower[i] = static_cast<Compute>(1.0 - tap.weight);
-            weight_upper[i] = static_cast<Compute>(tap.weight);
+            for (std::int64_t c = 0; c < channels; ++c) {
+                const std::int64_t at = i * channels + c;
+                lower[at] = static_cast<std::int32_t>(tap.lower * channels + c);
+                upper[at] = static_cast<std::int32_t>(tap.upper * channels + c);
+                weight_lower[at] = static_cast<Compute>(1.0 - tap.weight);
+                weight_upper[at] = static_cast<Compute>(tap.weight);
+            }
         }
     }
 };
@@ -113,12 +122,16 @@ void sample_block(const FeatureView<T>& features, const Tap& vertical, const Tap
     }
 }
 
-// Channels [begin, end) of one output row. `row` holds width * (end - begin) elements.
+// Channels [begin, end) of two input rows, blended: pixel after pixel, `end - begin` elements each.
 template <class T, class Compute>
-void upsample_row_last(const FeatureView<T>& features, std::int64_t begin, std::int64_t end, std::int64_t lower,
-                       std::int64_t upper, Compute weight_lower, Compute weight_upper,
-                       const AxisTaps<Compute>& horizontal, Compute* row, T* out) {
-    const std::int64_t n = end - begin, out_width = static_cast<std::int64_t>(horizontal.lower.size());
+void blend_rows(const FeatureView<T>& features, std::int64_t begin, std::int64_t end, std::int64_t lower,
+                std::int64_t upper, Compute weight_lower, Compute weight_upper, Compute* row) {
+    const std::int64_t n = end - begin;
+    if (features.stride_channel == 1 && features.stride_col == n) {
+        kernels<T>().blend(features.at(begin, lower, 0), features.at(begin, upper, 0), weight_lower, weight_upper,
+                           features.width * n, row);
+        return;
+    }
     for (std::int64_t x = 0; x < features.width; ++x) {
         const T *a = features.at(begin, lower, x), *b = features.at(begin, upper, x);
         if (features.stride_channel == 1) {
@@ -134,10 +147,6 @@ void upsample_row_last(const FeatureView<T>& features, std::int64_t begin, std::
             }
             kernels<T>().blend(block[0], block[1], weight_lower, weight_upper, here, row + x * n + c);
         }
-    }
-    for (std::int64_t x = 0; x < out_width; ++x) {
-        kernels<T>().mix(row + horizontal.lower[x] * n, row + horizontal.upper[x] * n, horizontal.weight_lower[x],
-                         horizontal.weight_upper[x], n, out + x * features.channels + begin);
     }
 }
 
@@ -174,16 +183,30 @@ template <class T>
 void bilinear_upsample_last(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
                             int threads) {
     using Compute = typename Element<T>::Compute;
-    const AxisTaps<Compute> vertical(out_height, features.height), horizontal(out_width, features.width);
     const std::int64_t channels = features.channels, row_size = out_width * channels;
+    // Positions have 32 bits.
+    const bool few = channels < kFew && features.width * channels <= std::numeric_limits<std::int32_t>::max();
+    const AxisTaps<Compute> vertical(out_height, features.height);
+    const AxisTaps<Compute> horizontal(out_width, features.width, few ? channels : 1);
     const std::int64_t block =
         std::min(channels, std::max(std::int64_t{64}, kRowElements / features.width / kChannelBlock * kChannelBlock));
     parallel_for(out_height, out_height * row_size < kSerial ? 1 : threads, [&](std::int64_t y, int) {
         std::vector<Compute> row(features.width * block);
+        T* out_row = out + y * row_size;
         for (std::int64_t begin = 0; begin < channels; begin += block) {
-            upsample_row_last(features, begin, std::min(begin + block, channels), vertical.lower[y], vertical.upper[y],
-                              vertical.weight_lower[y], vertical.weight_upper[y], horizontal, row.data(),
-                              out + y * row_size);
+            const std::int64_t n = std::min(block, channels - begin);
+            blend_rows(features, begin, begin + n, vertical.lower[y], vertical.upper[y], vertical.weight_lower[y],
+                       vertical.weight_upper[y], row.data());
+            if (few) {
+                kernels<T>().spread(row.data(), features.width * n, horizontal.lower.data(), horizontal.upper.data(),
+                                    horizontal.weight_lower.data(), horizontal.weight_upper.data(), row_size, out_row);
+                continue;
+            }
+            for (std::int64_t x = 0; x < out_width; ++x) {
+                kernels<T>().mix(row.data() + horizontal.lower[x] * n, row.data() + horizontal.upper[x] * n,
+                                 horizontal.weight_lower[x], horizontal.weight_upper[x], n,
+                                 out_row + x * channels + begin);
+            }
         }
     });
 }

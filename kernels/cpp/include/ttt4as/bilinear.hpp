@@ -34,7 +34,8 @@ void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, 
                        int threads = 1);
 
 // The same with channels last: out, C-contiguous (out_height, out_width, channels). Fast where the features' channels
-// are adjacent too. Rows are shared among the threads; scratch: the taps and, for each thread, some channels of a row.
+// are adjacent too. Rows are shared among the threads; scratch: the taps, those of the width once a channel below 16 of
+// them, and, for each thread, some channels of a row.
 template <class T>
 void bilinear_upsample_last(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
                             int threads = 1);

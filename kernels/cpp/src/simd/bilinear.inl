@@ -96,18 +96,39 @@ struct Lanes<BFloat16> {
     }
 };
 
+// From `from` to `to`, `count` < N of N elements; with AVX-512 the others become zeros where all N are `kWhole`.
+template <class T, bool kWhole>
+TTT4AS_INLINE void copy_some(T* to, const T* from, std::int64_t count) {
+#if defined(TTT4AS_BUILD_AVX512)
+    const unsigned mask = (1u << count) - 1;
+    if constexpr (sizeof(T) == 2) {
+        const __m256i some = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), from);
+        kWhole ? _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), some)
+               : _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(mask), some);
+    } else if constexpr (sizeof(T) == 4) {
+        const __m512i some = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(mask), from);
+        kWhole ? _mm512_storeu_si512(to, some) : _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(mask), some);
+    } else {
+        const __m512i some = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(mask), from);
+        kWhole ? _mm512_storeu_si512(to, some) : _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(mask), some);
+    }
+#else
+    __builtin_memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
+#endif
+}
+
 // `count` < N elements, and zeros.
 template <class T>
 TTT4AS_INLINE typename Lanes<T>::V get_some(const T* p, std::int64_t count) {
     T lane[Lanes<T>::N] = {};
-    __builtin_memcpy(lane, p, static_cast<std::size_t>(count) * sizeof(T));
+    copy_some<T, true>(lane, p, count);
     return Lanes<T>::get(lane);
 }
 template <class T>
 TTT4AS_INLINE void put_some(T* p, typename Lanes<T>::V v, std::int64_t count) {
     T lane[Lanes<T>::N];
     Lanes<T>::put(lane, v);
-    __builtin_memcpy(p, lane, static_cast<std::size_t>(count) * sizeof(T));
+    copy_some<T, false>(p, lane, count);
 }
 
 // From elements of A to such of B.

@@ -133,11 +133,10 @@ TTT4AS_INLINE vd vmin(vd a, vd b) {
 #endif
 }
 
+#if !defined(TTT4AS_BUILD_AVX512)  // which compares into masks of its own
 // A mask (all bits of a lane set or none) as one bit a lane, lane 0 lowest.
 TTT4AS_INLINE unsigned bits(vi mask) {
-#if defined(TTT4AS_BUILD_AVX512)
-    return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
-#elif defined(TTT4AS_BUILD_AVX2)
+#if defined(TTT4AS_BUILD_AVX2)
     return static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
 #elif defined(__SSE2__)
     return static_cast<unsigned>(_mm_movemask_ps(reinterpret_cast<__m128>(mask)));
@@ -148,9 +147,7 @@ TTT4AS_INLINE unsigned bits(vi mask) {
 #endif
 }
 TTT4AS_INLINE unsigned bits(vl mask) {
-#if defined(TTT4AS_BUILD_AVX512)
-    return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
-#elif defined(TTT4AS_BUILD_AVX2)
+#if defined(TTT4AS_BUILD_AVX2)
     return static_cast<unsigned>(_mm256_movemask_pd(reinterpret_cast<__m256d>(mask)));
 #elif defined(__SSE2__)
     return static_cast<unsigned>(_mm_movemask_pd(reinterpret_cast<__m128d>(mask)));
@@ -160,8 +157,8 @@ TTT4AS_INLINE unsigned bits(vl mask) {
     return result;
 #endif
 }
+#endif
 
-// Sums of the lanes, halving: the order is fixed.
 // a >= b lane by lane, one bit each. Of a comparison that becomes a mask first, GCC makes four instructions of AVX-512.
 TTT4AS_INLINE unsigned at_least(vi a, vi b) {
 #if defined(TTT4AS_BUILD_AVX512)
@@ -185,7 +182,7 @@ TTT4AS_INLINE unsigned at_least(vd a, vd b) {
 #endif
 }
 
-// Lanes from both halves are added in pairs until one is left.
+// The sum of the lanes, in a fixed order: those of both halves are added in pairs until one is left.
 TTT4AS_INLINE float hsum(vf v) {
 #if defined(__SSE2__)
 #if defined(TTT4AS_BUILD_AVX512)
