@@ -85,12 +85,20 @@ def cases() -> list[dict]:
             ),
             {"x_w": 1, "BLOCK_N": 16, "BLOCK_C": 64},
         )
-        add(
-            f"knn-prepare-{dtype}",
-            knn.prepare_kernel,
-            typed(knn.prepare_kernel, x_ptr=pointer, centre_ptr="*fp64", low_ptr="*fp16", facts_ptr="*fp64"),
-            {"x_d": 1, "BLOCK_D": 1024},
-        )
+        for query in (False, True):
+            add(
+                f"knn-prepare-{'query' if query else 'bank'}-{dtype}",
+                knn.prepare_kernel,
+                typed(
+                    knn.prepare_kernel,
+                    x_ptr=pointer,
+                    centre_ptr="*fp64",
+                    low_ptr="*fp16",
+                    facts_ptr="*fp64",
+                    largest_ptr="*fp64",
+                ),
+                {"x_d": 1, "QUERY": query, "BLOCK_D": 1024},
+            )
         for k in (1, 9, knn.MAX_K) if dtype == "f32" else (9,):
             size = max(2, triton.next_power_of_2(k))
             add(
@@ -102,11 +110,11 @@ def cases() -> list[dict]:
                     b_ptr=pointer,
                     least_ptr="*i32",
                     second_ptr="*i32",
-                    offset_ptr="*fp64",
+                    facts_ptr="*fp64",
                     distance_ptr="*fp32",
                     index_ptr="*i64",
                 ),
-                {"q_d": 1, "b_d": 1, "LIST": size, "LANES": 256, "BLOCK_D": knn.refine_block(size, kind)},
+                {"q_d": 1, "b_d": 1, "LIST": size, "LANES": 256, **knn.refine_blocks(size, 1024, kind)},
                 **knn.REFINE_OPTIONS,
             )
         accumulator = "*fp64" if dtype == "f64" else "*fp32"
@@ -193,7 +201,7 @@ def cases() -> list[dict]:
         ),
         {"BLOCK_M": 32, "BLOCK_C": 64},
     )
-    floats = {"q_scale_ptr": "*fp32", "b_scale_ptr": "*fp32", "b_norm_ptr": "*fp32"}
+    floats = {"facts_ptr": "*fp64", "norm_ptr": "*fp32"}
     packed = {"least_ptr": "*i32", "second_ptr": "*i32"}
     add(
         "knn-reduce-product",

@@ -130,21 +130,22 @@ def test_the_bound_holds_and_excludes_nearly_all(device, rng):
     bank = torch.from_numpy(rng.standard_normal((64, 96)).astype(np.float32) * 5 + 40).to(device)
     query = torch.from_numpy(rng.standard_normal((7, 96)).astype(np.float32) * 5 + 40).to(device)
     index = gpu.Index(bank)
-    low, facts = index._prepare(query)
-    bound = index._error_bound(facts)
-    product = (low.double() * facts[:, 3:]) @ (index.low.double() * index.scale.double()[:, None]).T
-    approximate = index.norm.double() - 2 * product
-    centred = bank.double() - index.centre
-    true = (centred**2).sum(1) - 2 * (query.double() - index.centre) @ centred.T
-    error = (approximate - true).abs()
-    assert (error <= bound[:, None]).all() and error.max() > 0
+    low, facts = index._prepare(query, index.largest)
+    ratio, own, bound, unit = facts.T[:, :, None]
+    approximate = index.norm.double() * ratio + own - low.double() @ index.low.double().T
+    true = torch.cdist(query.double(), bank.double()) ** 2
+    error = (approximate / unit - true).abs()
+    assert (error <= bound).all() and error.max() > 0
     # What the kernel proposes: the sums of the tensor cores, and the bits that give way to the place.
     least = torch.empty((7, index.n_groups), dtype=torch.int32, device=device)
     second = torch.empty_like(least)
-    index._propose(low, facts[:, 3].float(), least, second)
+    index._propose(low, facts, least, second)
+    group = torch.arange(index.n_groups, device=device)
     for packed in (least, second):
-        row = torch.arange(index.n_groups, device=device) * gpu.GROUP + (packed & 31)
-        bits = packed & ~31
-        proposed = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32).double()
-        assert ((proposed - true.gather(1, row)).abs() <= bound[:, None]).all()
-    assert (bound < 0.02 * torch.cdist(query.double(), bank.double()).amin(1) ** 2).all()
+        place = packed & 31
+        row = group // 4 * 128 + place // 2 * 8 + group % 4 * 2 + place % 2
+        exists = row < len(bank)
+        proposed = (packed & ~31).view(torch.float32).double() / unit
+        wrong = (proposed - true.gather(1, row.clamp(max=len(bank) - 1))).abs()
+        assert exists.any(1).all() and (wrong <= bound)[exists].all()
+    assert (bound < 0.02 * true.amin(1, keepdim=True)).all()

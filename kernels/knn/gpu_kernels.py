@@ -1,0 +1,332 @@
+"""The Triton kernels of the exact nearest-neighbour search; `gpu` says how they make one."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GROUP = 32
+"""Bank vectors that share a minimum; their place fits the 5 low bits of a packed distance."""
+BLOCK = 4 * GROUP
+"""Consecutive bank vectors that four groups share: see `_place`. Tiles of the bank are multiples of it."""
+
+_NONE = tl.constexpr(0x7FFFFFFF)
+# Sums of the same numbers in another order differ by less: such distances are a tie, which the lower index wins.
+_BELOW = tl.constexpr(1 - 2.0**-46)
+_ABOVE = tl.constexpr(1 + 2.0**-46)
+
+
+@triton.jit(do_not_specialize=["exponent"])
+def prepare_kernel(
+    x_ptr, centre_ptr, low_ptr, facts_ptr, largest_ptr, exponent, dim, padded, x_n, x_d,
+    QUERY: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One vector: centred, scaled to [-1, 1], rounded to float16; writes 2 bytes a channel and 4 facts.
+
+    The bank has one scale, 2**exponent, and a vector's facts are its squared norm, the norm of what was rounded, that
+    of the rounding error, and the scale. A query has a scale of its own, and its facts are those that distances in
+    units of 2 * its scale * the bank's need: the ratio of the bank's scale to twice its own, its squared norm in units,
+    the bound on the error, and how many units a squared distance of 1 is.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, BLOCK_D)
+    if QUERY:
+        largest = tl.zeros((BLOCK_D,), tl.float64)
+        for first in range(0, dim, BLOCK_D):
+            d = first + channel
+            x = tl.load(x_ptr + row * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
+            c = tl.load(centre_ptr + d, mask=d < dim, other=0)
+            largest = tl.maximum(largest, tl.abs(x - c))
+        # The power of two above the largest magnitude, from the exponent of its float32; where it is far below the
+        # bank's, what is lost with the bits that go is nothing beside the bank.
+        peak = tl.max(largest, axis=0).to(tl.float32)
+        exponent = tl.maximum((peak.to(tl.int32, bitcast=True) >> 23) - 126, exponent - 60)
+        exponent = tl.minimum(tl.maximum(exponent, -100), 100)
+    scale = ((exponent + 127) << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    inverse = ((127 - exponent) << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    whole = tl.zeros((BLOCK_D,), tl.float64)
+    kept = tl.zeros((BLOCK_D,), tl.float64)
+    lost = tl.zeros((BLOCK_D,), tl.float64)
+    for first in range(0, padded, BLOCK_D):
+        d = first + channel
+        x = tl.load(x_ptr + row * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
+        x -= tl.load(centre_ptr + d, mask=d < dim, other=0)
+        low = (x * inverse).to(tl.float32).to(tl.float16)
+        tl.store(low_ptr + row * padded + d, low, mask=d < padded)
+        rounded = low.to(tl.float64) * scale
+        whole += x * x
+        kept += rounded * rounded
+        lost += (x - rounded) * (x - rounded)
+    squared = tl.sum(whole, axis=0)
+    rounded_norm = tl.sqrt(tl.sum(kept, axis=0))
+    lost_norm = tl.sqrt(tl.sum(lost, axis=0))
+    facts = facts_ptr + row * 4
+    if QUERY:
+        bank_norm = tl.sqrt(tl.load(largest_ptr))
+        bank_rounded = tl.load(largest_ptr + 1)
+        bank_lost = tl.load(largest_ptr + 2)
+        bank_scale = tl.load(largest_ptr + 3)
+        norm = tl.sqrt(squared)
+        unit = 0.5 * inverse / bank_scale
+        # By Cauchy and Schwarz what rounding does to a product; then float32 sums of the tensor cores, which truncate;
+        # then the arithmetic after them and the bits that carry the place.
+        bound = 2 * (lost_norm * bank_rounded + norm * bank_lost)
+        bound += padded.to(tl.float64) * 2.0**-21 * tl.maximum(norm, rounded_norm) * tl.maximum(bank_norm, bank_rounded)
+        bound += 2.0**-17 * (norm + bank_norm) * (norm + bank_norm)
+        tl.store(facts, 0.5 * inverse * bank_scale)
+        tl.store(facts + 1, squared * unit)
+        tl.store(facts + 2, tl.where(squared < float("inf"), bound, float("nan")))
+        tl.store(facts + 3, unit)
+    else:
+        tl.store(facts, squared)
+        tl.store(facts + 1, rounded_norm)
+        tl.store(facts + 2, lost_norm)
+        tl.store(facts + 3, scale)
+
+
+@triton.jit
+def _place(column):
+    """The place of a column in its group.
+
+    Of BLOCK columns, group g has those whose place in their eight is 2 g or 2 g + 1: what one thread holds of a row of
+    a product on tensor cores, so that a minimum needs no other thread.
+    """
+    return (column >> 3 & 15) * 2 + (column & 1)
+
+
+@triton.jit
+def _column(group, place):
+    """The column that is in a place of a group."""
+    return (group >> 2) * 128 + (place >> 1) * 8 + (group & 3) * 2 + (place & 1)
+
+
+@triton.jit
+def _two_least(product, facts_ptr, norm_ptr, row, col, n_query, n_bank, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Of each group, the least and the second least |q - b|^2, in units, from q.b: packed, the place in the low bits.
+
+    Distances are positive up to their error, and positive floats are in the order of their bits. A negative one is
+    below all of them, which is all that it needs to be.
+    """
+    ratio = tl.load(facts_ptr + row * 4, mask=row < n_query, other=1).to(tl.float32)
+    own = tl.load(facts_ptr + row * 4 + 1, mask=row < n_query, other=0).to(tl.float32)
+    norm = tl.load(norm_ptr + col, mask=col < n_bank, other=float("inf"))
+    distance = (norm[None, :] * ratio[:, None] + own[:, None]) - product
+    without_place = tl.where(n_bank > 0, -32, 0)  # in a register: an instruction takes one constant, which the place is
+    packed = (distance.to(tl.int32, bitcast=True) & without_place) | _place(col)[None, :]
+    even, odd = tl.split(tl.reshape(packed, (ROWS, COLS // 128, 16, 4, 2)))
+    near, far = tl.minimum(even, odd), tl.maximum(even, odd)
+    least = tl.min(near, axis=2)
+    second = tl.min(tl.where(near == least[:, :, None, :], far, near), axis=2)
+    return tl.reshape(least, (ROWS, COLS // 32)), tl.reshape(second, (ROWS, COLS // 32))
+
+
+@triton.jit
+def _store_groups(
+    least_ptr, second_ptr, least, second, row, tile_n, n_query, n_groups, COLS: tl.constexpr
+):  # fmt: skip
+    group = tile_n * (COLS // 32) + tl.arange(0, COLS // 32)
+    out = row[:, None] * n_groups + group[None, :]
+    mask = (row < n_query)[:, None] & (group < n_groups)[None, :]
+    tl.store(least_ptr + out, least, mask=mask)
+    tl.store(second_ptr + out, second, mask=mask)
+
+
+@triton.jit
+def propose_kernel(
+    q_ptr, b_ptr, facts_ptr, norm_ptr, least_ptr, second_ptr, n_query, n_bank, padded, n_groups,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SWIZZLE: tl.constexpr,
+):  # fmt: skip
+    """The product of a tile on tensor cores, reduced to the two least of each group before it leaves registers.
+
+    2 Q N D operations; reads Q and N rows of 2 D bytes a tile row and column, writes 8 / GROUP bytes a pair.
+    """
+    tiles_q = tl.cdiv(n_query, BLOCK_Q)
+    tiles_n = tl.cdiv(n_bank, BLOCK_N)
+    # Neighbouring programs share rows of the bank: SWIZZLE tiles of queries by all of the bank at a time.
+    tile = tl.program_id(0)
+    first_q = tile // (SWIZZLE * tiles_n) * SWIZZLE
+    height = tl.minimum(tiles_q - first_q, SWIZZLE)
+    within = tile % (SWIZZLE * tiles_n)
+    row = ((first_q + within % height) * BLOCK_Q + tl.arange(0, BLOCK_Q)).to(tl.int64)
+    tile_n = within // height
+    col = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = tl.arange(0, BLOCK_D)
+    # A row beyond the last repeats it: loads need no mask, what they give is not stored.
+    q = q_ptr + tl.minimum(row, n_query - 1)[:, None] * padded + channel[None, :]
+    b = b_ptr + tl.minimum(col, n_bank - 1).to(tl.int64)[None, :] * padded + channel[:, None]
+    product = tl.zeros((BLOCK_Q, BLOCK_N), tl.float32)
+    for _ in range(0, padded, BLOCK_D):
+        product = tl.dot(tl.load(q), tl.load(b), product)
+        q += BLOCK_D
+        b += BLOCK_D
+    least, second = _two_least(product, facts_ptr, norm_ptr, row, col, n_query, n_bank, BLOCK_Q, BLOCK_N)
+    _store_groups(least_ptr, second_ptr, least, second, row, tile_n, n_query, n_groups, BLOCK_N)
+
+
+@triton.jit
+def reduce_product_kernel(
+    product_ptr, facts_ptr, norm_ptr, least_ptr, second_ptr, n_query, n_bank, n_groups,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The same two least of each group from a product that cuBLAS left in memory: reads 4 bytes a pair."""
+    # One axis for all tiles: the others end at 65,535 blocks, and neither queries nor bank need be fewer.
+    tiles_n = tl.cdiv(n_bank, BLOCK_N)
+    tile_n = tl.program_id(0) % tiles_n
+    row = (tl.program_id(0) // tiles_n * BLOCK_Q + tl.arange(0, BLOCK_Q)).to(tl.int64)
+    col = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (row < n_query)[:, None] & (col < n_bank)[None, :]
+    product = tl.load(product_ptr + row[:, None] * n_bank + col[None, :], mask=mask, other=0)
+    least, second = _two_least(product, facts_ptr, norm_ptr, row, col, n_query, n_bank, BLOCK_Q, BLOCK_N)
+    _store_groups(least_ptr, second_ptr, least, second, row, tile_n, n_query, n_groups, BLOCK_N)
+
+
+@triton.jit
+def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Squared distances of one query to COUNT bank rows, in float64; infinite where not valid."""
+    channel = tl.arange(0, BLOCK_D)
+    total = tl.zeros((COUNT, BLOCK_D), tl.float64)
+    for first in range(0, dim, BLOCK_D):
+        d = first + channel
+        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0).to(tl.float64)
+        b = tl.load(
+            b_ptr + rows.to(tl.int64)[:, None] * b_n + (d.to(tl.int64) * b_d)[None, :],
+            mask=valid[:, None] & (d < dim)[None, :], other=0,
+        ).to(tl.float64)  # fmt: skip
+        difference = tl.where((d < dim)[None, :], q[None, :] - b, 0.0)
+        total += difference * difference
+    return tl.where(valid, tl.sum(total, axis=1), float("inf"))
+
+
+@triton.jit
+def _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, BLOCK_D: tl.constexpr):
+    """Squared distance of one query to one bank row, in float64."""
+    channel = tl.arange(0, BLOCK_D)
+    total = tl.zeros((BLOCK_D,), tl.float64)
+    for first in range(0, dim, BLOCK_D):
+        d = first + channel
+        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0).to(tl.float64)
+        b = tl.load(b_ptr + row.to(tl.int64) * b_n + d.to(tl.int64) * b_d, mask=d < dim, other=0).to(tl.float64)
+        total += (q - b) * (q - b)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def _limit(worst, bound, unit):
+    """The packed distance above which nothing can be nearer than `worst`; the highest if that is unknown."""
+    limit = ((worst + bound) * unit).to(tl.float32)
+    # Next float up, so that rounding to float32 excludes nothing; then all places of its group.
+    bits = (limit.to(tl.int32, bitcast=True) + 1) | 31
+    bits = tl.where(limit < float("inf"), bits, _NONE - 1)
+    return tl.where(bound == bound, bits, -_NONE)  # a query that is not a number: no row is worth a look
+
+
+@triton.jit
+def _worst(found, rows):
+    """The largest distance of a list, and of those that have it the highest row; places without a row come first."""
+    worst = tl.max(found, axis=0)
+    return worst, tl.max(tl.where(found >= worst * _BELOW, tl.where(rows < 0, _NONE, rows), -1), axis=0)
+
+
+@triton.jit
+def _nearer(distance, row, worst, worst_row):
+    tie = (distance <= worst * _ABOVE) & (row < worst_row) & (distance < float("inf"))
+    return (distance < worst * _BELOW) | tie
+
+
+@triton.jit
+def _replace(found, rows, worst, worst_row, distance, row, place, LIST: tl.constexpr):
+    """A list with `row` in the place of its worst."""
+    is_worst = (found >= worst * _BELOW) & ((rows == worst_row) | (rows < 0))
+    out = tl.min(tl.where(is_worst, place, LIST), axis=0)
+    return tl.where(place == out, distance, found), tl.where(place == out, row, rows)
+
+
+@triton.jit
+def _following(value, second, limit, lane, after):
+    """The next lane past `after` whose group is worth a look: 64 * lane + 2 * place + (all of the group is)."""
+    word = lane * 64 + (value & 31) * 2 + tl.where(second <= limit, 1, 0)
+    return tl.min(tl.where((lane > after) & (value <= limit), word, _NONE), axis=0)
+
+
+@triton.jit
+def refine_kernel(
+    q_ptr, b_ptr, least_ptr, second_ptr, facts_ptr, distance_ptr, index_ptr, n_bank, dim, n_groups, k,
+    q_n, q_d, b_n, b_d,
+    LIST: tl.constexpr, LANES: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_1: tl.constexpr,
+):  # fmt: skip
+    """The exact neighbours of one query: what the bound cannot exclude is measured, ties go to the lower index.
+
+    Reads 8 bytes a group twice, D values for each of the k seeds and for each row that qualifies beside them (on
+    PatchCore's features, one or two).
+    """
+    query = tl.program_id(0).to(tl.int64)
+    q_ptr += query * q_n
+    least_ptr += query * n_groups
+    second_ptr += query * n_groups
+    bound = tl.load(facts_ptr + query * 4 + 2)
+    unit = tl.load(facts_ptr + query * 4 + 3)
+    lane = tl.arange(0, LANES)
+    place = tl.arange(0, LIST)
+
+    # Seeds: the k least of LANES strided minima. Any k rows bound the k-th distance from above.
+    best = tl.full((LANES,), _NONE, tl.int64) << 32
+    for first in range(0, n_groups, LANES):
+        value = tl.load(least_ptr + first + lane, mask=first + lane < n_groups, other=0x7FFFFFFF)
+        best = tl.minimum(best, (value.to(tl.int64) << 32) | (first + lane))
+    rows = tl.full((LIST,), -1, tl.int32)
+    for j in range(k):
+        seed = tl.min(best, axis=0)
+        group = (seed & 0x7FFFFFFF).to(tl.int32)
+        least = (seed >> 32).to(tl.int32)
+        rows = tl.where((place == j) & (least < _NONE), _column(group, least & 31), rows)
+        best = tl.where(lane == group % LANES, tl.full((LANES,), _NONE, tl.int64) << 32, best)
+    rows = tl.where(rows < n_bank, rows, -1)
+    found = _measure(q_ptr, b_ptr, rows, rows >= 0, dim, q_d, b_n, b_d, LIST, BLOCK_L)
+    # Places past k never count as the worst.
+    found = tl.where(place < k, found, -1.0)
+    worst, worst_row = _worst(found, rows)
+    limit = _limit(worst, bound, unit)
+
+    member = tl.arange(0, 32)
+    for first in range(0, n_groups, LANES):
+        value = tl.load(least_ptr + first + lane, mask=first + lane < n_groups, other=0x7FFFFFFF)
+        second = tl.load(second_ptr + first + lane, mask=first + lane < n_groups, other=0x7FFFFFFF)
+        following = _following(value, second, limit, lane, -1)
+        while following < _NONE:
+            group = first + (following >> 6)
+            if following & 1:
+                candidates = _column(group, member)
+                known = tl.max(tl.where(candidates[:, None] == rows[None, :], 1, 0), axis=1) > 0
+                valid = (candidates < n_bank) & ~known
+                distances = _measure(q_ptr, b_ptr, candidates, valid, dim, q_d, b_n, b_d, 32, BLOCK_G)
+                # Each candidate that beats the worst of the list takes its place.
+                near = tl.min(distances, axis=0)
+                near_row = tl.min(tl.where(distances <= near * _ABOVE, candidates, _NONE), axis=0)
+                while _nearer(near, near_row, worst, worst_row):
+                    near = tl.min(tl.where(candidates == near_row, distances, float("inf")), axis=0)
+                    found, rows = _replace(found, rows, worst, worst_row, near, near_row, place, LIST)
+                    worst, worst_row = _worst(found, rows)
+                    distances = tl.where(candidates == near_row, float("inf"), distances)
+                    near = tl.min(distances, axis=0)
+                    near_row = tl.min(tl.where(distances <= near * _ABOVE, candidates, _NONE), axis=0)
+            else:
+                row = _column(group, (following >> 1) & 31)
+                in_list = tl.max(tl.where(rows == row, 1, 0), axis=0)
+                if (in_list == 0) & (row < n_bank):
+                    distance = _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, BLOCK_1)
+                    if _nearer(distance, row, worst, worst_row):
+                        found, rows = _replace(found, rows, worst, worst_row, distance, row, place, LIST)
+                        worst, worst_row = _worst(found, rows)
+            limit = _limit(worst, bound, unit)
+            following = _following(value, second, limit, lane, following >> 6)
+
+    found = tl.where(place < k, found, float("inf"))
+    left = place < k
+    for j in range(k):
+        near = tl.min(tl.where(left, found, float("inf")), axis=0)
+        near_row = tl.min(tl.where(left & (found <= near * _ABOVE), rows, _NONE), axis=0)
+        # NaN equals nothing: a query that is not a number gets distance NaN and no neighbour.
+        number = near < float("inf")
+        tl.store(distance_ptr + query * k + j, tl.where(number, tl.sqrt(near), float("nan")).to(tl.float32))
+        tl.store(index_ptr + query * k + j, tl.where(number, near_row, -1).to(tl.int64))
+        left = left & (rows != near_row)
