@@ -49,19 +49,25 @@ __device__ V block_reduce(V value, Op op) {
     return total;
 }
 
-// Sum N values a thread at the price of one reduction; every thread gets all sums, in place.
-template <int N>
-__device__ void block_sum(double (&values)[N]) {
-    __shared__ double slots[MAX_WARPS][N];
+// Sum N values a thread at the price of one reduction; every thread gets all sums, in place. Another sum of N values of
+// the same type needs a barrier in between.
+template <int N, typename V>
+__device__ void block_sum_once(V (&values)[N]) {
+    __shared__ V slots[MAX_WARPS][N];
     for (int i = 0; i < N; ++i)
         for (int distance = 16; distance; distance >>= 1) values[i] += __shfl_xor_sync(FULL_WARP, values[i], distance);
     if ((threadIdx.x & 31) == 0)
         for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
     __syncthreads();
-    for (int i = 0; i < N; ++i) {
-        values[i] = slots[0][i];
-        for (int warp = 1; warp < int(blockDim.x >> 5); ++warp) values[i] += slots[warp][i];
-    }
+    for (int i = 0; i < N; ++i) values[i] = slots[0][i];
+#pragma unroll 4
+    for (int warp = 1; warp < int(blockDim.x >> 5); ++warp)
+        for (int i = 0; i < N; ++i) values[i] += slots[warp][i];
+}
+
+template <int N>
+__device__ void block_sum(double (&values)[N]) {
+    block_sum_once(values);
     __syncthreads();
 }
 

@@ -8,15 +8,17 @@
 //     min over beta of  1/2 beta^T K beta + sum_i loss_i(1 - y_i (A K beta)_i)
 //
 // whose gradient in the metric of K is beta - A^T (alpha y), alpha = loss'. Newton's direction solves
-// (I + N K) p = A^T (alpha y) - beta with N = A^T diag(loss'') A, a 3 x 3 stencil on the cells and a diagonal on the
-// points: conjugate gradients in the metric of K, one product with K a step. alpha is feasible for the dual as it is,
-// so each iterate has a duality gap at no further cost. The hinge is the limit of Huber-smoothed hinges, loss'' = C /
-// mu; the gap that stops the descent of mu is the hinge's own.
+// (I + N K) x = A^T (alpha y) - beta with N = A^T diag(loss'') A, a 3 x 3 stencil on the cells and a diagonal on the
+// points: conjugate gradients in the metric of K, one product with K and one reduction a step. alpha is feasible for
+// the dual as it is, so each iterate has a duality gap at no further cost. The hinge is the limit of Huber-smoothed
+// hinges, loss'' = C / mu; the gap that stops the descent of mu is the hinge's own.
 //
-// K is stored in float32 and everything else is float64: with float32 vectors the gap stalls above 1e-4 for the hinge
-// and for C >= 1 (features of two backbones on real parts). A K that fits lives in shared memory, a larger one in
-// global memory, and where m exceeds the capacity of K products go through U itself: slower, and as correct.
-#include "device.cuh"
+// K is stored in float32. Iterates, decisions, gradients and gaps are float64: with float32 vectors the gap stalls
+// above 1e-4 for the hinge and for C >= 1 (features of two backbones on real parts). A direction is good enough in
+// float32, which spares converting K to float64 at each product, for as long as it brings the gap down; then it is
+// float64 too. A K that fits lives in shared memory, a larger one in global memory, and where m exceeds the capacity of
+// K products go through U itself: slower, and as correct.
+#include "svm_problem.cuh"
 
 using namespace ttt4as;
 
@@ -24,82 +26,67 @@ using namespace ttt4as;
 #define NOT_CONVERGED 3
 #define NON_FINITE 4
 #define MAX_THREADS 512
-#define VECTORS 9
-#define STENCIL 9
-#define LANES 4  // threads that share a row of K in shared memory
+#define VECTORS 12
+#define PAD 16  // vectors are padded with zeros to a multiple of this
 
 #define CG_LIMIT 400     // steps of conjugate gradients for one direction
 #define SEARCH_LIMIT 40  // evaluations of one line search
 #define OVERSHOOT 0.01   // the squared hinge is solved to this share of tol: the last Newton step is the cheap one
 #define SMOOTHING 0.25   // a smoothed problem is left at this share of tol, and mu shrinks by the same factor
+#define NEAR 0.1         // from this gap on Newton's steps should tell: one that leaves
+#define PROGRESS 0.5     // more than this of it is followed by directions in float64
 
-struct Problem {
-    const float* gram;   // (m, ld), null where products go through `basis`
-    const float* basis;  // (m, dim)
-    double* through;     // (dim) scratch of products through `basis`
-    int ld, dim, m, n_points, n_pixels, n_cells;
-    bool gram_shared;
-    // blends of the cells
-    const signed char* labels;
-    const int *pixels, *cells, *slot;
-    const int *row_lower, *row_start, *col_lower, *col_start;
-    const float *row_weight, *col_weight;
-    int width, h, w, own_points;
-    // points
-    const signed char* point_sign;  // null: all -1
-    const double* point_scale;      // null: all 1
-    // losses: alpha = clip(slope * margin, 0, cap), scaled for points by point_scale
-    double C, slope, cap;
-    bool hinge;
-    double *f, *fd;  // decision and its change, by pixel
-    double* stencil;
-    int* neighbour;
-};
+__device__ int padded(int m) { return (m + PAD - 1) / PAD * PAD; }
 
-__device__ double blend(const Problem& p, const double* z, int pixel) {
-    const int row = pixel / p.width, col = pixel % p.width;
-    const double dy = p.row_weight[row], dx = p.col_weight[col];
-    const int* slot = p.slot + p.row_lower[row] * p.w + p.col_lower[col];
-    z += p.n_points;
-    // A cell with no weight need not exist; one with weight does.
-    double top = 0, bottom = 0;
-    if (dx < 1) top = (1 - dx) * z[slot[0]];
-    if (dx > 0) top += dx * z[slot[1]];
-    if (dy > 0) {
-        bottom = (1 - dx) * z[slot[p.w]];
-        if (dx > 0) bottom += dx * z[slot[p.w + 1]];
-    }
-    return (1 - dy) * top + dy * bottom;
+// log2 of the threads that share a row of a K in shared memory: as many as leave a row to each, four at most.
+__device__ int sharers(int m) { return m * 4 <= int(blockDim.x) ? 2 : (m * 2 <= int(blockDim.x) ? 1 : 0); }
+
+// Floats from a row of a K in shared memory to the next. The 8 threads that read 16 bytes each at a time hold 2, 4 or 8
+// rows, which must not meet in a bank.
+__device__ int pitch(int m) { return (padded(m) + 31) / 32 * 32 + (4 << sharers(m)); }
+
+__device__ float dot4(float4 k, const float* in) {
+    const float4 v = *reinterpret_cast<const float4*>(in);
+    return k.x * v.x + k.y * v.y + (k.z * v.z + k.w * v.w);
+}
+__device__ double dot4(float4 k, const double* in) {
+    const double2 v = reinterpret_cast<const double2*>(in)[0], u = reinterpret_cast<const double2*>(in)[1];
+    return k.x * v.x + k.y * v.y + (k.z * u.x + k.w * u.y);
 }
 
 // out = K in. Threads meet before (so that `in` may have just been written) and after.
-__device__ void product(const Problem& p, double* out, const double* in) {
+template <typename V>
+__device__ void product(const Problem& p, V* out, const V* in) {
     __syncthreads();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     if (p.gram_shared) {
-        const int part = threadIdx.x % LANES, rows = blockDim.x / LANES;
+        __builtin_assume(__isShared(p.gram) && __isShared(in));
+        const int bits = sharers(p.m), part = threadIdx.x & ((1 << bits) - 1), rows = blockDim.x >> bits;
         for (int first = 0; first < p.m; first += rows) {
-            const int row = first + threadIdx.x / LANES;
-            double even = 0, odd = 0;
+            const int row = first + (threadIdx.x >> bits);
+            V even = 0, odd = 0;
             if (row < p.m) {
-                const float* k = p.gram + row * p.ld;
+                const float4* k = reinterpret_cast<const float4*>(p.gram + row * p.ld);
+                const int step = 1 << bits, end = padded(p.m) / 4;
                 int j = part;
-                for (; j + LANES < p.m; j += 2 * LANES) {
-                    even += double(k[j]) * in[j];
-                    odd += double(k[j + LANES]) * in[j + LANES];
+#pragma unroll 2
+                for (; j + step < end; j += 2 * step) {
+                    even += dot4(k[j], in + 4 * j);
+                    odd += dot4(k[j + step], in + 4 * (j + step));
                 }
-                if (j < p.m) even += double(k[j]) * in[j];
+                if (j < end) even += dot4(k[j], in + 4 * j);
             }
-            double sum = even + odd;
-            sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-            sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+            V sum = even + odd;
+            for (int distance = 1 << bits >> 1; distance; distance >>= 1)
+                sum += __shfl_xor_sync(FULL_WARP, sum, distance);
             if (row < p.m && part == 0) out[row] = sum;
         }
     } else if (p.gram) {
         for (int row = warp; row < p.m; row += warps) {
             const float* k = p.gram + (long long)row * p.ld;
-            double sum = 0;
-            for (int j = lane; j < p.m; j += 32) sum += double(k[j]) * in[j];
+            V sum = 0;
+#pragma unroll 4
+            for (int j = lane; j < p.m; j += 32) sum += V(k[j]) * in[j];
             for (int distance = 16; distance; distance >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, distance);
             if (lane == 0) out[row] = sum;
         }
@@ -109,6 +96,7 @@ __device__ void product(const Problem& p, double* out, const double* in) {
         block_sum(total);
         for (int c = threadIdx.x; c < p.dim; c += blockDim.x) {
             double sum = 0;
+#pragma unroll 4
             for (int j = 0; j < p.m; ++j) sum += double(p.basis[(long long)j * p.dim + c]) * in[j];
             p.through[c] = sum;
         }
@@ -116,136 +104,53 @@ __device__ void product(const Problem& p, double* out, const double* in) {
         for (int row = warp; row < p.m; row += warps) {
             const float* u = p.basis + (long long)row * p.dim;
             double sum = 0;
+#pragma unroll 4
             for (int c = lane; c < p.dim; c += 32) sum += double(u[c]) * p.through[c];
             for (int distance = 16; distance; distance >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, distance);
-            if (lane == 0) out[row] = sum + total[0];
+            if (lane == 0) out[row] = V(sum + total[0]);
         }
     }
     __syncthreads();
 }
 
-__device__ double clip(double x, double high) { return x < 0 ? 0 : (x > high ? high : x); }
-
-// Its loss smoothed and true, alpha, alpha's conjugate and the curvature of one sample.
-struct Sample {
-    double smooth, loss, alpha, conjugate, curvature;
-};
-__device__ Sample sample(const Problem& p, double margin, double scale) {
-    const double slope = p.slope * scale, cap = p.cap * scale, linear = slope * margin;
-    Sample s;
-    s.alpha = clip(linear, cap);
-    s.curvature = margin > 0 && linear < cap ? slope : 0;
-    s.conjugate = slope > 0 ? s.alpha * s.alpha / (2 * slope) : 0;
-    s.smooth = s.alpha * (margin > 0 ? margin : 0) - s.conjugate;
-    s.loss = p.hinge ? p.C * scale * (margin > 0 ? margin : 0) : s.smooth;
-    return s;
-}
-
-__device__ double point_sign(const Problem& p, int i) { return p.point_sign ? p.point_sign[i] : -1; }
-__device__ double point_scale(const Problem& p, int i) { return p.point_scale ? p.point_scale[i] : 1; }
-
-// At the decisions z of the basis: f at the pixels; A^T (alpha y) into `force`, the stencil of N, and the sums
-// {smoothed loss, true loss, sum of alpha, sum of conjugates}. A warp gathers a cell from the pixels around it, in
-// pixel order, so that no atomic and no batch decides a sum.
-__device__ void linearise(const Problem& p, const double* z, double* force, double* diagonal, double (&sums)[4]) {
-    for (int i = 0; i < 4; ++i) sums[i] = 0;
-    for (int i = threadIdx.x; i < p.n_points; i += blockDim.x) {
-        const double y = point_sign(p, i);
-        const Sample s = sample(p, 1 - y * z[i], point_scale(p, i));
-        force[i] = s.alpha * y;
-        diagonal[i] = s.curvature;
-        sums[0] += s.smooth, sums[1] += s.loss, sums[2] += s.alpha, sums[3] += s.conjugate;
-    }
-    for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) {
-        const int pixel = p.pixels[i];
-        const double f = blend(p, z, pixel);
-        p.f[pixel] = f;
-        const Sample s = sample(p, 1 - p.labels[pixel] * f, 1);
-        sums[0] += s.smooth, sums[1] += s.loss, sums[2] += s.alpha, sums[3] += s.conjugate;
+// x with (I + N K) x = residual, until the error in the metric of K has shrunk by eta. `work` holds five vectors of V.
+// False where arithmetic in V does not get there. One reduction a step, after Chronopoulos and Gear (1989).
+template <typename V>
+__device__ bool direction(const Problem& p, const double* residual, const double* k_residual, double rho, double eta,
+                          const double* diagonal, void* work, double* x) {
+    const int m = p.m, length = padded(m);
+    V *r = static_cast<V*>(work), *kr = r + length, *q = kr + length, *d = q + length, *s = d + length;
+    const double inverse = sqrt(rho), scale = 1 / inverse;  // so that V neither overflows nor loses small residuals
+    for (int i = threadIdx.x; i < length; i += blockDim.x) {
+        r[i] = i < m ? V(residual[i] * scale) : V(0);
+        if (i < m) kr[i] = V(k_residual[i] * scale), d[i] = s[i] = 0, x[i] = 0;
     }
     __syncthreads();
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    for (int i = warp; i < p.n_cells; i += warps) {
-        const int cell = p.cells[i], cy = cell / p.w, cx = cell % p.w;
-        const int top = p.row_start[cy > 0 ? cy - 1 : 0], bottom = p.row_start[cy + 1];
-        const int left = p.col_start[cx > 0 ? cx - 1 : 0], right = p.col_start[cx + 1];
-        const int across = right - left, window = (bottom - top) * across;
-        double gathered[1 + STENCIL] = {};
-        for (int k = lane; k < window; k += 32) {
-            const int row = top + k / across, col = left + k % across, pixel = row * p.width + col;
-            const int label = p.labels[pixel];
-            if (label == 0 || (p.own_points && label < 0)) continue;
-            const double dy = p.row_weight[row], dx = p.col_weight[col];
-            const bool lower_row = p.row_lower[row] < cy, lower_col = p.col_lower[col] < cx;
-            const double own_y = lower_row ? dy : 1 - dy, own_x = lower_col ? dx : 1 - dx;
-            const double own = own_y * own_x;
-            if (own == 0) continue;
-            const Sample s = sample(p, 1 - label * p.f[pixel], 1);
-            gathered[0] += own * s.alpha * label;
-            // The pixel's other row lies above this cell or below it, and its other column left or right of it.
-            const double y0 = lower_row ? 1 - dy : 0, y2 = lower_row ? 0 : dy;
-            const double x0 = lower_col ? 1 - dx : 0, x2 = lower_col ? 0 : dx;
-            const double weight = own * s.curvature;
-            gathered[1] += weight * (y0 * x0), gathered[2] += weight * (y0 * own_x), gathered[3] += weight * (y0 * x2);
-            gathered[4] += weight * (own_y * x0), gathered[5] += weight * own, gathered[6] += weight * (own_y * x2);
-            gathered[7] += weight * (y2 * x0), gathered[8] += weight * (y2 * own_x), gathered[9] += weight * (y2 * x2);
+    const V enough = V(eta * eta);
+    V a = 1, inverse_before = 0;
+    bool reached = false;
+    for (int step = 0; step < CG_LIMIT; ++step) {
+        V sums[2] = {0, 0};
+        for (int i = threadIdx.x; i < m; i += blockDim.x) {
+            q[i] = r[i] + curved(p, diagonal, kr, i);
+            sums[0] += r[i] * kr[i];
+            sums[1] += q[i] * kr[i];
         }
-        for (int k = 0; k <= STENCIL; ++k)
-            for (int distance = 16; distance; distance >>= 1)
-                gathered[k] += __shfl_xor_sync(FULL_WARP, gathered[k], distance);
-        if (lane == 0) {
-            force[p.n_points + i] = gathered[0];
-            for (int k = 0; k < STENCIL; ++k) p.stencil[i * STENCIL + k] = gathered[1 + k];
+        block_sum_once(sums);  // the product's barriers come between two
+        const V b = sums[0] * inverse_before, energy = sums[1] - b * sums[0] / a;
+        reached = sums[0] <= enough;
+        if (reached || !(energy > 0)) break;
+        a = sums[0] / energy;
+        inverse_before = 1 / sums[0];
+        for (int i = threadIdx.x; i < m; i += blockDim.x) {
+            d[i] = r[i] + b * d[i];
+            s[i] = q[i] + b * s[i];
+            x[i] += double(a * d[i]) * inverse;
+            r[i] -= a * s[i];
         }
+        product(p, kr, r);
     }
-    block_sum(sums);
-}
-
-// Entry i of N q.
-__device__ double curved(const Problem& p, const double* diagonal, const double* q, int i) {
-    if (i < p.n_points) return diagonal[i] * q[i];
-    const double* stencil = p.stencil + (i - p.n_points) * STENCIL;
-    const int* neighbour = p.neighbour + (i - p.n_points) * STENCIL;
-    double sum = 0;
-    for (int k = 0; k < STENCIL; ++k)
-        if (neighbour[k] >= 0) sum += stencil[k] * q[p.n_points + neighbour[k]];
-    return sum;
-}
-
-// The eight cells around each used one, and itself, as places in `cells`; -1 where there is none.
-__device__ void find_neighbours(const Problem& p) {
-    for (int i = threadIdx.x; i < p.n_cells; i += blockDim.x) {
-        const int cy = p.cells[i] / p.w, cx = p.cells[i] % p.w;
-        for (int k = 0; k < STENCIL; ++k) {
-            const int y = cy + k / 3 - 1, x = cx + k % 3 - 1;
-            p.neighbour[i * STENCIL + k] = y < 0 || y >= p.h || x < 0 || x >= p.w ? -1 : p.slot[y * p.w + x];
-        }
-    }
-}
-
-__device__ double dot(const double* a, const double* b, int n) {
-    double sum[1] = {0};
-    for (int i = threadIdx.x; i < n; i += blockDim.x) sum[0] += a[i] * b[i];
-    block_sum(sum);
-    return sum[0];
-}
-
-// Slope and curvature at step t along the direction whose change of decision is fd (pixels) and kx (points).
-__device__ void along(const Problem& p, const double* z, const double* kx, double t, double (&sums)[2]) {
-    sums[0] = sums[1] = 0;
-    for (int i = threadIdx.x; i < p.n_points + p.n_pixels; i += blockDim.x) {
-        double y, f, change, scale = 1;
-        if (i < p.n_points) {
-            y = point_sign(p, i), f = z[i], change = kx[i], scale = point_scale(p, i);
-        } else {
-            const int pixel = p.pixels[i - p.n_points];
-            y = p.labels[pixel], f = p.f[pixel], change = p.fd[pixel];
-        }
-        const Sample s = sample(p, 1 - y * (f + t * change), scale);
-        sums[0] -= s.alpha * y * change;
-        sums[1] += s.curvature * change * change;
-    }
-    block_sum(sums);
+    return reached;
 }
 
 struct Outcome {
@@ -254,17 +159,17 @@ struct Outcome {
     bool finite;
 };
 
-// vectors: VECTORS times m doubles. Leaves beta in vectors[0 .. m).
+// vectors: VECTORS times padded(m) doubles. Leaves beta in vectors[0 .. m).
 __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) {
-    const int m = p.m;
-    double *beta = vectors, *z = beta + m, *r = z + m, *kr = r + m, *d = kr + m, *kd = d + m, *x = kd + m, *kx = x + m,
-           *diagonal = kx + m;
+    const int m = p.m, length = padded(m);
+    double *beta = vectors, *z = beta + length, *r = z + length, *kr = r + length, *x = kr + length, *kx = x + length,
+           *diagonal = kx + length, *work = diagonal + length;
     const double target = p.hinge ? tol : OVERSHOOT * tol;
-    double mu = 1, previous = 1e300;
+    double mu = 1, previous = 1e300, remaining = 1e300;
+    bool precise = false;
     p.cap = p.hinge ? p.C : 1e300;
-    for (int i = threadIdx.x; i < m; i += blockDim.x) beta[i] = 0, z[i] = 0;
-    find_neighbours(p);
-    __syncthreads();
+    for (int i = threadIdx.x; i < length; i += blockDim.x) beta[i] = z[i] = r[i] = x[i] = 0;
+    arrange(p);
     Outcome outcome = {1e300, 0, true};
     while (true) {
         p.slope = p.hinge ? p.C / mu : 2 * p.C;
@@ -288,49 +193,36 @@ __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) 
         if (!outcome.finite || gap <= target || outcome.iterations >= max_iter) return outcome;
         if (gap <= tol && gap > 0.5 * previous) return outcome;  // rounding's floor
         previous = gap;
+        ++outcome.iterations;
         if (p.hinge && smooth_gap <= SMOOTHING * tol) {
             mu *= SMOOTHING;
-            ++outcome.iterations;
+            remaining = 1e300;
             continue;
         }
 
-        // Newton's direction x and kx = K x. Early directions need not be exact.
-        const double eta = outcome.iterations < 12 ? 0.1 : 0.01;
-        double rho = products[2];
-        const double enough = eta * eta * rho;
-        for (int i = threadIdx.x; i < m; i += blockDim.x) x[i] = kx[i] = 0, d[i] = r[i], kd[i] = kr[i];
-        __syncthreads();
-        for (int step = 0; step < CG_LIMIT && rho > enough; ++step) {
-            double energy[1] = {0};
-            for (int i = threadIdx.x; i < m; i += blockDim.x) energy[0] += (d[i] + curved(p, diagonal, kd, i)) * kd[i];
-            block_sum(energy);
-            if (!(energy[0] > 0)) break;
-            const double a = rho / energy[0];
-            for (int i = threadIdx.x; i < m; i += blockDim.x) {
-                x[i] += a * d[i];
-                kx[i] += a * kd[i];
-                r[i] -= a * (d[i] + curved(p, diagonal, kd, i));
-            }
-            product(p, kr, r);
-            const double next = dot(r, kr, m), b = next / rho;
-            for (int i = threadIdx.x; i < m; i += blockDim.x) d[i] = r[i] + b * d[i], kd[i] = kr[i] + b * kd[i];
-            __syncthreads();
-            rho = next;
-        }
+        // Newton's direction. Early ones need not be exact.
+        const double rho = products[2], eta = outcome.iterations <= 12 ? 0.1 : 0.01;
+        precise = precise || (remaining < NEAR && smooth_gap > PROGRESS * remaining);
+        remaining = smooth_gap;
+        precise = precise || !direction<float>(p, r, kr, rho, eta, diagonal, work, x);
+        if (precise) direction<double>(p, r, kr, rho, eta, diagonal, work, x);
+        product(p, kx, x);
 
         // The exact minimum along x: the slope is piecewise linear and grows, Newton within a bracket finds its zero.
-        for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) p.fd[p.pixels[i]] = blend(p, kx, p.pixels[i]);
-        double energies[2] = {0, 0};
-        for (int i = threadIdx.x; i < m; i += blockDim.x) energies[0] += beta[i] * kx[i], energies[1] += x[i] * kx[i];
+        for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) p.fd(i) = blend(p, kx, i);
+        double energies[3] = {0, 0, 0};
+        for (int i = threadIdx.x; i < m; i += blockDim.x) {
+            energies[0] += beta[i] * kx[i];
+            energies[1] += x[i] * kx[i];
+            energies[2] -= r[i] * kx[i];  // the slope at 0
+        }
         block_sum(energies);
-        double ends[2];
-        along(p, z, kx, 0, ends);
-        const double start = energies[0] + ends[0];
         double low = 0, high = 1e300, t = 1;
         for (int step = 0; step < SEARCH_LIMIT; ++step) {
+            double ends[2];
             along(p, z, kx, t, ends);
             const double slope = energies[0] + t * energies[1] + ends[0], curvature = energies[1] + ends[1];
-            if (!(fabs(slope) > 0.01 * fabs(start))) break;
+            if (!(fabs(slope) > 0.01 * fabs(energies[2]))) break;
             if (slope > 0)
                 high = t;
             else
@@ -339,9 +231,8 @@ __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) 
             if (!(next > low && next < high)) next = high < 1e300 ? 0.5 * (low + high) : 2 * t;
             t = next;
         }
-        for (int i = threadIdx.x; i < m; i += blockDim.x) beta[i] += t * x[i];
-        product(p, z, beta);
-        ++outcome.iterations;
+        for (int i = threadIdx.x; i < m; i += blockDim.x) beta[i] += t * x[i], z[i] += t * kx[i];
+        __syncthreads();
     }
 }
 
@@ -350,19 +241,19 @@ __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) 
 // status    (B,) in: 0 to train; out: 0, 3 or 4
 // beta      (B, rows) out: coefficients of the basis, 0 beyond m
 // report    (B, 3) out: gap, iterations, intercept
-// scratch   (B, scratch_size) doubles: through, stencil, f, fd, neighbours, and the vectors where they do not fit
-// Shared memory: the vectors of the largest problem (if vectors_shared), and K where it fits the rest.
+// scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, 15 h w, 6 H W
+// Shared memory: the vectors of the solver where they take no more than half of it, and K where it fits the rest.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     svm_solve(const float* gram, const float* basis, const int* counts, const signed char* point_signs,
               const double* point_scales, const signed char* labels, const int* pixels, const int* cells,
               const int* slot, const int* row_lower, const float* row_weight, const int* row_start,
               const int* col_lower, const float* col_weight, const int* col_start, int* status, double* beta,
               double* report, double* scratch, long long scratch_size, int capacity, int rows, int dim, int height,
-              int width, int h, int w, int own_points, int hinge, int max_iter, int vectors_shared, int shared_bytes,
-              double C, double tol) {
+              int width, int h, int w, int own_points, int hinge, int max_iter, int shared_bytes, double C,
+              double tol) {
     DYNAMIC_SHARED(double, shared);
     const int image = blockIdx.x;
-    const long long n = (long long)height * width;
+    const long long n = (long long)height * width, grid = (long long)h * w;
     beta += (long long)image * rows;
     report += image * 3;
     counts += image * 3;
@@ -371,7 +262,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         if (threadIdx.x < 3) report[threadIdx.x] = 0;
         return;
     }
-    scratch += image * scratch_size;
     Problem p;
     p.n_points = counts[0], p.n_pixels = counts[1], p.n_cells = counts[2];
     p.m = p.n_points + p.n_cells;
@@ -379,32 +269,33 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     p.basis = basis + (long long)image * rows * dim;
     p.labels = labels + image * n;
     p.pixels = pixels + image * n;
-    p.cells = cells + (long long)image * h * w;
-    p.slot = slot + (long long)image * h * w;
+    p.cells = cells + image * grid;
+    p.slot = slot + image * grid;
     p.row_lower = row_lower, p.row_start = row_start, p.col_lower = col_lower, p.col_start = col_start;
     p.row_weight = row_weight, p.col_weight = col_weight;
-    p.width = width, p.h = h, p.w = w, p.own_points = own_points;
+    p.width = width, p.h = h, p.w = w, p.own_points = own_points != 0;
     p.point_sign = point_signs;
     p.point_scale = point_scales;
     p.C = C;
     p.hinge = hinge != 0;
-    p.through = scratch;
-    p.stencil = p.through + dim;
-    p.f = p.stencil + (long long)STENCIL * h * w;
-    p.fd = p.f + n;
-    p.neighbour = reinterpret_cast<int*>(p.fd + n);
-    double* vectors = vectors_shared ? shared : p.fd + n + (STENCIL * (long long)h * w + 1) / 2;
+    double* vectors = scratch + image * scratch_size;
+    p.through = vectors + (long long)VECTORS * padded(rows);
+    p.by_cell = p.through + dim;
+    p.by_pixel = p.by_cell + 15 * grid;
+    p.size = int(n), p.grid = int(grid);
 
-    // Rows of K in shared memory start 4 banks apart, so that the 8 rows a warp works on do not collide.
-    const int used = vectors_shared ? VECTORS * p.m * int(sizeof(double)) : 0;
-    const int ld = (p.m + 27) / 32 * 32 + LANES;
+    const int length = padded(p.m), used = VECTORS * length * int(sizeof(double));
+    const bool vectors_shared = used <= shared_bytes / 2;
+    if (vectors_shared) vectors = shared;
+    const int ld = pitch(p.m);
     p.gram = p.m <= capacity ? gram + (long long)image * capacity * capacity : nullptr;
     p.ld = capacity;
-    p.gram_shared = p.gram && used + (long long)ld * p.m * int(sizeof(float)) <= shared_bytes;
+    p.gram_shared = p.gram && vectors_shared && used + (long long)ld * p.m * int(sizeof(float)) <= shared_bytes;
     if (p.gram_shared) {
         float* copy = reinterpret_cast<float*>(reinterpret_cast<char*>(shared) + used);
-        for (int i = threadIdx.x; i < p.m * p.m; i += blockDim.x)
-            copy[i / p.m * ld + i % p.m] = p.gram[(long long)(i / p.m) * capacity + i % p.m];
+        for (int row = threadIdx.x >> 5; row < p.m; row += blockDim.x >> 5)
+            for (int col = threadIdx.x & 31; col < length; col += 32)
+                copy[row * ld + col] = col < p.m ? p.gram[(long long)row * capacity + col] : 0;
         p.gram = copy;
         p.ld = ld;
     }

@@ -17,8 +17,7 @@ GRAM_CAPACITY = 1024
 """Basis vectors of an image up to which its Gram matrix is formed; past it products go through the basis."""
 _FILE = "gpu_common/svm.cu"
 _THREADS = 512
-_VECTORS = 9  # of the solver, each as long as the basis
-_STENCIL = 9
+_VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
 _TILE, _BLOCK_K = 16, 32
 _GRAM_PROGRAMS = 64  # an image
@@ -135,27 +134,25 @@ class Capacity:
         return min(self.rows, GRAM_CAPACITY)
 
     @property
-    def vectors_shared(self) -> bool:
-        """Whether the solver's vectors fit shared memory, with room for a Gram matrix."""
-        return self.vector_bytes <= self.shared_bytes // 2
-
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of the solver's vectors."""
-        return _VECTORS * 8 * self.rows
+    def vectors(self) -> int:
+        """Doubles of the solver's vectors at most."""
+        return _VECTORS * (-(-self.rows // _PAD) * _PAD)
 
     @property
     def shared_bytes(self) -> int:
-        """Shared memory a block asks for: enough for the largest problem, or all there is."""
-        needs = self.vector_bytes + 4 * self.gram * (self.gram + 32)
+        """Shared memory a block asks for: enough for the largest problem, or all there is.
+
+        A problem whose vectors fit half of it has them there, and its Gram matrix if that fits the rest.
+        """
+        vectors, gram = 8 * self.vectors, 4 * self.gram * (self.gram + 64)
+        needs = vectors + max(vectors, gram)
         return min(self.shared_limit - _RESERVED, -(-needs // 16) * 16)
 
     @property
     def scratch(self) -> int:
-        """Doubles of scratch of an image."""
+        """Doubles of scratch of an image, as the solver takes them."""
         cells, pixels = self.grid[0] * self.grid[1], self.size[0] * self.size[1]
-        vectors = 0 if self.vectors_shared else _VECTORS * self.rows
-        return self.dim + _STENCIL * cells + 2 * pixels + -(-_STENCIL * cells // 2) + vectors
+        return self.vectors + self.dim + 15 * cells + 6 * pixels
 
     @property
     def bytes(self) -> int:
@@ -219,7 +216,7 @@ def train(
             pixels += (axis.lower, axis.weight, axis.start)
         size = (*samples.size, *samples.grid, int(samples.own_points))
     limit = min(max_iter, np.iinfo(np.int32).max)
-    integers = (*size, int(loss == "hinge"), limit, int(capacity.vectors_shared), capacity.shared_bytes)
+    integers = (*size, int(loss == "hinge"), limit, capacity.shared_bytes)
     cuda.launch(
         device, _FILE, "svm_solve", batch, _THREADS,
         gram, basis, counts, signs, scales, *pixels, status, beta, report, scratch, np.int64(capacity.scratch),

@@ -152,8 +152,8 @@ class _Plan:
         cells under the anomalous ones, instead of the four cells that every point looks at.
         """
         size, (channels, *grid) = anomaly_map.shape[1:], features.shape[1:]
-        if size[0] * size[1] >= 2**31:
-            raise ValueError(f"anomaly_map: expected fewer than 2**31 pixels, got {size[0]} x {size[1]}")
+        if size[0] * size[1] >= 2**29:  # the solver's lists hold a pixel four times
+            raise ValueError(f"anomaly_map: expected fewer than 2**29 pixels, got {size[0]} x {size[1]}")
         cells = grid[0] * grid[1]
         own_points = 2 * self.limit <= cells
         rows = cells + self.limit if own_points else cells

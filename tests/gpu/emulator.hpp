@@ -19,7 +19,21 @@
 #define __launch_bounds__(...)
 #define __restrict__
 #define __shared__ static
+#define __isShared(pointer) true
+#define __builtin_assume(condition) ((void)(condition))
 
+struct int2 {
+    int x, y;
+};
+struct float2 {
+    float x, y;
+};
+struct double2 {
+    double x, y;
+};
+struct float4 {
+    float x, y, z, w;
+};
 struct Dim {
     unsigned x = 0, y = 1, z = 1;
 };

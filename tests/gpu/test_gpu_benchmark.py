@@ -161,9 +161,15 @@ class TestTools:
         done = tools.run(["/bin/sh", "-c", "sleep 60 & echo $!; wait"], tmp_path / "log", 1)
         assert done["status"] == "timed out"
         child = int((tmp_path / "log").read_text())
-        # Nobody may have collected it yet: ended is gone, or a zombie.
         status = Path(f"/proc/{child}/stat")
-        assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+        def ended() -> bool:  # gone, or a zombie that nobody has collected yet
+            return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+        patience = time.monotonic() + 20
+        while not ended() and time.monotonic() < patience:
+            time.sleep(0.05)
+        assert ended()
 
     def test_profile(self, tmp_path, monkeypatch):
         tools = module("gpu_tools")

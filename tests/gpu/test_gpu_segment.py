@@ -159,8 +159,7 @@ class TestMemory:
         from ttt4as_fast.kernels.gpu_common import svm
 
         maps, features = inputs(rng, (24, 24), (6, 6, 6))
-        monkeypatch.setattr(svm.Capacity, "shared_bytes", property(lambda self: 2 * self.vector_bytes + 16))
-        monkeypatch.setattr(svm.Capacity, "vectors_shared", property(lambda self: True))
+        monkeypatch.setattr(svm.Capacity, "shared_bytes", property(lambda self: 16 * self.vectors))
         check(device, maps, features)
 
     def test_products_through_the_basis(self, device, rng, monkeypatch):
@@ -173,14 +172,18 @@ class TestMemory:
     def test_capacity_is_of_shapes_alone(self):
         pytest.importorskip("triton")
         from ttt4as_fast.kernels.gpu_common.svm import Capacity
+        from ttt4as_fast.kernels.segment import gpu
 
         usual = Capacity(884, 1024, (224, 224), (28, 28), 232448)
-        assert usual.vectors_shared and usual.shared_bytes <= 232448 - 4096
+        assert 16 * usual.vectors <= usual.shared_bytes <= 232448 - 4096
         assert usual.bytes < 16 << 20
         large = Capacity(20_000, 1024, (1024, 1024), (140, 140), 232448)
-        assert not large.vectors_shared and large.gram == 1024
+        assert 16 * large.vectors > large.shared_bytes and large.gram == 1024
+        with pytest.raises(ValueError, match=r"anomaly_map: expected fewer than 2\*\*29 pixels, got 32768 x 16384"):
+            plan = gpu._Plan(np.arange(4), 4, 99.0, 2, 1e-3, "hinge", 1e-4, 10)
+            plan.capacity(torch.empty((1, 1 << 15, 1 << 14), device="meta"), torch.empty((1, 4, 2, 2), device="meta"))
         small = Capacity(10, 4)
-        assert small.shared_bytes == 720 + 4 * 10 * 42
+        assert small.shared_bytes == 8 * 12 * 16 + 4 * 10 * 74
 
 
 @pytest.mark.usefixtures("cuda_source")
