@@ -218,6 +218,7 @@ def segment(bench: Bench, batch: int) -> Row:
         row.notes["peers"] = "one image measured, times the batch"
         row.met = row.notes["microseconds_an_image"] <= 25
     else:
+        row.notes["graph_replay_alone_by_threads_of_the_solver"] = _by_threads(bench, ours, inputs[0])
         recipe = row.ratios.get("torch + scikit-learn (the paper's recipe)", 0.0)
         row.met = row.ours.p50 <= 0.25 and recipe >= 1000
     return row
@@ -230,6 +231,25 @@ def _replay_alone(bench: Bench, inputs: tuple) -> Times | None:
     graphs = [graph for graph in gpu._CACHE.graphs.values() if graph is not None]
     fitting = [graph for graph in graphs if graph.inputs[0].shape == inputs[0].shape]
     return bench.clock.time(fitting[-1].graph.replay, [()]) if fitting else None
+
+
+def _by_threads(bench: Bench, call: Callable[..., Any], inputs: tuple) -> dict[str, Any]:
+    """The same with other blocks of the solver: which number of threads gpu_common/svm.py should name."""
+    from ttt4as_fast.kernels.gpu_common import svm
+    from ttt4as_fast.kernels.segment import gpu
+
+    usual, found = svm.THREADS, {}
+    try:
+        for threads in (128, 256, 512):
+            svm.THREADS = threads
+            gpu.clear()  # a graph keeps the blocks it was captured with
+            call(*inputs)
+            call(*inputs)
+            found[str(threads)] = as_json(_replay_alone(bench, inputs) or bench.clock.time(call, [inputs]))
+    finally:
+        svm.THREADS = usual
+        gpu.clear()
+    return found
 
 
 # --- k-NN ---

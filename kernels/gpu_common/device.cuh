@@ -93,7 +93,7 @@ __device__ inline int block_scan(int value, int& total) {
 }
 
 // x as a double. CuPy compiles with -ftz=true, under which comparisons and conversions of float32 take subnormal
-// numbers for 0: numbers of a map are compared as doubles, to which the setting does not apply.
+// numbers for 0: this conversion does not, and where two numbers of a map are compared, their keys are.
 __device__ inline double exact(float x) {
     const u32 bits = __float_as_uint(x);
     if (bits & 0x7f800000u) return double(x);
@@ -102,15 +102,15 @@ __device__ inline double exact(float x) {
 }
 __device__ inline double exact(double x) { return x; }
 
-// Unsigned keys in the order of the numbers: a < b exactly where key(a) < key(b) (but -0 comes before +0).
+// Unsigned keys in the order of the numbers: a < b exactly where key(a) < key(b).
 template <typename T>
 struct Ordered;
 template <>
 struct Ordered<float> {
     typedef u32 Key;
     __device__ static u32 key(float x) {
-        const u32 bits = __float_as_uint(x);
-        return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+        const u32 bits = __float_as_uint(x), sign = bits >> 31 ? 0xffffffffu : 0x80000000u;
+        return bits == 0x80000000u ? bits : bits ^ sign;  // -0 is +0
     }
     __device__ static float value(u32 key) { return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
     __device__ static bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
@@ -120,8 +120,8 @@ template <>
 struct Ordered<double> {
     typedef u64 Key;
     __device__ static u64 key(double x) {
-        const u64 bits = u64(__double_as_longlong(x));
-        return bits ^ (bits >> 63 ? ~0ull : 1ull << 63);
+        const u64 bits = u64(__double_as_longlong(x)), top = 1ull << 63;
+        return bits == top ? bits : bits ^ (bits & top ? ~0ull : top);
     }
     __device__ static double value(u64 key) {
         return __longlong_as_double((long long)(key ^ (key >> 63 ? 1ull << 63 : ~0ull)));

@@ -12,7 +12,7 @@ namespace ttt4as {
 
 template <typename T>
 struct Range {
-    T lowest, highest;
+    typename Ordered<T>::Key lowest, highest;
     bool finite;
 };
 
@@ -31,18 +31,18 @@ __device__ Range<T> range_of(const T* values, int n) {
     low = block_reduce(low, Min());
     high = block_reduce(high, Max());
     bad = block_reduce(bad, Max());
-    return Range<T>{O::value(low), O::value(high), bad == 0};
+    return Range<T>{low, high, bad == 0};
 }
 
-// The value of rank `rank` (from 0) among n finite numbers in [lowest, highest], and how many are <= it.
+// The key of rank `rank` (from 0) among those of n finite numbers, in [low, high], and how many are not above it.
 // Integer bins over the keys' own range: radix selection that does not waste bins on exponents nobody has.
 template <typename T>
-__device__ T order_statistic(const T* values, int n, int rank, T lowest, T highest, int& not_above) {
+__device__ typename Ordered<T>::Key order_statistic(const T* values, int n, int rank, typename Ordered<T>::Key low,
+                                                    typename Ordered<T>::Key high, int& not_above) {
     typedef Ordered<T> O;
     typedef typename O::Key Key;
     __shared__ int histogram[HISTOGRAM_BINS];
     __shared__ int found_bin, found_below;
-    Key low = O::key(lowest), high = O::key(highest);
     int below = 0;
     while (true) {
         const int width = O::bits(high - low);
@@ -74,45 +74,47 @@ __device__ T order_statistic(const T* values, int n, int rank, T lowest, T highe
         low += Key(bin) << shift;
         if (shift == 0) {
             not_above = below + count;
-            return O::value(low);
+            return low;
         }
         const Key end = low + ((Key(1) << shift) - 1);
         high = end < high ? end : high;
     }
 }
 
-// numpy.percentile(values, percentile) with linear interpolation, in float64 and to the bit.
+// The key of the least of the values that is not below their percentile: numpy.percentile with linear interpolation, in
+// float64 and to the bit. It lies between two neighbouring values, so that one of them is the answer.
 template <typename T>
-__device__ double percentile_of(const T* values, int n, double percentile, Range<T> range) {
+__device__ typename Ordered<T>::Key percentile_of(const T* values, int n, double percentile, Range<T> range) {
+    typedef Ordered<T> O;
+    typedef typename O::Key Key;
     const double position = __dmul_rn(double(n - 1), percentile / 100.0);
     const int rank = int(position);
     const double part = position - rank;
     int not_above;
-    const T lower = order_statistic(values, n, rank, range.lowest, range.highest, not_above);
-    T upper = lower;
-    if (not_above <= rank + 1 && rank + 1 < n) {
-        typename Ordered<T>::Key next = Ordered<T>::key(range.highest);
-        for (int i = threadIdx.x; i < n; i += blockDim.x)
-            if (exact(values[i]) > exact(lower)) {
-                const typename Ordered<T>::Key key = Ordered<T>::key(values[i]);
-                next = key < next ? key : next;
-            }
-        upper = Ordered<T>::value(block_reduce(next, Min()));
+    const Key lower = order_statistic(values, n, rank, range.lowest, range.highest, not_above);
+    if (part == 0 || not_above > rank + 1 || rank + 1 >= n) return lower;
+    Key upper = range.highest;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        const Key key = O::key(values[i]);
+        if (key > lower && key < upper) upper = key;
     }
-    const double a = exact(lower), b = exact(upper), difference = __dadd_rn(b, -a);
-    if (part >= 0.5) return __dadd_rn(b, -__dmul_rn(difference, __dadd_rn(1.0, -part)));
-    return __dadd_rn(a, __dmul_rn(difference, part));
+    upper = block_reduce(upper, Min());
+    const double a = exact(O::value(lower)), b = exact(O::value(upper)), difference = __dadd_rn(b, -a);
+    const double tau = part >= 0.5 ? __dadd_rn(b, -__dmul_rn(difference, __dadd_rn(1.0, -part)))
+                                   : __dadd_rn(a, __dmul_rn(difference, part));
+    return a >= tau ? lower : upper;
 }
 
 template <typename T>
-__device__ bool is_peak(const T* map, int height, int width, int row, int col, double tau) {
-    const double value = exact(map[row * width + col]);
-    if (!(value >= tau)) return false;
+__device__ bool is_peak(const T* map, int height, int width, int row, int col, typename Ordered<T>::Key least) {
+    typedef Ordered<T> O;
+    const typename O::Key key = O::key(map[row * width + col]);
+    if (key < least) return false;
     const int top = row > 0 ? row - 1 : 0, bottom = row + 1 < height ? row + 1 : row;
     const int left = col > 0 ? col - 1 : 0, right = col + 1 < width ? col + 1 : col;
     for (int y = top; y <= bottom; ++y)
         for (int x = left; x <= right; ++x)
-            if (exact(map[y * width + x]) > value) return false;
+            if (O::key(map[y * width + x]) > key) return false;
     return true;
 }
 
@@ -122,16 +124,34 @@ __device__ inline bool bit_at(const u32* bits, int words, int row, int col) {
     return bits[row * words + (col >> 5)] >> (col & 31) & 1u;
 }
 
-// bits = predicate(row, col), a warp a word.
+// visit(row, word) for every word of a bit map, by all threads of a warp: a lane a column, and no division.
+template <typename Visit>
+__device__ void each_word(int height, int width, Visit visit) {
+    const int words = (width + 31) / 32;
+    for (int row = threadIdx.x >> 5; row < height; row += blockDim.x >> 5)
+        for (int word = 0; word < words; ++word) visit(row, word);
+}
+
+// bits = predicate(row, col).
 template <typename Predicate>
 __device__ void fill_bits(u32* bits, int height, int width, Predicate predicate) {
     const int words = (width + 31) / 32, lane = threadIdx.x & 31;
-    for (int word = threadIdx.x >> 5; word < height * words; word += blockDim.x >> 5) {
-        const int row = word / words, col = (word % words) * 32 + lane;
+    each_word(height, width, [=](int row, int word) {
+        const int col = word * 32 + lane;
         const u32 ballot = __ballot_sync(FULL_WARP, col < width && predicate(row, col));
-        if (lane == 0) bits[word] = ballot;
-    }
+        if (lane == 0) bits[row * words + word] = ballot;
+    });
     __syncthreads();
+}
+
+// out(row, col) = bits; Threads do not meet after it.
+template <typename T>
+__device__ void spread_bits(const u32* bits, int height, int width, T* out) {
+    const int words = (width + 31) / 32, lane = threadIdx.x & 31;
+    each_word(height, width, [=](int row, int word) {
+        const int col = word * 32 + lane;
+        if (col < width) out[row * width + col] = T(bits[row * words + word] >> lane & 1u);
+    });
 }
 
 // The word at `col0` of a row shifted by `shift` columns: bit i is column col0 + i + shift.

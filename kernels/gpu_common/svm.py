@@ -16,10 +16,11 @@ from .geometry import Axis
 GRAM_CAPACITY = 1024
 """Basis vectors of an image up to which its Gram matrix is formed; past it products go through the basis."""
 _FILE = "gpu_common/svm.cu"
-_THREADS = 512
+THREADS = 512
+"""Threads of the solver's block, 512 at most."""
 _VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
-_TILE, _BLOCK_K = 16, 32
+_TILE, _BLOCK_K, _GRAM_STAGES = 16, 64, 4
 _GRAM_PROGRAMS = 64  # an image
 
 
@@ -202,8 +203,9 @@ def train(
     device = basis.device
     gram = torch.empty((batch, capacity.gram, capacity.gram), dtype=torch.float32, device=device)
     gram_kernel[(_GRAM_PROGRAMS, batch)](
-        basis, gram, counts, status, rows, dim, capacity.gram, PROGRAMS=_GRAM_PROGRAMS, TILE=_TILE, BLOCK_K=_BLOCK_K
-    )
+        basis, gram, counts, status, rows, dim, capacity.gram,
+        PROGRAMS=_GRAM_PROGRAMS, TILE=_TILE, BLOCK_K=_BLOCK_K, num_stages=_GRAM_STAGES,
+    )  # fmt: skip
     beta = torch.empty((batch, rows), dtype=torch.float64, device=device)
     report = torch.empty((batch, 3), dtype=torch.float64, device=device)
     scratch = torch.empty((batch, capacity.scratch), dtype=torch.float64, device=device)
@@ -218,7 +220,7 @@ def train(
     limit = min(max_iter, np.iinfo(np.int32).max)
     integers = (*size, int(loss == "hinge"), limit, capacity.shared_bytes)
     cuda.launch(
-        device, _FILE, "svm_solve", batch, _THREADS,
+        device, _FILE, "svm_solve", batch, THREADS,
         gram, basis, counts, signs, scales, *pixels, status, beta, report, scratch, np.int64(capacity.scratch),
         np.int32(capacity.gram), np.int32(rows), np.int32(dim), *(np.int32(i) for i in integers),
         np.float64(C), np.float64(tol), shared_bytes=capacity.shared_bytes,

@@ -13,9 +13,12 @@ __device__ void local_maxima(const T* maps, bool* out, int height, int width, do
         for (int i = threadIdx.x; i < n; i += blockDim.x) out[offset + i] = false;
         return;
     }
-    const double tau = percentile_of(map, n, percentile, range);
-    for (int i = threadIdx.x; i < n; i += blockDim.x)
-        out[offset + i] = is_peak(map, height, width, i / width, i % width, tau);
+    const typename Ordered<T>::Key least = percentile_of(map, n, percentile, range);
+    const int lane = threadIdx.x & 31;
+    each_word(height, width, [=](int row, int word) {
+        const int col = word * 32 + lane;
+        if (col < width) out[offset + row * width + col] = is_peak(map, height, width, row, col, least);
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -37,6 +40,5 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     u32* bits = scratch + (long long)blockIdx.x * 2 * height * words;
     fill_bits(bits, height, width, [=](int row, int col) { return mask[row * width + col]; });
     bits = dilate_bits(bits, bits + height * words, height, width, radius);
-    for (int i = threadIdx.x; i < height * width; i += blockDim.x)
-        out[offset + i] = bit_at(bits, words, i / width, i % width);
+    spread_bits(bits, height, width, out + offset);
 }

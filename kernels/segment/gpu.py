@@ -134,9 +134,8 @@ class _Plan:
         def work(start: int, stop: int) -> None:
             gate = None if skip is None else skip[start:stop]
             images = slice(start, stop)
-            results = self.part(anomaly_map[images], features[images], gate, labels[images])
-            for out, result in zip((mask, decision, codes), results, strict=True):
-                out[images].copy_(result)
+            outputs = (mask[images], decision[images], labels[images], codes[images])
+            self.part(anomaly_map[images], features[images], gate, outputs)
 
         if can_retry:
             in_chunks(work, batch, part, "images")
@@ -161,9 +160,10 @@ class _Plan:
         return Capacity(rows, channels, (size[0], size[1]), (grid[0], grid[1]), limit), own_points
 
     def part(
-        self, anomaly_map: torch.Tensor, features: torch.Tensor, skip: torch.Tensor | None, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The stages for images that fit at once: writes `labels`, returns mask, decision and codes."""
+        self, anomaly_map: torch.Tensor, features: torch.Tensor, skip: torch.Tensor | None, outputs: _Outputs
+    ) -> None:
+        """The stages for images that fit at once: writes mask, decision, labels and codes."""
+        mask, decision, labels, codes = outputs
         batch, height, width = anomaly_map.shape
         h, w = features.shape[2:]
         device = features.device
@@ -193,8 +193,8 @@ class _Plan:
             C=self.C, loss=self.loss, tol=self.tol, max_iter=self.max_iter, samples=samples,
         )  # fmt: skip
         low = stages.decision(features, trained.weights, trained.report, status)
-        mask, decision = stages.upsample_threshold(low, status, samples)
-        return mask, decision, status.to(torch.int8)
+        stages.upsample_threshold(low, status, samples, mask, decision)
+        codes.copy_(status)
 
 
 def _on_device(candidates: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -152,7 +152,7 @@ def decision(features: torch.Tensor, weights: torch.Tensor, report: torch.Tensor
     batch, channels, h, w = features.shape
     low = torch.empty((batch, h, w), dtype=torch.float32, device=features.device)
     last = features.stride(1) == 1 and channels > 1
-    block_p, block_c = 16, 128 if last else 64
+    block_p, block_c = decision_blocks(channels)
     decision_kernel[(triton.cdiv(h * w, block_p), batch)](
         features, weights, report, status, low, channels, h, w, *features.stride(),
         BLOCK_P=block_p, BLOCK_C=block_c, CHANNELS_LAST=last,
@@ -160,15 +160,19 @@ def decision(features: torch.Tensor, weights: torch.Tensor, report: torch.Tensor
     return low
 
 
-def upsample_threshold(low: torch.Tensor, status: torch.Tensor, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, h, w) -> mask bool and decision float32, both (B, H, W)."""
+def decision_blocks(channels: int) -> tuple[int, int]:
+    """Cells and channels of a program of `decision_kernel`: many reads in flight, for one image has few programs."""
+    return 16, min(256, triton.next_power_of_2(channels))
+
+
+def upsample_threshold(
+    low: torch.Tensor, status: torch.Tensor, samples: Samples, mask: torch.Tensor, decision: torch.Tensor
+) -> None:
+    """(B, h, w) -> `mask` bool and `decision` float32, both (B, H, W) and contiguous."""
     batch, h, w = low.shape
     height, width = samples.size
-    out = torch.empty((batch, height, width), dtype=torch.float32, device=low.device)
-    mask = torch.empty((batch, height, width), dtype=torch.bool, device=low.device)
     block = 1024
     upsample_threshold_kernel[(triton.cdiv(height * width, block), batch)](
-        low, status, out, mask, samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
+        low, status, decision, mask, samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
         h, w, height, width, BLOCK=block,
     )  # fmt: skip
-    return mask, out

@@ -59,11 +59,13 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
         if (threadIdx.x == 0) status[image] = range.finite ? NOMINAL : NON_FINITE;
         return;
     }
-    const double tau = percentile_of(map, n, percentile, range);
-    fill_bits(bits, height, width, [=](int row, int col) { return is_peak(map, height, width, row, col, tau); });
-    u32* anomalous = dilate_bits(bits, bits + height * words, height, width, radius);
-    for (int i = threadIdx.x; i < n; i += blockDim.x)
-        labels[i] = bit_at(anomalous, words, i / width, i % width) ? 1 : 0;
+    const typename Ordered<T>::Key least = percentile_of(map, n, percentile, range);
+    fill_bits(bits, height, width, [=](int row, int col) { return is_peak(map, height, width, row, col, least); });
+    u32* listed = dilate_bits(bits, bits + height * words, height, width, radius);
+    spread_bits(listed, height, width, labels);
+    int n_anomalous = 0;
+    for (int i = threadIdx.x; i < height * words; i += blockDim.x) n_anomalous += __popc(listed[i]);
+    n_anomalous = block_reduce(n_anomalous, Add());
     for (int i = threadIdx.x; i < n_cells; i += blockDim.x) slot[i] = 0;
     __syncthreads();
 
@@ -71,7 +73,7 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
     for (int first = 0; first < n_candidates && n_points < limit; first += blockDim.x) {
         const int i = first + threadIdx.x;
         const int pixel = i < n_candidates ? candidates[i] : 0;
-        const bool free = i < n_candidates && !bit_at(anomalous, words, pixel / width, pixel % width);
+        const bool free = i < n_candidates && !bit_at(listed, words, pixel / width, pixel % width);
         int taken;
         const int place = n_points + block_scan(free, taken);
         if (free && place < limit) {
@@ -82,26 +84,27 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
     }
     __syncthreads();
 
-    // A thread takes a run of pixels, so that their order needs one scan for blockDim.x runs.
-    const int run = 16;
-    int n_pixels = 0, n_anomalous = 0;
-    for (int first = 0; first < n; first += blockDim.x * run) {
-        const int start = first + threadIdx.x * run, stop = start + run < n ? start + run : n;
-        int mine = 0, anomalies = 0, all;
-        for (int i = start; i < stop; ++i) {
-            anomalies += labels[i] == 1;
-            mine += labels[i] == 1 || (!own_points && labels[i] == -1);
+    if (!own_points) {
+        for (int i = threadIdx.x; i < n_points; i += blockDim.x) {
+            const int row = points[i] / width, col = points[i] % width;
+            atomicOr(&listed[row * words + (col >> 5)], 1u << (col & 31));
         }
-        int place = n_pixels + block_scan(mine, all);
-        n_pixels += all;
-        n_anomalous += anomalies;
-        for (int i = start; i < stop && mine; ++i)
-            if (labels[i] == 1 || (!own_points && labels[i] == -1)) {
-                pixels[place++] = i;
-                touch(slot, rows, cols, i / width, i % width);
-            }
+        __syncthreads();
     }
-    n_anomalous = block_reduce(n_anomalous, Add());
+
+    int n_pixels = 0;
+    for (int first = 0; first < height * words; first += blockDim.x) {
+        const int i = first + threadIdx.x;
+        u32 left = i < height * words ? listed[i] : 0;
+        int all;
+        int place = n_pixels + block_scan(__popc(left), all);
+        n_pixels += all;
+        for (; left; left &= left - 1) {
+            const int row = i / words, col = i % words * 32 + __ffs(int(left)) - 1;
+            pixels[place++] = row * width + col;
+            touch(slot, rows, cols, row, col);
+        }
+    }
     __syncthreads();
 
     int used = 0;
@@ -118,7 +121,7 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
         counts[0] = own_points ? n_points : 0;
         counts[1] = n_pixels;
         counts[2] = used;
-        const bool constant = exact(range.lowest) == exact(range.highest);
+        const bool constant = range.lowest == range.highest;
         status[image] = constant || n_anomalous == 0 || n_points == 0 ? DEGENERATE : OK;
     }
 }

@@ -134,6 +134,7 @@ def cases() -> list[dict]:
             {"x_d": 1, "PROGRAMS": 1056, "SPAN": 2048, "BLOCK_N": coreset._BLOCK_N, "BLOCK_D": coreset.block_d(kind)},
             num_warps=coreset._WARPS,
         )
+        cells, block_c = stages.decision_blocks(1024)
         for last in (False, True):
             add(
                 f"segment-decision-{'nhwc' if last else 'nchw'}-{dtype}",
@@ -146,7 +147,7 @@ def cases() -> list[dict]:
                     status_ptr="*i32",
                     low_ptr="*fp32",
                 ),
-                {"BLOCK_P": 16, "BLOCK_C": 128 if last else 64, "CHANNELS_LAST": last, "x_c" if last else "x_w": 1},
+                {"BLOCK_P": cells, "BLOCK_C": block_c, "CHANNELS_LAST": last, "x_c" if last else "x_w": 1},
             )
         add(
             f"segment-basis-{dtype}",
@@ -187,6 +188,7 @@ def cases() -> list[dict]:
         svm.gram_kernel,
         typed(svm.gram_kernel, basis_ptr="*fp32", gram_ptr="*fp32", counts_ptr="*i32", status_ptr="*i32"),
         {"PROGRAMS": svm._GRAM_PROGRAMS, "TILE": svm._TILE, "BLOCK_K": svm._BLOCK_K},
+        num_stages=svm._GRAM_STAGES,
     )
     add(
         "svm-weights",

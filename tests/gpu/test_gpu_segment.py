@@ -179,9 +179,10 @@ class TestMemory:
         assert usual.bytes < 16 << 20
         large = Capacity(20_000, 1024, (1024, 1024), (140, 140), 232448)
         assert 16 * large.vectors > large.shared_bytes and large.gram == 1024
+        plan = gpu._Plan(np.arange(4), 4, 99.0, 2, 1e-3, "hinge", 1e-4, 10)
+        huge, features = torch.empty((1, 1 << 15, 1 << 14), device="meta"), torch.empty((1, 4, 2, 2), device="meta")
         with pytest.raises(ValueError, match=r"anomaly_map: expected fewer than 2\*\*29 pixels, got 32768 x 16384"):
-            plan = gpu._Plan(np.arange(4), 4, 99.0, 2, 1e-3, "hinge", 1e-4, 10)
-            plan.capacity(torch.empty((1, 1 << 15, 1 << 14), device="meta"), torch.empty((1, 4, 2, 2), device="meta"))
+            plan.capacity(huge, features)
         small = Capacity(10, 4)
         assert small.shared_bytes == 8 * 12 * 16 + 4 * 10 * 74
 
