@@ -7,6 +7,7 @@
 
 #ifndef TTT4AS_HOST
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#define ALL_STORE(place, value) ((place) = (value))  // by several threads at once, all of them the same value
 #endif
 
 typedef unsigned int u32;

@@ -20,12 +20,12 @@ struct Axis {
 __device__ void touch(int* slot, const Axis& rows, const Axis& cols, int row, int col) {
     const int top = rows.lower[row], left = cols.lower[col];
     const bool down = rows.weight[row] > 0, right = cols.weight[col] > 0;
-    // A weight below 1 touches the lower cell, one above 0 the upper; all writers write the same.
+    // A weight below 1 touches the lower cell, one above 0 the upper.
     int* cell = slot + top * cols.cells + left;
-    cell[0] = 1;
-    if (right) cell[1] = 1;
-    if (down) cell[cols.cells] = 1;
-    if (down && right) cell[cols.cells + 1] = 1;
+    ALL_STORE(cell[0], 1);
+    if (right) ALL_STORE(cell[1], 1);
+    if (down) ALL_STORE(cell[cols.cells], 1);
+    if (down && right) ALL_STORE(cell[cols.cells + 1], 1);
 }
 
 // labels      (B, H, W) 1 anomalous, -1 nominal, 0 neither

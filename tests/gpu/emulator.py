@@ -40,19 +40,24 @@ def library(file: str) -> ctypes.CDLL:
     assert kernels, file
     launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels)
     whole = f'#include "{SHIM}"\n{text}\n{launchers}\n'
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
+    return ctypes.CDLL(str(build(whole, SHIM, Path(file).stem, ".so", flags)))
+
+
+def build(text: str, shim: Path, name: str, suffix: str, flags: list[str]) -> Path:
+    """What the compiler makes of a C++ unit that includes `shim`; made once for each text."""
     folder = Path(tempfile.gettempdir()) / f"ttt4as-emulator-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    digest = hashlib.sha256((whole + SHIM.read_text()).encode()).hexdigest()[:16]
-    built = folder / f"{Path(file).stem}-{digest}.so"
+    everything = text + shim.read_text() + shim.with_name("intrinsics.hpp").read_text() + " ".join(flags)
+    built = folder / f"{name}-{hashlib.sha256(everything.encode()).hexdigest()[:16]}{suffix}"
     if not built.exists():
         unit = folder / f"{built.stem}-{os.getpid()}.cpp"
-        unit.write_text(whole)
-        partial = unit.with_suffix(".so")
-        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
-        subprocess.run([compiler(), *flags, "-Werror", str(unit), "-o", str(partial)], check=True)
+        unit.write_text(text)
+        partial = unit.with_suffix(".partial")
+        subprocess.run([str(compiler()), *flags, str(unit), "-o", str(partial)], check=True)
         unit.unlink()
         partial.replace(built)
-    return ctypes.CDLL(str(built))
+    return built
 
 
 class Emulator:

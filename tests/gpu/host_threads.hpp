@@ -1,0 +1,129 @@
+// CUDA's intrinsics with a thread of the host for each of a block, for sanitizers; see host_sanitizers.py.
+#pragma once
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <thread>
+
+#include "intrinsics.hpp"
+
+#define ALL_STORE(place, value) __atomic_store_n(&(place), value, __ATOMIC_RELAXED)
+#define UNSEEN __attribute__((no_sanitize_thread))
+
+static char* dynamic_shared;
+static thread_local Dim threadIdx;
+static Dim blockIdx, blockDim, gridDim;
+
+namespace host {
+
+static pthread_barrier_t block;
+struct Meeting {
+    unsigned arrived = 0, round = 0;
+};
+static Meeting warps[32];
+static uint64_t slots[1024];  // what a thread shows its warp
+
+// A shuffle orders no memory accesses: ThreadSanitizer must not see that its threads meet.
+UNSEEN static void meet() {
+    Meeting& warp = warps[threadIdx.x >> 5];
+    const unsigned round = __atomic_load_n(&warp.round, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&warp.arrived, 1, __ATOMIC_ACQ_REL) == 32) {
+        __atomic_store_n(&warp.arrived, 0u, __ATOMIC_RELEASE);
+        __atomic_store_n(&warp.round, round + 1, __ATOMIC_RELEASE);
+    } else {
+        while (__atomic_load_n(&warp.round, __ATOMIC_ACQUIRE) == round) sched_yield();
+    }
+}
+
+template <typename T>
+UNSEEN static T exchange(T value, int lane) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "");
+    const unsigned self = threadIdx.x;
+    uint64_t bits = 0;
+    __builtin_memcpy(&bits, &value, sizeof value);
+    slots[self] = bits;
+    meet();
+    T other = value;
+    if (lane >= 0 && lane < 32) {
+        bits = slots[(self & ~31u) + unsigned(lane)];
+        __builtin_memcpy(&other, &bits, sizeof other);
+    }
+    meet();
+    return other;
+}
+
+UNSEEN static unsigned ballot(bool predicate) {
+    slots[threadIdx.x] = predicate;
+    meet();
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < 32; ++lane) votes |= unsigned(slots[(threadIdx.x & ~31u) + lane]) << lane;
+    meet();
+    return votes;
+}
+
+// An argument in the file: its kind (0 null, 1 memory, 2 a value), its bytes, and those.
+struct Argument {
+    int64_t head[2];
+    std::vector<char> bytes;
+    void* pointer;
+};
+
+template <typename... A>
+static int run(void (*kernel)(A...), const char* path) {
+    alarm(300);  // threads that meet different barriers wait for ever
+    FILE* file = std::fopen(path, "rb");
+    int64_t sizes[4];  // blocks, threads, bytes of shared memory, arguments
+    if (!file || std::fread(sizes, sizeof sizes, 1, file) != 1 || sizes[3] != int64_t(sizeof...(A))) return 2;
+    std::vector<Argument> arguments(sizeof...(A));
+    std::vector<void*> values;
+    for (Argument& argument : arguments) {
+        if (std::fread(argument.head, sizeof argument.head, 1, file) != 1) return 2;
+        argument.bytes.resize(size_t(argument.head[1]));
+        if (argument.head[1] && std::fread(argument.bytes.data(), size_t(argument.head[1]), 1, file) != 1) return 2;
+        argument.pointer = argument.head[0] ? argument.bytes.data() : nullptr;
+        values.push_back(argument.head[0] == 2 ? static_cast<void*>(argument.bytes.data()) : &argument.pointer);
+    }
+    std::fclose(file);
+    const unsigned blocks = unsigned(sizes[0]), threads = unsigned(sizes[1]);
+    gridDim.x = blocks;
+    blockDim.x = threads;
+    for (unsigned i = 0; i < blocks; ++i) {
+        blockIdx.x = i;
+        // As large as was asked for and no larger, so that what is past its end is seen.
+        std::vector<double> shared(size_t(sizes[2] + 7) / 8, std::numeric_limits<double>::quiet_NaN());
+        dynamic_shared = reinterpret_cast<char*>(shared.data());
+        pthread_barrier_init(&block, nullptr, threads);
+        std::vector<std::thread> running;
+        for (unsigned thread = 0; thread < threads; ++thread)
+            running.emplace_back([=, &values] {
+                threadIdx.x = thread;
+                call(kernel, const_cast<void**>(values.data()), std::index_sequence_for<A...>{});
+            });
+        for (std::thread& one : running) one.join();
+        pthread_barrier_destroy(&block);
+    }
+    return 0;
+}
+
+}  // namespace host
+
+static inline void __syncthreads() { pthread_barrier_wait(&host::block); }
+template <typename T>
+static T __shfl_xor_sync(unsigned, T value, int mask) {
+    return host::exchange(value, int(threadIdx.x & 31) ^ mask);
+}
+template <typename T>
+static T __shfl_up_sync(unsigned, T value, int delta) {
+    return host::exchange(value, int(threadIdx.x & 31) - delta);
+}
+static inline unsigned __ballot_sync(unsigned, bool predicate) { return host::ballot(predicate); }
+template <typename T>
+static T atomicAdd(T* address, T value) {
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+template <typename T>
+static T atomicOr(T* address, T value) {
+    return __atomic_fetch_or(address, value, __ATOMIC_RELAXED);
+}

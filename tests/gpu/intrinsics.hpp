@@ -1,0 +1,67 @@
+// What of CUDA C++ means the same for any way to run a block on the host.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define TTT4AS_HOST
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__
+#define __shared__ static
+#define __isShared(pointer) true
+#define __builtin_assume(condition) ((void)(condition))
+
+struct int2 {
+    int x, y;
+};
+struct float2 {
+    float x, y;
+};
+struct double2 {
+    double x, y;
+};
+struct float4 {
+    float x, y, z, w;
+};
+struct Dim {
+    unsigned x = 0, y = 1, z = 1;
+};
+
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(dynamic_shared)
+
+namespace host {
+
+// Call `kernel` with the arguments that `values` point to.
+template <typename... A, std::size_t... I>
+static void call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(values[I])...);
+}
+
+}  // namespace host
+
+template <typename To, typename From>
+static To bits_as(From x) {
+    To to;
+    static_assert(sizeof to == sizeof x, "");
+    std::memcpy(&to, &x, sizeof to);
+    return to;
+}
+static inline unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
+static inline float __uint_as_float(unsigned x) { return bits_as<float>(x); }
+static inline long long __double_as_longlong(double x) { return bits_as<long long>(x); }
+static inline double __longlong_as_double(long long x) { return bits_as<double>(x); }
+static inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
+static inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
+static inline int __popc(unsigned x) { return __builtin_popcount(x); }
+static inline double __dmul_rn(double a, double b) { return a * b; }
+static inline double __dadd_rn(double a, double b) { return a + b; }
