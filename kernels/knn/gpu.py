@@ -189,7 +189,7 @@ class Index:
 
 def refine_blocks(list_size: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
     """Channels that `refine_kernel` reads at a time of a list, of a group and of one row: what registers hold."""
-    elements = 1024 if dtype == torch.float64 else 2048
+    elements = 512 if dtype == torch.float64 else 1024
     most = triton.next_power_of_2(dim)
     return {
         "BLOCK_L": min(most, elements // list_size),
