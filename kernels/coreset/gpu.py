@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ..gpu_common.capability import triton_unavailable as unavailable
+from ..gpu_common.geometry import unit_of
 
 __all__ = ["ARRAYS", "greedy", "unavailable"]
 
@@ -21,13 +22,16 @@ _PROGRAMS_PER_SM = 8
 @triton.jit(do_not_specialize=["step"])
 def pick_kernel(
     x_ptr, nearest_ptr, picks_ptr, far_ptr, far_row_ptr, previous_ptr, previous_row_ptr, step, n, dim, x_n, x_d,
-    PROGRAMS: tl.constexpr, SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    UNIT: tl.constexpr, PROGRAMS: tl.constexpr, SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Settle pick number `step`, measure all points against it, leave each program's farthest point for the next.
 
     Every program settles the pick for itself from what the programs of the launch before left, in the same order, so
     one launch a pick does. Moves N * D values and 8 bytes a point; 3 operations a value: bandwidth is the floor.
+    `dim` and `x_n` count in `UNIT`s: what they are multiples of decides how wide loads are.
     """
+    dim *= UNIT
+    x_n *= UNIT
     program = tl.program_id(0)
     if step == 0:
         pick = tl.load(picks_ptr)
@@ -90,11 +94,12 @@ def greedy(
     # In turn, and cut once: a slice a launch would cost the host what the launch does.
     far = torch.empty((2, programs), dtype=dtype, device=device).unbind()
     far_row = torch.empty((2, programs), dtype=torch.int32, device=device).unbind()
+    unit, (row_stride, stride) = unit_of(dim, points.stride(0)), points.stride()
     for step in range(n_samples):
         now, before = step % 2, (step + 1) % 2
         pick_kernel[(programs,)](
-            points, nearest, picks, far[now], far_row[now], far[before], far_row[before], step, n, dim,
-            *points.stride(), PROGRAMS=programs, SPAN=triton.next_power_of_2(programs),
+            points, nearest, picks, far[now], far_row[now], far[before], far_row[before], step, n, dim // unit,
+            row_stride // unit, stride, UNIT=unit, PROGRAMS=programs, SPAN=triton.next_power_of_2(programs),
             BLOCK_N=_BLOCK_N, BLOCK_D=min(block_d(dtype), triton.next_power_of_2(dim)), num_warps=_WARPS,
         )  # fmt: skip
         if progress is not None and (step % _REPORT_EVERY == 0 or step == n_samples - 1):
