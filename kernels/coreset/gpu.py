@@ -15,8 +15,9 @@ __all__ = ["ARRAYS", "greedy", "unavailable"]
 
 ARRAYS = "torch"
 _REPORT_EVERY = 1024
-_BLOCK_N, _WARPS = 32, 4
-_PROGRAMS_PER_SM = 8
+_BLOCK_N = 16
+OPTIONS = {"num_warps": 4, "maxnreg": 96}
+_PROGRAMS_PER_SM = 5  # that 96 registers a thread leave room for
 
 
 @triton.jit(do_not_specialize=["step"])
@@ -51,12 +52,15 @@ def pick_kernel(
         total = tl.zeros((BLOCK_N, BLOCK_D), nearest_ptr.dtype.element_ty)
         for start in range(0, dim, BLOCK_D):
             d = start + channel
-            centre = tl.load(x_ptr + pick * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(total.dtype)
+            # In two dimensions, as the points: a thread reads the channels that it needs, and none waits for another.
+            centre = tl.load(
+                x_ptr + pick * x_n + (d.to(tl.int64) * x_d)[None, :], mask=(d < dim)[None, :], other=0
+            ).to(total.dtype)  # fmt: skip
             x = tl.load(
                 x_ptr + row.to(tl.int64)[:, None] * x_n + (d.to(tl.int64) * x_d)[None, :],
                 mask=exists[:, None] & (d < dim)[None, :], other=0,
             ).to(total.dtype)  # fmt: skip
-            difference = tl.where((d < dim)[None, :], x - centre[None, :], 0.0)
+            difference = tl.where((d < dim)[None, :], x - centre, 0.0)
             total += difference * difference
         distance = tl.sum(total, axis=1)
         nearest = tl.minimum(tl.load(nearest_ptr + row, mask=exists, other=-2), distance)
@@ -100,7 +104,7 @@ def greedy(
         pick_kernel[(programs,)](
             points, nearest, picks, far[now], far_row[now], far[before], far_row[before], step, n, dim // unit,
             row_stride // unit, stride, UNIT=unit, PROGRAMS=programs, SPAN=triton.next_power_of_2(programs),
-            BLOCK_N=_BLOCK_N, BLOCK_D=min(block_d(dtype), triton.next_power_of_2(dim)), num_warps=_WARPS,
+            BLOCK_N=_BLOCK_N, BLOCK_D=min(block_d(dtype), triton.next_power_of_2(dim)), **OPTIONS,
         )  # fmt: skip
         if progress is not None and (step % _REPORT_EVERY == 0 or step == n_samples - 1):
             if device.type == "cuda":

@@ -187,12 +187,12 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
     total = tl.zeros((COUNT, BLOCK_D), tl.float64)
     for first in range(0, dim, BLOCK_D):
         d = first + channel
-        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0).to(tl.float64)
+        q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0).to(tl.float64)
         b = tl.load(
             b_ptr + rows.to(tl.int64)[:, None] * b_n + (d.to(tl.int64) * b_d)[None, :],
             mask=valid[:, None] & (d < dim)[None, :], other=0,
         ).to(tl.float64)  # fmt: skip
-        difference = tl.where((d < dim)[None, :], q[None, :] - b, 0.0)
+        difference = tl.where((d < dim)[None, :], q - b, 0.0)
         total += difference * difference
     return tl.where(valid, tl.sum(total, axis=1), float("inf"))
 

@@ -139,13 +139,13 @@ def cases() -> list[dict]:
             {
                 "x_d": 1,
                 "UNIT": 8,
-                "PROGRAMS": 1056,
-                "SPAN": 2048,
+                "PROGRAMS": 660,
+                "SPAN": 1024,
                 "BLOCK_N": coreset._BLOCK_N,
                 "BLOCK_D": coreset.block_d(kind),
             },
             plain=("n", "dim", "x_n"),
-            num_warps=coreset._WARPS,
+            **coreset.OPTIONS,
         )
         cells, block_c = stages.decision_blocks(1024)
         for last in (False, True):
