@@ -21,6 +21,7 @@ import torch
 import triton
 
 from ..gpu_common.capability import triton_unavailable as unavailable
+from ..gpu_common.geometry import unit_of
 from ..gpu_common.memory import chunks, in_chunks
 from .gpu_kernels import BLOCK, GROUP, prepare_kernel, propose_kernel, reduce_product_kernel, refine_kernel
 
@@ -97,9 +98,10 @@ class Index:
         low = torch.empty((len(x), self.padded), dtype=torch.float16, device=x.device)
         facts = torch.empty((len(x), 4), dtype=torch.float64, device=x.device)
         block_d = min(1024, triton.next_power_of_2(self.padded))
+        unit, (x_n, x_d) = unit_of(self.dim, x.stride(0)), x.stride()
         prepare_kernel[(len(x),)](
-            x, self.centre, low, facts, facts if largest is None else largest, self.exponent, self.dim, self.padded,
-            *x.stride(), QUERY=largest is not None, BLOCK_D=block_d,
+            x, self.centre, low, facts, facts if largest is None else largest, self.exponent,
+            self.dim // unit, self.padded, x_n // unit, x_d, UNIT=unit, QUERY=largest is not None, BLOCK_D=block_d,
         )  # fmt: skip
         return low, facts
 
@@ -141,10 +143,12 @@ class Index:
         propose(low, facts, least, second)
         list_size = max(2, triton.next_power_of_2(k))
         lanes = min(256, max(32, triton.next_power_of_2(self.n_groups)))
+        (q_n, q_d), (b_n, b_d) = query.stride(), self.bank.stride()
+        unit = unit_of(self.dim, q_n, b_n)
         refine_kernel[(len(query),)](
-            query, self.bank, least, second, facts, distances, indices, self.size, self.dim, self.n_groups, k,
-            *query.stride(), *self.bank.stride(),
-            LIST=list_size, LANES=lanes, **refine_blocks(list_size, self.dim, self.bank.dtype), **REFINE_OPTIONS,
+            query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
+            q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size, LANES=lanes,
+            **refine_blocks(list_size, self.dim, self.bank.dtype), **REFINE_OPTIONS,
         )  # fmt: skip
 
     def _propose(

@@ -19,7 +19,7 @@ _ABOVE = tl.constexpr(1 + 2.0**-46)
 @triton.jit(do_not_specialize=["exponent"])
 def prepare_kernel(
     x_ptr, centre_ptr, low_ptr, facts_ptr, largest_ptr, exponent, dim, padded, x_n, x_d,
-    QUERY: tl.constexpr, BLOCK_D: tl.constexpr,
+    UNIT: tl.constexpr, QUERY: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One vector: centred, scaled to [-1, 1], rounded to float16; writes 2 bytes a channel and 4 facts.
 
@@ -28,6 +28,8 @@ def prepare_kernel(
     units of 2 * its scale * the bank's need: the ratio of the bank's scale to twice its own, its squared norm in units,
     the bound on the error, and how many units a squared distance of 1 is.
     """
+    dim *= UNIT  # see `unit_of`
+    x_n *= UNIT
     row = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK_D)
     if QUERY:
@@ -252,13 +254,17 @@ def _following(value, second, limit, lane, after):
 def refine_kernel(
     q_ptr, b_ptr, least_ptr, second_ptr, facts_ptr, distance_ptr, index_ptr, n_bank, dim, n_groups, k,
     q_n, q_d, b_n, b_d,
-    LIST: tl.constexpr, LANES: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_1: tl.constexpr,
+    UNIT: tl.constexpr, LIST: tl.constexpr, LANES: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_1: tl.constexpr,
 ):  # fmt: skip
     """The exact neighbours of one query: what the bound cannot exclude is measured, ties go to the lower index.
 
     Reads 8 bytes a group twice, D values for each of the k seeds and for each row that qualifies beside them (on
     PatchCore's features, one or two).
     """
+    dim *= UNIT  # see `unit_of`
+    q_n *= UNIT
+    b_n *= UNIT
     query = tl.program_id(0).to(tl.int64)
     q_ptr += query * q_n
     least_ptr += query * n_groups

@@ -101,7 +101,8 @@ def cases() -> list[dict]:
                     facts_ptr="*fp64",
                     largest_ptr="*fp64",
                 ),
-                {"x_d": 1, "QUERY": query, "BLOCK_D": 1024},
+                {"x_d": 1, "UNIT": 8, "QUERY": query, "BLOCK_D": 1024},
+                plain=("dim", "x_n"),
             )
         for k in (1, 9, knn.MAX_K) if dtype == "f32" else (9,):
             size = max(2, triton.next_power_of_2(k))
@@ -118,7 +119,8 @@ def cases() -> list[dict]:
                     distance_ptr="*fp32",
                     index_ptr="*i64",
                 ),
-                {"q_d": 1, "b_d": 1, "LIST": size, "LANES": 256, **knn.refine_blocks(size, 1024, kind)},
+                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "LANES": 256, **knn.refine_blocks(size, 1024, kind)},
+                plain=("dim", "q_n", "b_n"),
                 **knn.REFINE_OPTIONS,
             )
         accumulator = "*fp64" if dtype == "f64" else "*fp32"
