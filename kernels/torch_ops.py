@@ -6,6 +6,7 @@ chosen inside) and a fake that states the shapes and dtypes of what comes back.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +80,16 @@ def _dilate(mask: Tensor, radius: int, backend: str) -> Tensor:
     return peaks.run_dilate(mask, radius, backend)
 
 
+# An operator's values are validated on the first call: most calls differ in their tensors alone.
+_segment_options = functools.lru_cache(maxsize=64, typed=True)(SegmentOptions)
+_robust_options = functools.lru_cache(maxsize=64, typed=True)(RobustOptions)
+
+
 def _segment(
     anomaly_map: Tensor, features: Tensor, score: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *values, backend = options
-    return run_batch(anomaly_map, features, score, SegmentOptions(*values), backend)
+    return run_batch(anomaly_map, features, score, _segment_options(*values), backend)
 
 
 def _segment_fake(
@@ -100,7 +106,7 @@ def _segment_robust(
     anomaly_map: Tensor, features: Tensor, score: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *values, backend = options
-    return run_robust_batch(anomaly_map, features, score, RobustOptions(*values), backend)
+    return run_robust_batch(anomaly_map, features, score, _robust_options(*values), backend)
 
 
 _define("bilinear_upsample(Tensor features, int height, int width, str backend) -> Tensor", _upsample, _upsample_fake)
