@@ -42,6 +42,15 @@ def test_ties_go_to_the_lowest_index(device, rng, k):
     check(query, bank, k, device)
 
 
+@pytest.mark.parametrize("k", [1, 6])
+def test_copies_of_a_row_go_to_the_lowest_index_however_each_is_measured(device, rng, k):
+    """Seeds, single rows and whole groups are summed in other orders: rounding must not tell copies apart."""
+    rows = rng.standard_normal((40, 333)).astype(np.float32)
+    bank = torch.from_numpy(rows[rng.integers(0, 40, 300)])
+    check(torch.from_numpy(rows[:5] + 0.3 * rng.standard_normal((5, 333)).astype(np.float32)), bank, k, device)
+    check(bank[100:103], bank, k, device)
+
+
 def test_strided_query_and_bank(device, rng):
     query = torch.from_numpy(rng.standard_normal((6, 24)).astype(np.float32))[::2, ::3]
     bank = torch.from_numpy(rng.standard_normal((8, 90)).astype(np.float32)).T
