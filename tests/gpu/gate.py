@@ -260,6 +260,7 @@ def compile_triton(case: dict, architecture: int) -> dict:
         "shared": built.metadata.shared,
         **resources(built.asm["cubin"]),
         "tensor_cores": [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx],
+        "wide_loads": re.search(r"ld\.global[.\w:]*\.v(4\.b32|2\.b64)", ptx) is not None,
         "wanted": _TENSOR_CORES[architecture] if case["tensor_cores"] else None,
     }
 
