@@ -1,7 +1,7 @@
 """Runs the GPU backends on host tensors that end (or begin) where memory does: an access past one ends the process.
 
-``python guard.py before|after OPERATION``: every tensor that the operation is given or makes by `torch.empty`
-has a page that nobody may touch directly before or after it. Prints ``done`` where nothing did.
+``python guard.py before|after OPERATION...``: every tensor that an operation is given or makes by `torch.empty` has a
+page that nobody may touch directly before or after it. Prints each operation that got to its end.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ OPERATIONS = {f.__name__: f for f in (knn, coreset, bilinear, peaks, segment, ou
 
 
 def main() -> None:
-    """Run one operation."""
+    """Run the operations that are named."""
     from emulator import Emulator, compiler  # beside this script
 
     from ttt4as_fast.kernels.gpu_common import cuda
@@ -145,8 +145,9 @@ def main() -> None:
     torch.empty_like = lambda x, **_: guard.empty(x.shape, dtype=x.dtype)
     if compiler():
         cuda.LAUNCHERS["cpu"] = Emulator()
-    OPERATIONS[sys.argv[2]](guard)
-    print("done", flush=True)
+    for name in sys.argv[2:]:
+        OPERATIONS[name](guard)
+        print(name, flush=True)
     os._exit(0)  # nobody need take the tensors down, page by page
 
 
