@@ -146,8 +146,9 @@ def measure(
     """Measure the rows into `result`, and save it after each; `bench` is one for this device unless given."""
     import torch
 
+    from .gpu_bench import prepare
     from .gpu_measure import machine
-    from .gpu_rows import ROWS, prepare
+    from .gpu_rows import ROWS
 
     if bench is None:
         bench = prepare(torch.device("cuda", torch.cuda.current_device()))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .gpu_rows import Bench, anomaly_maps, network_like
+from .gpu_bench import Bench, anomaly_maps, network_like
 
 
 def calls(bench: Bench) -> dict[str, Callable[[], Any]]:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ..gpu_common.capability import triton_unavailable as unavailable
-from ..gpu_common.geometry import unit_of
+from ..gpu_common.units import unit_of
 
 __all__ = ["ARRAYS", "greedy", "unavailable"]
 

@@ -6,7 +6,6 @@ pixel into the wrong cell.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,15 +13,6 @@ import torch
 
 from ..bilinear.reference import taps
 from .tables import table
-
-
-def unit_of(*counts: int) -> int:
-    """The largest power of two up to 16 that divides all of `counts`.
-
-    Triton asks of a size or a stride only whether it is a multiple of 16: where it is one of 4 or 8, as rows of 152 or
-    344 channels are, loads would be of one number each. Kernels therefore take such sizes in units.
-    """
-    return math.gcd(16, *counts)
 
 
 class Axis(NamedTuple):

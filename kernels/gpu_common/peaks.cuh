@@ -144,7 +144,7 @@ __device__ void fill_bits(u32* bits, int height, int width, Predicate predicate)
     __syncthreads();
 }
 
-// out(row, col) = bits; Threads do not meet after it.
+// out(row, col) = bits. Threads do not meet after it.
 template <typename T>
 __device__ void spread_bits(const u32* bits, int height, int width, T* out) {
     const int words = (width + 31) / 32, lane = threadIdx.x & 31;

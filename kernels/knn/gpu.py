@@ -21,8 +21,8 @@ import torch
 import triton
 
 from ..gpu_common.capability import triton_unavailable as unavailable
-from ..gpu_common.geometry import unit_of
 from ..gpu_common.memory import chunks, in_chunks
+from ..gpu_common.units import unit_of
 from .gpu_kernels import BLOCK, GROUP, prepare_kernel, propose_kernel, reduce_product_kernel, refine_kernel
 
 __all__ = ["ARRAYS", "Index", "unavailable"]

@@ -123,9 +123,8 @@ def _two_least(product, facts_ptr, norm_ptr, row, col, n_query, n_bank, ROWS: tl
 
 
 @triton.jit
-def _store_groups(
-    least_ptr, second_ptr, least, second, row, tile_n, n_query, n_groups, COLS: tl.constexpr
-):  # fmt: skip
+def _store_groups(least_ptr, second_ptr, least, second, row, tile_n, n_query, n_groups, COLS: tl.constexpr):
+    """The groups of tile `tile_n` of the bank, to their places in (Q, n_groups)."""
     group = tile_n * (COLS // 32) + tl.arange(0, COLS // 32)
     out = row[:, None] * n_groups + group[None, :]
     mask = (row < n_query)[:, None] & (group < n_groups)[None, :]
@@ -259,8 +258,8 @@ def refine_kernel(
 ):  # fmt: skip
     """The exact neighbours of one query: what the bound cannot exclude is measured, ties go to the lower index.
 
-    Reads 8 bytes a group twice, D values for each of the k seeds and for each row that qualifies beside them (on
-    PatchCore's features, one or two).
+    Reads 8 bytes a group twice, D values for each of the k seeds and for each row that qualifies beside them: 0.1
+    of them at k 1 and one at k 9 on vectors with a network's statistics (the benchmark's, 16,384 x 1,024; simulated).
     """
     dim *= UNIT  # see `unit_of`
     q_n *= UNIT

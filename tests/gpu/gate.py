@@ -56,17 +56,16 @@ def cases() -> list[dict]:
         """Types of all arguments: pointers as given, every other one an int32 multiple of 16 (as real sizes are)."""
         return {name: kinds.get(name, "i32") for name in kernel.arg_names}
 
+    def axes(weight: str) -> dict:
+        """Types of the interpolation tables; those that a kernel does not take are passed over."""
+        names = {f"{axis}_{field}_ptr": "*i32" for axis in ("row", "col") for field in ("lower", "start")}
+        return names | {"row_weight_ptr": weight, "col_weight_ptr": weight}
+
     add("probe", probe._count, typed(probe._count, x_ptr="*i32"), {"BLOCK": 32})
     for dtype, pointer in _POINTERS.items():
         kind = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}[dtype]
         weight = "*fp64" if dtype == "f64" else "*fp32"
-        tables = {
-            "row_start_ptr": "*i32",
-            "row_lower_ptr": "*i32",
-            "row_weight_ptr": weight,
-            "col_lower_ptr": "*i32",
-            "col_weight_ptr": weight,
-        }
+        tables = axes(weight)
         for last in (False, True):
             block_c, block_w = bilinear.upsample_blocks(1024, 224, last)
             unit = {"x_c": 1, "y_c": 1} if last else {"x_w": 1, "y_w": 1}
@@ -175,10 +174,7 @@ def cases() -> list[dict]:
                 cells_ptr="*i32",
                 counts_ptr="*i32",
                 status_ptr="*i32",
-                row_lower_ptr="*i32",
-                row_weight_ptr="*fp32",
-                col_lower_ptr="*i32",
-                col_weight_ptr="*fp32",
+                **axes("*fp32"),
             ),
             {"x_w": 1, "BLOCK_M": 16, "BLOCK_C": 64},
         )
@@ -191,10 +187,7 @@ def cases() -> list[dict]:
             status_ptr="*i32",
             decision_ptr="*fp32",
             mask_ptr="*i1",
-            row_lower_ptr="*i32",
-            row_weight_ptr="*fp32",
-            col_lower_ptr="*i32",
-            col_weight_ptr="*fp32",
+            **axes("*fp32"),
         ),
         {"BLOCK": 1024},
     )

@@ -58,8 +58,8 @@ def test_rows_before_any_run(tmp_path):
 def test_rows_on_tiny_inputs(device, name, tmp_path):
     """Every row's own code on the device at hand, as the command runs it: the answer is right, each peer is timed or
     says why not, and the file holds the row."""
-    gpu, rows = module("gpu"), module("gpu_rows")
-    bench = rows.prepare(device, small=True)
+    gpu = module("gpu")
+    bench = module("gpu_bench").prepare(device, small=True)
     result = {"build": None, "tests": None, "sanitizer": None, "rows": []}
     gpu.measure(result, f"^{name}$", tmp_path / "gpu.json", time.monotonic() + 1000, bench, commit="abc")
     (saved,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
@@ -85,7 +85,7 @@ def test_a_row_that_does_not_fit_is_left_out_and_a_failure_is_told(tmp_path, mon
 
     monkeypatch.setattr(rows, "ROWS", {"long": rows.Case(broken, 60), "short": rows.Case(broken, 0)})
     result = {"build": None, "tests": None, "sanitizer": None, "rows": []}
-    bench = rows.prepare(torch.device("cpu"), small=True)
+    bench = module("gpu_bench").prepare(torch.device("cpu"), small=True)
     gpu.measure(result, "", tmp_path / "gpu.json", time.monotonic() + 30, bench)
     assert [row["status"] for row in result["rows"]] == ["not measured", "failed"]
     assert result["rows"][1]["notes"]["error"] == "RuntimeError: a typo"
@@ -109,7 +109,7 @@ def test_the_crossover_becomes_the_table_that_the_package_reads(tmp_path):
 @pytest.mark.usefixtures("cuda_source")
 def test_profiled_calls(device):
     """What a profiler is pointed at runs."""
-    bench = module("gpu_rows").prepare(device, small=True)
+    bench = module("gpu_bench").prepare(device, small=True)
     found = module("gpu_profile").calls(bench)
     assert len(found) == 7
     for name in ("segment-64", "knn-25088-9", "coreset", "bilinear", "peaks"):
@@ -192,8 +192,8 @@ class TestTools:
 
 
 def test_a_wrong_answer_prints_no_ratio():
-    rows, measure = module("gpu_rows"), module("gpu_measure")
-    row = rows.Row("x", "goal", measure.Times(1.0, 2.0, 3), False, {"peer": measure.Times(9.0, 9.0, 3)}, 0.5)
+    bench, measure = module("gpu_bench"), module("gpu_measure")
+    row = bench.Row("x", "goal", measure.Times(1.0, 2.0, 3), False, {"peer": measure.Times(9.0, 9.0, 3)}, 0.5)
     saved = row.as_json()
     assert saved["status"] == "wrong answer" and "ratios" not in saved and "goal_met" not in saved
     assert module("gpu").table([saved]).endswith("wrong answer")
