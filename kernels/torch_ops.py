@@ -32,8 +32,9 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
 def _define(schema: str, implementation: Callable, fake: Callable) -> None:
     name = schema.split("(")[0]
     _LIBRARY.define(schema, tags=_TAGS)
+    # None has a derivative, and a buffer that is kept must not keep its inputs' history.
     for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, implementation, key)
+        _LIBRARY.impl(name, torch.no_grad()(implementation), key)
     torch.library.register_fake(f"ttt4as::{name}", fake, lib=_LIBRARY)
 
 

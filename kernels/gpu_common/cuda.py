@@ -114,6 +114,9 @@ def _cupy_module(file: str) -> Any:
 
 @functools.cache
 def _cupy_kernel(file: str, kernel: str, device: torch.device) -> Any:
+    import cupy
+
+    cupy.cuda.Device(device.index).use()  # binds the device's context, which a thread that is new does not have yet
     function = _cupy_module(file).get_function(kernel)
     # The bound belongs to the loaded function, which all launches share, whatever each asks for; and without it a
     # block has 48 KB less the static part. So once, to all that there is.

@@ -16,6 +16,8 @@ _Table = TypeVar("_Table")
 _RECENT: OrderedDict[tuple[Hashable, torch.device], object] = OrderedDict()
 _IN_GRAPHS: dict[tuple[Hashable, torch.device], object] = {}
 _LOCK = threading.Lock()
+DEVICE_MUST_NOT_WAIT = threading.Lock()
+"""Held while a graph is captured, which a wait for the whole device, from any thread, would break off."""
 
 
 def table(key: Hashable, device: torch.device, make: Callable[[], _Table]) -> _Table:
@@ -40,9 +42,13 @@ def table(key: Hashable, device: torch.device, make: Callable[[], _Table]) -> _T
             found = _RECENT.pop(place, None)
             found = make() if found is None else found
             (_IN_GRAPHS if capturing else _RECENT)[place] = found
-        while len(_RECENT) > CAPACITY:
-            (_, used_on), dropped = _RECENT.popitem(last=False)
-            if used_on.type == "cuda":
-                torch.cuda.synchronize(used_on)
-            del dropped
+        if len(_RECENT) > CAPACITY and DEVICE_MUST_NOT_WAIT.acquire(blocking=False):  # else a later call drops them
+            try:
+                while len(_RECENT) > CAPACITY:
+                    (_, used_on), dropped = _RECENT.popitem(last=False)
+                    if used_on.type == "cuda":
+                        torch.cuda.synchronize(used_on)
+                    del dropped
+            finally:
+                DEVICE_MUST_NOT_WAIT.release()
     return found  # type: ignore[return-value]

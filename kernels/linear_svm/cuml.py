@@ -139,6 +139,7 @@ def _train(
     model = LinearSVC(penalized_intercept=True, fit_intercept=True, output_type="numpy", **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of convergence: the gap decides
+        torch.cuda.current_stream(X.device).synchronize()  # cuML reads on a stream of its own
         model.fit(column_major, (y > 0).astype(np.float32), sample_weight=weight)
     n_iter = getattr(model, "n_iter_", 0)
     return (

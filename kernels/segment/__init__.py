@@ -186,15 +186,18 @@ def check_inputs(anomaly_map: Any, features: Any, pred_score: Any) -> tuple[Arra
 
 
 def _scores(pred_score: Any, anomaly_map: Array) -> Array | None:
-    """`pred_score` as (B,), of the kind and on the device of `anomaly_map`; None stays None."""
+    """`pred_score` as (B,) and of the kind of `anomaly_map`, on the device where it was; None stays None."""
     if pred_score is None:
         return None
-    if not arrays.is_tensor(pred_score):
-        pred_score = arrays.like(np.asarray(pred_score, np.float64), anomaly_map)
-    score = pred_score.reshape(1) if pred_score.ndim == 0 else pred_score
+    score = pred_score if arrays.is_tensor(pred_score) else np.array(pred_score, np.float64)
+    if arrays.is_tensor(score) != arrays.is_tensor(anomaly_map):
+        import torch
+
+        score = arrays.to_numpy(score) if arrays.is_tensor(score) else torch.from_numpy(score)
+    score = score.reshape(1) if score.ndim == 0 else score
     if tuple(score.shape) != (anomaly_map.shape[0],):
         raise ValueError(f"pred_score: expected one score an image ({anomaly_map.shape[0]}), got {tuple(score.shape)}")
-    return score.to(anomaly_map.device) if arrays.is_tensor(score) and arrays.is_tensor(anomaly_map) else score
+    return score
 
 
 def run_batch(
@@ -256,7 +259,21 @@ def gate(anomaly_map: Array, score: Array | None, image_threshold: float | None)
     if score is None:
         flat = anomaly_map.reshape(anomaly_map.shape[0], -1)
         score = flat.amax(1) if arrays.is_tensor(flat) else flat.max(1)  # type: ignore[union-attr]
-    return score < image_threshold
+    below = score < image_threshold
+    return _beside(below, anomaly_map) if arrays.is_tensor(below) else below
+
+
+def _beside(flags: Any, anomaly_map: Any) -> Any:
+    """A tensor on the device of another, without waiting for what that device is doing."""
+    import torch
+
+    if flags.device == anomaly_map.device:
+        return flags
+    if anomaly_map.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ValueError(  # a replay would read the host's memory again, whatever lies there by then
+            f"pred_score: expected a tensor on {anomaly_map.device} while its stream is captured, got {flags.device}"
+        )
+    return flags.to(anomaly_map.device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=32)

@@ -16,6 +16,8 @@ the device. `Segmentation.status` raises for it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 import warnings
 from collections import OrderedDict
@@ -32,7 +34,7 @@ from ..gpu_common.capability import cuda_source_unavailable as unavailable
 from ..gpu_common.geometry import axis
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.svm import Capacity, Samples, train
-from ..gpu_common.tables import table
+from ..gpu_common.tables import DEVICE_MUST_NOT_WAIT, table
 from . import gpu_stages as stages
 
 __all__ = ["ARRAYS", "GRAPHS", "SCRATCH_BYTES", "clear", "segment", "unavailable", "warmup"]
@@ -121,6 +123,7 @@ class _Plan:
         can_retry: bool = True,
     ) -> _Outputs:
         """Launch the stages on the current stream, in parts if the batch needs more than `SCRATCH_BYTES`."""
+        features = stages.dense(features)
         batch = len(anomaly_map)
         shape, device = anomaly_map.shape, anomaly_map.device
         mask = torch.empty(shape, dtype=torch.bool, device=device)
@@ -218,20 +221,39 @@ class _Graph:
         self.plan = plan  # keeps the candidates, whose identity the key holds
         self.lock = threading.Lock()
         self.used = torch.cuda.Event()
-        self.inputs = tuple(None if x is None else _buffer_like(x) for x in inputs)
+        anomaly_map, features, skip = inputs
+        self.inputs = (
+            _buffer_like(anomaly_map, torch.contiguous_format),
+            _buffer_like(features, stages.layout(features)),
+            None if skip is None else _buffer_like(skip, torch.contiguous_format),
+        )
         self.graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # around the capture too: one that is invalidated leaves its stream current
-            for buffer, x in zip(self.inputs, inputs, strict=True):
-                if buffer is not None:
-                    buffer.copy_(x)
-            plan.run(*self.inputs)  # compiles and loads whatever these very buffers need
-            stream.synchronize()
-            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-                self.outputs = plan.run(*self.inputs, can_retry=False)
-        torch.cuda.current_stream().wait_stream(stream)
+        current, stream = torch.cuda.current_stream(), _capture_stream(anomaly_map.device)
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):  # around the capture too: one that is invalidated leaves its stream current
+                for buffer, x in zip(self.inputs, inputs, strict=True):
+                    if buffer is not None:
+                        buffer.copy_(x)
+                plan.run(*self.inputs)  # compiles and loads whatever these very buffers need
+                stream.synchronize()
+                self.outputs = self.capture()
+        finally:
+            current.wait_stream(stream)  # the buffers are this stream's: it may reuse what is freed on failure
         self.used.record()
+
+    def capture(self) -> _Outputs:
+        """Record the launches, all compiled by now, on the current stream; one that fails leaves torch as it was."""
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+        try:
+            with (
+                DEVICE_MUST_NOT_WAIT,
+                torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                return self.plan.run(*self.inputs, can_retry=False)
+        except RuntimeError:
+            _end_broken_capture(stream.device, pool)
+            raise
 
     def replay(self, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]) -> _Outputs:
         """Copy the inputs in, replay, copy the outputs out: on the current stream, in turn with other streams."""
@@ -248,10 +270,34 @@ class _Graph:
         return mask, decision, labels, codes
 
 
-def _buffer_like(x: torch.Tensor) -> torch.Tensor:
-    """An empty tensor like `x`, channels-last where `x` is and else contiguous; calls in any mode may write to it."""
+def _buffer_like(x: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """An empty tensor like `x` in the given layout; calls in any mode may write to it."""
     with torch.inference_mode(False):
-        return torch.empty_like(x, memory_format=torch.preserve_format)
+        return torch.empty_like(x, memory_format=layout)
+
+
+def _end_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
+    """Undo what torch leaves of a capture that the driver broke off, and what would outlive this call.
+
+    Its allocator still takes the pool for one that is being filled, and gives nothing back to the device; its generator
+    refuses random numbers outside of a graph.
+    """
+    with contextlib.suppress(RuntimeError):  # it had not begun, or has ended
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())  # a copy of the state is in no capture
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that nobody else has: torch's own are shared by turns, and what others launch would be captured."""
+    import cupy
+
+    with cupy.cuda.Device(device.index):
+        made = cupy.cuda.Stream(non_blocking=True)
+    stream = torch.cuda.ExternalStream(made.ptr, device=device)
+    stream.owner = made  # type: ignore[attr-defined]
+    return stream
 
 
 class _Cache:

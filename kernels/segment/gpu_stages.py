@@ -15,7 +15,7 @@ NON_FINITE = 4
 def basis_kernel(
     x_ptr, basis_ptr, points_ptr, cells_ptr, counts_ptr, status_ptr,
     row_lower_ptr, row_weight_ptr, col_lower_ptr, col_weight_ptr,
-    channels, h, w, width, rows, limit, x_b, x_c, x_h, x_w,
+    channels, h, w, width, rows, limit, x_b, x_c, x_p,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Basis vectors of each image: features upsampled at its nominal pixels, then those of the cells it uses.
@@ -44,11 +44,11 @@ def basis_kernel(
         right = tl.minimum(left + 1, w - 1)
         mask = exists[:, None] & (channel < channels)[None, :]
         plane = x_ptr + image * x_b + channel[None, :].to(tl.int64) * x_c
-        top_row, bottom_row = top.to(tl.int64) * x_h, bottom.to(tl.int64) * x_h
-        a = tl.load(plane + (top_row + left * x_w)[:, None], mask=mask, other=0).to(tl.float32)
-        b = tl.load(plane + (top_row + right * x_w)[:, None], mask=mask & (dx > 0), other=0).to(tl.float32)
-        c = tl.load(plane + (bottom_row + left * x_w)[:, None], mask=mask & (dy > 0), other=0).to(tl.float32)
-        d = tl.load(plane + (bottom_row + right * x_w)[:, None], mask=mask & (dx > 0) & (dy > 0), other=0)
+        top_row, bottom_row = top.to(tl.int64) * w, bottom.to(tl.int64) * w
+        a = tl.load(plane + ((top_row + left) * x_p)[:, None], mask=mask, other=0).to(tl.float32)
+        b = tl.load(plane + ((top_row + right) * x_p)[:, None], mask=mask & (dx > 0), other=0).to(tl.float32)
+        c = tl.load(plane + ((bottom_row + left) * x_p)[:, None], mask=mask & (dy > 0), other=0).to(tl.float32)
+        d = tl.load(plane + ((bottom_row + right) * x_p)[:, None], mask=mask & (dx > 0) & (dy > 0), other=0)
         value = (a * (1 - dx) + b * dx) * (1 - dy) + (c * (1 - dx) + d.to(tl.float32) * dx) * dy
         out = basis_ptr + (image * rows + row[:, None]) * channels + channel[None, :]
         tl.store(out, value, mask=mask)
@@ -56,10 +56,10 @@ def basis_kernel(
 
 @triton.jit
 def decision_kernel(
-    x_ptr, weights_ptr, report_ptr, status_ptr, low_ptr, channels, h, w, x_b, x_c, x_h, x_w,
+    x_ptr, weights_ptr, report_ptr, status_ptr, low_ptr, channels, cells, x_b, x_c, x_p,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Decision on the feature grid, w . F + b; every feature is read once, so that a non-finite one cannot hide.
+    """Decision in each cell of the feature grid, w . F + b; every feature is read once: no non-finite one can hide.
 
     Moves C * h * w elements an image: bandwidth is the floor.
     """
@@ -67,8 +67,8 @@ def decision_kernel(
     status = tl.load(status_ptr + image)
     if (status == 0) | (status == 3):
         cell = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-        exists = cell < h * w
-        place = x_ptr + image * x_b + (cell // w).to(tl.int64) * x_h + (cell % w).to(tl.int64) * x_w
+        exists = cell < cells
+        place = x_ptr + image * x_b + cell.to(tl.int64) * x_p
         total = tl.zeros((BLOCK_P,), tl.float32)
         for first in range(0, channels, BLOCK_C):
             channel = first + tl.arange(0, BLOCK_C)
@@ -86,7 +86,7 @@ def decision_kernel(
                 )  # fmt: skip
                 total += tl.sum(x.to(tl.float32) * weight[:, None], axis=0)
         total += tl.load(report_ptr + image * 3 + 2).to(tl.float32)
-        tl.store(low_ptr + image * h * w + cell, total, mask=exists)
+        tl.store(low_ptr + image * cells + cell, total, mask=exists)
         # NaN and infinity survive a sum: infinities that cancel leave NaN.
         bad = tl.max(tl.where(exists & ~(tl.abs(total) < float("inf")), 1, 0), axis=0)
         tl.atomic_max(status_ptr + image, 4, mask=bad > 0)
@@ -127,6 +127,28 @@ def upsample_threshold_kernel(
     tl.store(mask_ptr + out, value > 0, mask=exists)
 
 
+def layout(features: torch.Tensor) -> torch.memory_format:
+    """The layout in which the kernels read features: channels last where the channels are adjacent, else contiguous."""
+    last = features.stride(1) == 1 and features.shape[1] > 1
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def dense(features: torch.Tensor) -> torch.Tensor:
+    """`features` in their `layout` from an aligned address; a copy only where they are not.
+
+    The compiler orders a sum by what it knows of strides and addresses, and an image has the same bits in any call.
+    """
+    found = features.contiguous(memory_format=layout(features))
+    return found.clone(memory_format=torch.preserve_format) if found.data_ptr() % 16 else found
+
+
+def strides(features: torch.Tensor) -> tuple[int, int, int]:
+    """Elements between images, channels and cells of `dense` features; tensors need not say it of an axis of one."""
+    _, channels, h, w = features.shape
+    by_channel, by_cell = (1, channels) if layout(features) == torch.channels_last else (h * w, 1)
+    return channels * h * w, by_channel, by_cell
+
+
 def basis(
     features: torch.Tensor,
     points: torch.Tensor,
@@ -142,7 +164,7 @@ def basis(
     basis_kernel[(triton.cdiv(rows, block_m), triton.cdiv(channels, block_c), batch)](
         features, out, points, samples.cells, counts, status,
         samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
-        channels, h, w, samples.size[1], rows, points.shape[1], *features.stride(), BLOCK_M=block_m, BLOCK_C=block_c,
+        channels, h, w, samples.size[1], rows, points.shape[1], *strides(features), BLOCK_M=block_m, BLOCK_C=block_c,
     )  # fmt: skip
     return out
 
@@ -151,11 +173,10 @@ def decision(features: torch.Tensor, weights: torch.Tensor, report: torch.Tensor
     """(B, h, w) float32, unwritten where no SVM was trained; sets status 4 where a feature is not finite."""
     batch, channels, h, w = features.shape
     low = torch.empty((batch, h, w), dtype=torch.float32, device=features.device)
-    last = features.stride(1) == 1 and channels > 1
     block_p, block_c = decision_blocks(channels)
     decision_kernel[(triton.cdiv(h * w, block_p), batch)](
-        features, weights, report, status, low, channels, h, w, *features.stride(),
-        BLOCK_P=block_p, BLOCK_C=block_c, CHANNELS_LAST=last,
+        features, weights, report, status, low, channels, h * w, *strides(features),
+        BLOCK_P=block_p, BLOCK_C=block_c, CHANNELS_LAST=layout(features) == torch.channels_last,
     )  # fmt: skip
     return low
 

@@ -161,7 +161,7 @@ def cases() -> list[dict]:
                     status_ptr="*i32",
                     low_ptr="*fp32",
                 ),
-                {"BLOCK_P": cells, "BLOCK_C": block_c, "CHANNELS_LAST": last, "x_c" if last else "x_w": 1},
+                {"BLOCK_P": cells, "BLOCK_C": block_c, "CHANNELS_LAST": last, "x_c" if last else "x_p": 1},
             )
         add(
             f"segment-basis-{dtype}",
@@ -176,7 +176,8 @@ def cases() -> list[dict]:
                 status_ptr="*i32",
                 **axes("*fp32"),
             ),
-            {"x_w": 1, "BLOCK_M": 16, "BLOCK_C": 64},
+            {"x_p": 1, "BLOCK_M": 16, "BLOCK_C": 64},
+            plain=("h", "w"),
         )
     add(
         "segment-upsample-threshold",
@@ -190,6 +191,7 @@ def cases() -> list[dict]:
             **axes("*fp32"),
         ),
         {"BLOCK": 1024},
+        plain=("h", "w"),
     )
     add(
         "svm-gram",

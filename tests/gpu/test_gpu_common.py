@@ -28,6 +28,20 @@ def test_tables_are_made_once_and_the_oldest_goes(monkeypatch):
     assert made == ["a", "b", "c", "b"] and len(tables._RECENT) == 2
 
 
+def test_no_table_goes_while_a_graph_is_captured(monkeypatch):
+    """Dropping one may mean to wait for the device, which would break the capture off."""
+    from ttt4as_fast.kernels.gpu_common import tables
+
+    monkeypatch.setattr(tables, "CAPACITY", 1)
+    monkeypatch.setattr(tables, "_RECENT", type(tables._RECENT)())
+    with tables.DEVICE_MUST_NOT_WAIT:
+        for key in "abc":
+            tables.table(key, CPU, lambda: torch.zeros(1))
+        assert len(tables._RECENT) == 3
+    tables.table("c", CPU, lambda: torch.zeros(1))
+    assert list(tables._RECENT) == [("c", CPU)]
+
+
 def test_axis_is_of_size_cells_and_dtype():
     from ttt4as_fast.kernels.gpu_common.geometry import axis
 

@@ -100,7 +100,7 @@ class TestGraphs:
         assert kernels.bilinear_upsample(x, 8, backend="gpu").shape == (1, 3, 8, 8)
 
     def test_a_capture_that_is_refused_leaves_the_eager_path_on_the_callers_stream(self, tmp_path):
-        """In a process of its own: torch's allocator takes a broken capture for one that still runs."""
+        """And torch's random numbers, and an allocator that gives memory back; in a process of its own, in case not."""
         pytest.importorskip("cupy")
         script = tmp_path / "refused.py"
         script.write_text(
@@ -121,6 +121,12 @@ class TestGraphs:
             "assert torch.cuda.current_stream() == stream\n"
             "assert sum('no CUDA graph' in str(one.message) for one in seen) == 1\n"
             "assert all(torch.equal(found[0].decision_map, one.decision_map) for one in found)\n"
+            "assert torch.rand(3, device='cuda').isfinite().all()\n"
+            "block = torch.empty(1 << 28, dtype=torch.uint8, device='cuda')\n"
+            "del block\n"
+            "reserved = torch.cuda.memory_reserved()\n"
+            "torch.cuda.empty_cache()\n"
+            "assert torch.cuda.memory_reserved() <= reserved - (1 << 28)\n"
             "print('done')\n"
         )
         done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -244,6 +245,47 @@ class Graph:
         return "replayed"
 
 
+def views(x):
+    """`x` (B, C, h, w) as others may hand it over: name, and a tensor of the same values."""
+    batch, channels, h, w = x.shape
+    padded = torch.zeros((batch, channels + 1, h + 2, w + 3), dtype=x.dtype, device=x.device)
+    padded[:, :channels, 1 : h + 1, 2 : w + 2] = x
+    tokens = torch.zeros((batch, h * w + 1, channels), dtype=x.dtype, device=x.device)
+    tokens[:, 1:] = x.flatten(2).transpose(1, 2)
+    odd = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape)
+    odd.copy_(x)
+    return {
+        "contiguous": x,
+        "channels last": x.contiguous(memory_format=torch.channels_last),
+        "crop": padded[:, :channels, 1 : h + 1, 2 : w + 2],
+        "tokens": tokens[:, 1:].transpose(1, 2).unflatten(2, (h, w)),
+        "odd address": odd,
+        "turned": x.transpose(2, 3).contiguous().transpose(2, 3),
+        "one image of many": x.new_zeros((batch, 3, *x.shape[1:])).index_copy_(
+            1, torch.tensor([1]).to(x.device), x[:, None]
+        )[:, 1],
+    }
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 8, 2, 3), (2, 1, 3, 3), (3, 4, 1, 1), (1, 1, 1, 7)], ids=str)
+def test_features_reach_the_kernels_dense(rng, shape):
+    """A kernel's sums may not depend on how the caller's tensor lies: the strides that it gets are those of memory."""
+    pytest.importorskip("triton")
+    from ttt4as_fast.kernels.segment import gpu_stages
+
+    x = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+    for name, view in views(x).items():
+        assert torch.equal(view, x), name
+        found = gpu_stages.dense(view)
+        assert torch.equal(found, x) and found.data_ptr() % 16 == 0, name
+        by_image, by_channel, by_cell = gpu_stages.strides(found)
+        batch, channels, h, w = shape
+        flat = found.as_strided((batch, channels, h * w), (by_image, by_channel, by_cell))
+        assert torch.equal(flat, x.flatten(2)), name
+        if name in ("contiguous", "channels last"):
+            assert found.data_ptr() == view.data_ptr() or view.data_ptr() % 16, name
+
+
 class TestGraphs:
     """Which calls capture and which replay; that a graph computes the same is a test for a GPU, below."""
 
@@ -253,7 +295,7 @@ class TestGraphs:
 
         with torch.inference_mode():
             x = torch.ones((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
-            buffer = gpu._buffer_like(x)
+            buffer = gpu._buffer_like(x, torch.channels_last)
         assert not buffer.is_inference() and buffer.stride() == x.stride()
         buffer.copy_(x)
 
@@ -361,15 +403,61 @@ class TestOnDevice:
         for one in (*inside[1:], *outside):
             self.same(one, inside[0])
 
-    def test_no_synchronisation(self, rng):
-        case = self.case(rng)
+    @pytest.mark.parametrize("cells", [14, 16])
+    def test_the_bits_do_not_depend_on_how_the_features_lie(self, rng, cells):
+        """Neither on whether the call is replayed."""
+        from ttt4as_fast.kernels.segment import gpu
+
+        pytest.importorskip("cupy")
+        maps, features = (x.cuda() for x in inputs(rng, (56, 56), (64, cells, cells), 2))
+        found = {}
+        for name, view in views(features).items():
+            gpu.clear()
+            found[name] = [kernels.segment(maps, view, **self.OPTIONS) for _ in range(3)]
+            last = name in ("channels last", "tokens")
+            for one in found[name]:
+                self.same(one, found["channels last" if last else "contiguous"][0])
+
+    def test_keeps_no_history_of_its_inputs(self, rng):
+        import ttt4as_fast as ttt
+
+        maps, features = self.case(rng)
+        module = ttt.nn.TTT4AS(n_nominal=30, neighbor_radius=3, backend="gpu")
+        weight = torch.ones((), device="cuda", requires_grad=True)
+        alive = []
+        for _ in range(4):
+            made = features * weight
+            alive.append(weakref.ref(made))
+            assert not module(maps, made).requires_grad
+            del made
+        assert [one() for one in alive] == [None] * 4
+
+    @pytest.mark.parametrize("score", [None, 3.0, "host", "device"], ids=str)
+    def test_no_synchronisation(self, rng, score):
+        case = self.case(rng, 1)
+        score = {"host": np.ones(1), "device": torch.ones(1, device="cuda")}.get(score, score)
+        options = {**self.OPTIONS, "pred_score": score, "image_threshold": 0.5}
         for _ in range(3):
-            kernels.segment(*case, **self.OPTIONS)
+            kernels.segment(*case, **options)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            kernels.segment(*case, **self.OPTIONS)
+            kernels.segment(*case, **options)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    def test_a_score_on_the_host_is_refused_inside_a_graph_of_the_callers(self, rng):
+        case = self.case(rng, 1)
+        options = {**self.OPTIONS, "image_threshold": 0.5}
+        kernels.segment(*case, **options)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            with pytest.raises(
+                ValueError, match="pred_score: expected a tensor on cuda:0 while its stream is captured"
+            ):
+                kernels.segment(*case, pred_score=1.0, **options)
+            out = kernels.segment(*case, **options)
+        graph.replay()
+        self.same(out, kernels.segment(*case, **options))
 
     def test_streams_and_threads(self, rng):
         cases = [self.case(rng) for _ in range(4)]

@@ -151,7 +151,17 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(torch.ops.ttt4as, name), operator_samples()[name])
 
 
-def test_no_gradient_is_kept():
+def test_no_gradient_is_kept(monkeypatch):
     _, f = inputs()
     got = kernels.bilinear_upsample(f.requires_grad_(), (9, 9))
     assert not got.requires_grad
+    recorded = []
+    run = dispatch.Operation.run
+
+    def spy(*args, **kwargs):
+        recorded.append(torch.is_grad_enabled())
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(dispatch.Operation, "run", spy)
+    torch.ops.ttt4as.bilinear_upsample(f.requires_grad_(), 9, 9, "auto")
+    assert recorded == [False], "what a backend keeps would keep the history of its inputs"
