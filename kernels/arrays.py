@@ -144,7 +144,7 @@ def check_int(value: Any, name: str, minimum: int, maximum: int | None = None) -
 
 def check_float(value: Any, name: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> float:
     """`value` as a finite float within [low, high], or (low, high] with `open_low`."""
-    takes = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
+    takes = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
     try:
         if isinstance(value, (bool, np.bool_, str)):
             raise TypeError

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <limits>
+#include <string>
 #include <thread>
 
 #include "allocations.hpp"
@@ -127,6 +128,23 @@ void check_bad_input() {
     CHECK(run(segmenter, in).info.bad == ttt4as::BadInput::features);
     in.height = 0;
     CHECK_THROWS(ttt4as::InvalidArgument, run(segmenter, in));
+    in = image(32, 32, 8, 4, 4, 9);
+    in.channels = 0;
+    CHECK_THROWS(ttt4as::InvalidArgument, run(segmenter, in));
+}
+
+// The message that names an option, what it takes and what it got.
+template <class Segmenter, class Options, class Change>
+void refuses(Change change, const std::string& message) {
+    Options options;
+    change(options);
+    std::string said = "nothing";
+    try {
+        Segmenter segmenter(options);
+    } catch (const ttt4as::InvalidArgument& error) {
+        said = error.what();
+    }
+    CHECK(said == message);
 }
 
 // Several threads, each with its own.

@@ -31,9 +31,18 @@ int main() {
     }
     check_many_callers<ttt4as::RobustSegmenter>(images[0]);
     check_bad_input<ttt4as::RobustSegmenter>();
-    ttt4as::RobustOptions bad;
-    bad.hard_share = 2;
-    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::RobustSegmenter(bad));
+    using Options = ttt4as::RobustOptions;
+    const double infinite = std::numeric_limits<double>::infinity();
+    refuses<ttt4as::RobustSegmenter, Options>([](Options& o) { o.hard_share = 2; },
+                                              "hard_share: expected a number in [0, 1], got 2");
+    refuses<ttt4as::RobustSegmenter, Options>([&](Options& o) { o.core_weight = infinite; },
+                                              "core_weight: expected a finite number > 0, got inf");
+    refuses<ttt4as::RobustSegmenter, Options>([&](Options& o) { o.background_weight = infinite; },
+                                              "background_weight: expected a finite number > 0, got inf");
+    refuses<ttt4as::RobustSegmenter, Options>([&](Options& o) { o.tol = infinite; },
+                                              "tol: expected a finite number > 0, got inf");
+    refuses<ttt4as::RobustSegmenter, Options>([](Options& o) { o.n_core = -3; },
+                                              "n_core: expected an integer >= 1, got -3");
 
     ttt4as_robust_options options;
     ttt4as_default_robust_options(&options);
@@ -48,5 +57,6 @@ int main() {
     check_c_functions(ttt4as_robust_segmenter_create(&options), segmenter, images[1]);
     options.recentre = 2;
     CHECK(!ttt4as_robust_segmenter_create(&options));
+    CHECK(std::string(ttt4as_last_error()) == "recentre: expected 0 or 1, got 2");
     return 0;
 }

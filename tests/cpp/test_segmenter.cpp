@@ -20,9 +20,12 @@ int main() {
     }
     check_many_callers<ttt4as::Segmenter>(images[0]);
     check_bad_input<ttt4as::Segmenter>();
-    ttt4as::SegmenterOptions bad;
-    bad.C = -1;
-    CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::Segmenter(bad));
+    using Options = ttt4as::SegmenterOptions;
+    refuses<ttt4as::Segmenter, Options>([](Options& o) { o.C = -1; }, "C: expected a finite number > 0, got -1");
+    refuses<ttt4as::Segmenter, Options>([](Options& o) { o.tol = std::numeric_limits<double>::infinity(); },
+                                        "tol: expected a finite number > 0, got inf");
+    refuses<ttt4as::Segmenter, Options>([](Options& o) { o.percentile = 100.5; },
+                                        "percentile: expected a number in [0, 100], got 100.5");
 
     ttt4as_options options;
     ttt4as_default_options(&options);

@@ -7,6 +7,7 @@
 #include <limits>
 #include <new>
 #include <optional>
+#include <string>
 #include <utility>
 #include <variant>
 
@@ -49,13 +50,15 @@ int guarded(Body&& body) noexcept {
 
 ttt4as::Loss loss_of(std::int32_t loss) {
     if (loss != TTT4AS_SQUARED_HINGE && loss != TTT4AS_HINGE) {
-        throw ttt4as::InvalidArgument("loss: expected TTT4AS_SQUARED_HINGE or TTT4AS_HINGE");
+        throw ttt4as::InvalidArgument("loss: expected TTT4AS_SQUARED_HINGE or TTT4AS_HINGE, got " +
+                                      std::to_string(loss));
     }
     return loss == TTT4AS_HINGE ? ttt4as::Loss::hinge : ttt4as::Loss::squared_hinge;
 }
 
-bool flag(std::int32_t value, const char* message) {
-    if (value != 0 && value != 1) throw ttt4as::InvalidArgument(message);
+bool flag(std::int32_t value, const char* name) {
+    if (value != 0 && value != 1)
+        throw ttt4as::InvalidArgument(std::string(name) + ": expected 0 or 1, got " + std::to_string(value));
     return value == 1;
 }
 
@@ -143,8 +146,8 @@ ttt4as_segmenter* ttt4as_robust_segmenter_create(const ttt4as_robust_options* op
             wanted.background_weight = options->background_weight;
             wanted.hard_share = options->hard_share;
             wanted.size_exponent = options->size_exponent;
-            wanted.standardize = flag(options->standardize, "standardize: expected 0 or 1");
-            wanted.recentre = flag(options->recentre, "recentre: expected 0 or 1");
+            wanted.standardize = flag(options->standardize, "standardize");
+            wanted.recentre = flag(options->recentre, "recentre");
             wanted.score_weight = options->score_weight;
             wanted.C = options->C;
             wanted.loss = loss_of(options->loss);

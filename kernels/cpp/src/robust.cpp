@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "options.hpp"
 #include "robust_labels.hpp"
 #include "segment_parts.hpp"
 #include "svm_solver.hpp"
@@ -275,23 +276,25 @@ BasicRobustSegmenter<T>& BasicRobustSegmenter<T>::operator=(BasicRobustSegmenter
 
 template <class T>
 void BasicRobustSegmenter<T>::set_options(const RobustOptions& options) {
-    const auto within = [](double x, double low, double high) { return x >= low && x <= high; };
-    require(!options.nominal_level || std::isfinite(*options.nominal_level), "nominal_level: expected a finite number");
-    require(within(options.nominal_share, 0, 0.99), "nominal_share: expected a number in [0, 0.99]");
-    require(within(options.nominal_weight, 0, 1), "nominal_weight: expected a number in [0, 1]");
-    require(!options.height || within(*options.height, 0.01, 0.99), "height: expected a number in [0.01, 0.99]");
-    require(within(options.base_quantile, 0, 1), "base_quantile: expected a number in [0, 1]");
-    require(within(options.core, 0, 0.99), "core: expected a number in [0, 0.99]");
-    require(options.n_core >= 1, "n_core: expected an integer >= 1");
-    require(options.n_background >= 1, "n_background: expected an integer >= 1");
-    require(options.core_weight > 0, "core_weight: expected a number > 0");
-    require(options.background_weight > 0, "background_weight: expected a number > 0");
-    require(within(options.hard_share, 0, 1), "hard_share: expected a number in [0, 1]");
-    require(within(options.size_exponent, 0, 2), "size_exponent: expected a number in [0, 2]");
-    require(options.score_weight >= 0 && std::isfinite(options.score_weight), "score_weight: expected a number >= 0");
-    require(options.C > 0 && std::isfinite(options.C), "C: expected a finite number > 0");
-    require(options.tol > 0, "tol: expected a number > 0");
-    require(options.max_iter >= 1, "max_iter: expected an integer >= 1");
+    const auto check_within = [](const char* name, double x, double low, double high, const char* takes) {
+        check_option(x >= low && x <= high, name, x, takes);
+    };
+    if (options.nominal_level)
+        check_option(std::isfinite(*options.nominal_level), "nominal_level", *options.nominal_level, "a finite number");
+    check_within("nominal_share", options.nominal_share, 0, 0.99, "a number in [0, 0.99]");
+    check_within("nominal_weight", options.nominal_weight, 0, 1, "a number in [0, 1]");
+    if (options.height) check_within("height", *options.height, 0.01, 0.99, "a number in [0.01, 0.99]");
+    check_within("base_quantile", options.base_quantile, 0, 1, "a number in [0, 1]");
+    check_within("core", options.core, 0, 0.99, "a number in [0, 0.99]");
+    check_count("n_core", options.n_core);
+    check_count("n_background", options.n_background);
+    check_positive("core_weight", options.core_weight);
+    check_positive("background_weight", options.background_weight);
+    check_within("hard_share", options.hard_share, 0, 1, "a number in [0, 1]");
+    check_within("size_exponent", options.size_exponent, 0, 2, "a number in [0, 2]");
+    check_option(options.score_weight >= 0 && std::isfinite(options.score_weight), "score_weight", options.score_weight,
+                 "a finite number >= 0");
+    check_solver(options.C, options.tol, options.max_iter);
     state_->options = options;
 }
 

@@ -3,27 +3,29 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "svm_samples.hpp"
 #include "ttt4as/segmenter.hpp"
 
 namespace ttt4as {
 
-inline void require(bool ok, const char* message) {
-    if (!ok) throw InvalidArgument(message);
-}
-
 // Throws unless the shapes are possible and every buffer is there.
 template <class T>
 void check_images(const SegmentInput<T>& in, const SegmentOutput& out) {
     constexpr std::int64_t kMostSide = std::int64_t(1) << 24, kMostPixels = std::int64_t(1) << 31;
+    const auto check = [](bool holds, const char* takes, const std::string& got) {
+        if (!holds) throw InvalidArgument(std::string(takes) + ", got " + got);
+    };
     const auto side = [](std::int64_t n) { return n >= 1 && n <= kMostSide; };
-    require(in.anomaly_map && side(in.height) && side(in.width) && in.height * in.width < kMostPixels,
-            "anomaly_map: expected at least one and fewer than 2^31 pixels");
-    require(in.features && in.channels >= 1 && side(in.feature_height) && side(in.feature_width) &&
-                in.feature_height * in.feature_width < kMostPixels,
-            "features: expected at least one channel and from one to 2^31 - 1 positions");
-    require(out.pred_mask && out.decision_map && out.pseudo_labels, "output: expected three buffers");
+    const auto size = [](std::int64_t n, std::int64_t m) { return std::to_string(n) + " x " + std::to_string(m); };
+    check(in.anomaly_map && in.features, "anomaly_map, features: expected two addresses", "NULL");
+    check(out.pred_mask && out.decision_map && out.pseudo_labels, "output: expected three addresses", "NULL");
+    check(side(in.height) && side(in.width) && in.height * in.width < kMostPixels,
+          "anomaly_map: expected at least one and fewer than 2^31 pixels", size(in.height, in.width));
+    check(in.channels >= 1, "features: expected at least one channel", std::to_string(in.channels));
+    check(side(in.feature_height) && side(in.feature_width) && in.feature_height * in.feature_width < kMostPixels,
+          "features: expected at least one and fewer than 2^31 cells", size(in.feature_height, in.feature_width));
 }
 
 // Where each row and column of the map lies on the features' grid.

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "grid_basis.hpp"
+#include "options.hpp"
 #include "segment_parts.hpp"
 #include "svm_solver.hpp"
 #include "ttt4as/peaks.hpp"
@@ -211,19 +212,18 @@ BasicSegmenter<T>& BasicSegmenter<T>::operator=(BasicSegmenter&&) noexcept = def
 
 template <class T>
 void BasicSegmenter<T>::set_options(const SegmenterOptions& options) {
-    require(options.percentile >= 0 && options.percentile <= 100, "percentile: expected a number in [0, 100]");
-    require(options.neighbor_radius >= 0, "neighbor_radius: expected an integer >= 0");
-    require(options.n_nominal >= 1, "n_nominal: expected an integer >= 1");
-    require(options.C > 0 && std::isfinite(options.C), "C: expected a finite number > 0");
-    require(options.tol > 0, "tol: expected a number > 0");
-    require(options.max_iter >= 1, "max_iter: expected an integer >= 1");
+    check_option(options.percentile >= 0 && options.percentile <= 100, "percentile", options.percentile,
+                 "a number in [0, 100]");
+    check_option(options.neighbor_radius >= 0, "neighbor_radius", options.neighbor_radius, "an integer >= 0");
+    check_count("n_nominal", options.n_nominal);
+    check_solver(options.C, options.tol, options.max_iter);
     state_->options = options;
 }
 
 template <class T>
 SegmentResult BasicSegmenter<T>::operator()(const SegmentInput<T>& input, const SegmentOutput& output) {
     check_images(input, output);
-    require(!input.candidates || input.n_candidates >= 0, "candidates: expected a count >= 0");
+    check_option(!input.candidates || input.n_candidates >= 0, "n_candidates", input.n_candidates, "an integer >= 0");
     return state_->run(input, output);
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "options.hpp"
 #include "svm_samples.hpp"
 #include "svm_solver.hpp"
 
@@ -35,9 +36,7 @@ SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmO
         throw InvalidArgument("X: expected from 1 to 2147483647 samples of at least 1 feature, got shape (" +
                               std::to_string(n) + ", " + std::to_string(dims) + ")");
     }
-    if (!(options.C > 0) || !(options.tol > 0) || options.max_iter < 1) {
-        throw InvalidArgument("C, tol, max_iter: expected C > 0, tol > 0 and max_iter >= 1");
-    }
+    check_solver(options.C, options.tol, options.max_iter);
     constexpr std::int64_t kRows = 64;
     const auto max_abs = max_abs_kernel<T>();
     const int threads = resolve_threads(options.threads);
