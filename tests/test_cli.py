@@ -528,6 +528,7 @@ def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path:
     assert [path.name for path in model.parent.iterdir()] == ["m.safetensors"]
     image = work / "one" / "grey.png"
     assert "--no-gate" in one_line(ttt4as("predict", model, image, "-o", tmp_path / "o", code=2))
+    assert "--no-gate" in one_line(ttt4as("serve", model, "--port", 0, code=2))
     ttt4as("predict", model, image, "-o", tmp_path / "o", "--no-gate", "--map-format", "npy")
     (record,) = records(tmp_path / "o")
     assert record["label"] is None

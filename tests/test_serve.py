@@ -44,7 +44,7 @@ def model_file(tmp_path_factory):
 
 
 def start(model_file, *options: str) -> tuple[subprocess.Popen, int]:
-    command = [sys.executable, "-m", "ttt4as_fast", "serve", str(model_file), "--port", "0", "--no-gate", *options]
+    command = [sys.executable, "-m", "ttt4as_fast", "serve", str(model_file), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=model_file.parent)
     line = process.stdout.readline()
     assert line.startswith("serving http://127.0.0.1:"), line
@@ -61,7 +61,8 @@ def stop(process: subprocess.Popen) -> int:
 
 @pytest.fixture(scope="module")
 def port(model_file):
-    process, number = start(model_file, "--max-bytes", "300000", "--max-pixels", "200000", "--body-timeout", "2")
+    limits = ("--max-bytes", "300000", "--max-pixels", "200000", "--body-timeout", "2")
+    process, number = start(model_file, "--no-gate", *limits)
     yield number
     stop(process)
 
@@ -102,6 +103,17 @@ def test_a_mask_comes_back(port, model_file):
     assert answer["mask_area"] == np.count_nonzero(mask)
     assert sum(region["area"] for region in answer["regions"]) == answer["mask_area"]
     assert set(answer["milliseconds"]) >= {"ttt4as"}
+
+
+def test_the_threshold_that_is_given_gates_and_labels(model_file):
+    process, port = start(model_file, "--image-threshold", "1e9")
+    try:
+        answer = json.loads(request(port, "POST", "/segment", png(), Content_Type="image/png")[1])
+        about = json.loads(request(port, "GET", "/model")[1])
+    finally:
+        assert stop(process) == 0
+    assert (answer["label"], answer["status"], answer["mask_area"]) == ("nominal", "nominal", 0)
+    assert about["image_threshold"] == about["method"]["image_threshold"] == 1e9
 
 
 def test_png_alone_and_other_sizes_and_modes(port):
@@ -202,7 +214,7 @@ def test_model_and_metrics(port):
 
 
 def test_a_full_queue_turns_away_at_once(model_file):
-    process, port = start(model_file, "--queue-size", "1", "--max-batch", "1")
+    process, port = start(model_file, "--no-gate", "--queue-size", "1", "--max-batch", "1")
     try:
         data = png()
         with ThreadPoolExecutor(24) as pool:
@@ -217,7 +229,7 @@ def test_a_full_queue_turns_away_at_once(model_file):
 
 
 def test_stopping_finishes_what_is_under_way(model_file):
-    process, port = start(model_file)
+    process, port = start(model_file, "--no-gate")
     data = png()
     request(port, "POST", "/segment", data)
     codes: list[int] = []

@@ -225,7 +225,9 @@ def otsu_mask(maps: Array) -> Array:
     ValueError
         Wrong rank, or a non-finite value.
 
-    References ---------- Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979);
+    References
+    ----------
+    Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979);
     `skimage.filters.threshold_otsu`.
     """
     try:
@@ -262,10 +264,12 @@ def oracle_threshold(
     ValueError
         As `ttt4as_fast.metrics.pixel_auroc`, or an unknown `objective`.
 
-    Notes ----- Branch and bound. As the threshold falls past a pixel, F1 rises only if the pixel is marked, so the
-    best threshold is just below the score of some marked pixel. Between two thresholds F1 is at most what the overlap
-    at the lower and the false positives at the upper one give; intervals whose bound is under the best value found are
-    dropped, the rest is split again. Scratch memory: a sorted copy of the maps.
+    Notes
+    -----
+    Branch and bound. As the threshold falls past a pixel, F1 rises only if the pixel is marked, so the best threshold
+    is just below the score of some marked pixel. Between two thresholds F1 is at most what the overlap at the lower and
+    the false positives at the upper one give; intervals whose bound is under the best value found are dropped, the rest
+    is split again. Scratch memory: a sorted copy of the maps.
     """
     check_option(objective, "objective", OBJECTIVES)
     pairs = as_pairs(maps, masks)

@@ -23,6 +23,8 @@ from .cli_options import (
     Backend,
     BatchSize,
     Device,
+    Gate,
+    ImageThreshold,
     Loss,
     MapFormat,
     MaxIter,
@@ -217,13 +219,8 @@ def predict(
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write overlays.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print each result's line of JSON as well.")] = False,
     overwrite: Overwrite = False,
-    image_threshold: Annotated[
-        float | None,
-        typer.Option(rich_help_panel=METHOD, help="Images scoring below it are nominal.", show_default="the model's"),
-    ] = None,
-    gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", rich_help_panel=METHOD, help="Leave nominal images unmarked.")
-    ] = True,
+    image_threshold: ImageThreshold = None,
+    gate: Gate = True,
     preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
@@ -249,11 +246,7 @@ def predict(
 
     paths = list_images(images)
     detector, about = _load(model, device, backend)
-    threshold = detector.image_threshold_ if image_threshold is None else image_threshold
-    if gate and threshold is None:
-        raise ValueError(
-            "the model has no image threshold (fitted with --validation-share 0): give --image-threshold, or --no-gate"
-        )
+    threshold = _threshold(detector, image_threshold, gate)
     segmenter = _segmenter(ctx, threshold if gate else None, detector)
     settings = {
         "model": about["sha256"],
@@ -395,9 +388,8 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Images the model takes at once.")] = 8,
     body_timeout: Annotated[float, typer.Option(help="Seconds in which a body must have arrived.")] = 10.0,
     drain_seconds: Annotated[int, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
-    gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", rich_help_panel=METHOD, help="Leave nominal images unmarked.")
-    ] = True,
+    image_threshold: ImageThreshold = None,
+    gate: Gate = True,
     preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
@@ -421,9 +413,10 @@ def serve(
     except ModuleNotFoundError as error:
         raise ValueError(f"serve needs {error.name}: pip install 'ttt4as_fast[serve]'") from None
     detector, _ = _load(model, device, backend)
-    segmenter = _segmenter(ctx, detector.image_threshold_ if gate else None, detector)
+    threshold = _threshold(detector, image_threshold, gate)
+    segmenter = _segmenter(ctx, threshold if gate else None, detector)
     limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout)
-    service.serve(detector, segmenter, host, port, limits, drain_seconds)
+    service.serve(detector, segmenter, threshold, host, port, limits, drain_seconds)
 
 
 @_command("ttt4as info", "ttt4as info --json | jq .backends")
@@ -452,6 +445,16 @@ def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str,
         raise FileNotFoundError(f"model: {str(model)!r} {what}")
     detector = PatchCore.load(model, device=device, backend=backend)
     return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
+
+
+def _threshold(detector: Any, image_threshold: float | None, gate: bool) -> float | None:
+    """The image threshold given, else the model's; a gate needs one."""
+    threshold = detector.image_threshold_ if image_threshold is None else image_threshold
+    if gate and threshold is None:
+        raise ValueError(
+            "the model has no image threshold (fitted with --validation-share 0): give --image-threshold, or --no-gate"
+        )
+    return threshold
 
 
 # Options of the method -> arguments of TTT4AS.

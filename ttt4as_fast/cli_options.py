@@ -48,6 +48,11 @@ PresetOption = Annotated[
         "loss, tol and max-iter of the options here, and the nominal level of a calibrated model.",
     ),
 ]
+ImageThreshold = Annotated[
+    float | None,
+    typer.Option(rich_help_panel=METHOD, help="Images scoring below it are nominal.", show_default="the model's"),
+]
+Gate = Annotated[bool, typer.Option("--gate/--no-gate", rich_help_panel=METHOD, help="Leave nominal images unmarked.")]
 Percentile = Annotated[
     float,
     typer.Option(

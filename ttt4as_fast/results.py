@@ -177,12 +177,17 @@ def overlay(
     return Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8))
 
 
-def write_mask(path: Path, mask: np.ndarray) -> None:
-    """Write a bool (H, W) as an 8-bit PNG of 0 and 255, whole or not at all."""
+def mask_image(mask: np.ndarray) -> Image.Image:
+    """A bool (H, W) as an 8-bit image of 0 and 255."""
     from PIL import Image
 
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a bool (H, W) as an 8-bit PNG of 0 and 255, whole or not at all."""
     with atomic_path(path) as temporary:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(temporary)
+        mask_image(mask).save(temporary)
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:

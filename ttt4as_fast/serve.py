@@ -28,11 +28,10 @@ from starlette.routing import Route
 from . import __version__
 from .images import ImageError, read_image
 from .kernels.arrays import check_float, check_int
-from .results import Placement
+from .results import Placement, mask_image
 from .runs import mask_summary, predict_batch
 
 if TYPE_CHECKING:
-    import numpy as np
 
     from .patchcore import PatchCore
     from .segmenter import TTT4AS
@@ -107,8 +106,11 @@ class _Metrics:
 class _Worker:
     """The one thread that owns the model, and the queue before it."""
 
-    def __init__(self, model: PatchCore, segmenter: TTT4AS, limits: Limits, metrics: _Metrics) -> None:
-        self._model, self._segmenter, self._limits, self._metrics = model, segmenter, limits, metrics
+    def __init__(
+        self, model: PatchCore, segmenter: TTT4AS, label_threshold: float | None, limits: Limits, metrics: _Metrics
+    ) -> None:
+        self._model, self._segmenter, self._label_threshold = model, segmenter, label_threshold
+        self._limits, self._metrics = limits, metrics
         self._queue: asyncio.Queue[_Job | None] = asyncio.Queue(limits.queue_size + 1)  # and one place for the end
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttt4as")
         self._task: asyncio.Task[None] | None = None
@@ -166,14 +168,16 @@ class _Worker:
     def _run(self, images: list[Image.Image]) -> list[dict[str, Any] | Exception]:
         """Outcomes of a batch. Where it fails, its images are tried alone, so that one cannot fail the others."""
         try:
-            return list(predict_batch(self._model, self._segmenter, images, self._model.image_threshold_))
+            return list(predict_batch(self._model, self._segmenter, images, self._label_threshold))
         except Exception as error:
             if len(images) == 1:
                 return [error]
             return [outcome for image in images for outcome in self._run([image])]
 
 
-def create_app(model: PatchCore, segmenter: TTT4AS, limits: Limits | None = None) -> Starlette:
+def create_app(
+    model: PatchCore, segmenter: TTT4AS, limits: Limits | None = None, label_threshold: float | None = None
+) -> Starlette:
     """An ASGI application that segments images with a fitted model.
 
     ======  =============  ==========================================================================================
@@ -189,10 +193,12 @@ def create_app(model: PatchCore, segmenter: TTT4AS, limits: Limits | None = None
     Parameters
     ----------
     model : PatchCore
-        Fitted. Its image threshold, where calibrated, labels images.
+        Fitted.
     segmenter : TTT4AS
         The method; its ``image_threshold`` gates.
     limits : Limits, optional
+    label_threshold : float, optional
+        Image score from which an image is labelled ``"defective"``; the model's, where calibrated, unless given.
 
     Returns
     -------
@@ -202,7 +208,8 @@ def create_app(model: PatchCore, segmenter: TTT4AS, limits: Limits | None = None
     """
     limits = limits or Limits()
     metrics = _Metrics()
-    worker = _Worker(model, segmenter, limits, metrics)
+    threshold = model.image_threshold_ if label_threshold is None else label_threshold
+    worker = _Worker(model, segmenter, threshold, limits, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -240,7 +247,7 @@ def create_app(model: PatchCore, segmenter: TTT4AS, limits: Limits | None = None
                 "image_size": model.image_size,
                 "crop_size": model.crop_size,
                 "memory_bank": list(model.memory_bank_.shape),
-                "image_threshold": model.image_threshold_,
+                "image_threshold": threshold,
                 "method": segmenter.get_params(),
                 "limits": vars(limits),
                 "content_types": CONTENT_TYPES,
@@ -313,7 +320,9 @@ def _answer(request: Request, image: Image.Image, outcome: dict[str, Any], model
     """JSON, or the mask alone where the client accepts nothing but PNG."""
     place = Placement(image.height, image.width, model.image_size, model.crop_size)
     mask, anomaly_map = place.mask(outcome["pred_mask"]), place.map(outcome["anomaly_map"])
-    png = _png(mask)
+    file = io.BytesIO()
+    mask_image(mask).save(file, format="PNG")
+    png = file.getvalue()
     if request.headers.get("accept", "").startswith("image/png"):
         return Response(png, media_type="image/png", headers={"X-Score": f"{outcome['score']:.9g}"})
     fields = ("score", "label", "status", "milliseconds")
@@ -328,19 +337,20 @@ def _answer(request: Request, image: Image.Image, outcome: dict[str, Any], model
     )
 
 
-def _png(mask: np.ndarray) -> bytes:
-    """A mask as a PNG of 0 and 255."""
-    file = io.BytesIO()
-    Image.fromarray(mask.astype("uint8") * 255).save(file, format="PNG")
-    return file.getvalue()
-
-
-def serve(model: PatchCore, segmenter: TTT4AS, host: str, port: int, limits: Limits, drain_seconds: int) -> None:
+def serve(
+    model: PatchCore,
+    segmenter: TTT4AS,
+    label_threshold: float | None,
+    host: str,
+    port: int,
+    limits: Limits,
+    drain_seconds: int,
+) -> None:
     """Run the application on uvicorn until SIGINT or SIGTERM, then finish the requests under way.
 
     Parameters
     ----------
-    model, segmenter, limits
+    model, segmenter, label_threshold, limits
         As in `create_app`.
     host : str
         Address to listen on.
@@ -370,7 +380,7 @@ def serve(model: PatchCore, segmenter: TTT4AS, host: str, port: int, limits: Lim
             raise OSError(f"host, port: cannot listen on {host!r}, {port} ({error.strerror})") from error
         listener.listen(1024)  # who connects before the server runs waits for it
         config = uvicorn.Config(
-            create_app(model, segmenter, limits),
+            create_app(model, segmenter, limits, label_threshold),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=drain_seconds,
