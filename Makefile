@@ -75,7 +75,7 @@ typecheck: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/ttt4as bench all --output benchmarks/results $(BENCH_ARGS)
-	$(BIN)/ttt4as bench report build/bench-report --output benchmarks/results --readme README.md
+	$(BIN)/ttt4as bench --report build/bench-report --output benchmarks/results --readme README.md
 
 # -I: in the root of a checkout, `ttt4as_fast` would be the folder and not the installed package.
 bench-compare: $(VENV)/.installed-bench

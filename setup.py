@@ -22,6 +22,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+SUITES = ("headline", "cpu", "growth", "latency", "integrations", "gpu")
+"""Whose committed results an installation reports."""
 CORE = "ttt4as_fast.kernels._core"
 
 
@@ -111,8 +113,7 @@ setup(
     # CUDA sources are compiled at run time; tables are read then.
     package_data={
         "": ["py.typed", "*.cu", "*.cuh", "*.json"],
-        "ttt4as_fast.kernels": ["cpp/include/ttt4as/*.h*"],
-        "ttt4as_fast.benchmarks": ["results/*.json", "page.css", "page.js"],
+        "ttt4as_fast.benchmarks": [*(f"results/{suite}.json" for suite in SUITES), "page.css", "page.js"],
     },
     ext_modules=core_extensions(),
     cmdclass={"build_ext": BuildCore},

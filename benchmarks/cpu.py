@@ -1,4 +1,4 @@
-"""``python -m benchmarks.cpu``: each operation on the CPU against its peers, in one process run, beside its goal.
+"""``ttt4as bench cpu``: each operation on the CPU against its peers, in one process run, beside its goal.
 
 Prints a table and writes ``cpu.json``. Every row is one comparison by turns with the same number of threads on both
 sides; a ratio stands only where the output has passed its gate on the very input that was timed.
@@ -6,12 +6,10 @@ sides; a ratio stands only where the output has passed its gate on the very inpu
 
 from __future__ import annotations
 
-import argparse
 import gc
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 
 from . import gate, latency, machine, measure, peers, workloads
 from .headline import backend_of
-from .results_file import RESULTS, Progress, result, save, silent
+from .results_file import Progress, result, silent
 
 TITLE = "CPU: each operation against its peers"
 _DENSE_PIXELS = 320 * 320  # of the largest map whose dense features the reference can hold
@@ -445,29 +443,3 @@ def table(content: dict[str, Any]) -> Any:
             row["gate"]["detail"] if row["gate"]["passed"] else f"FAILED: {row['gate']['detail']}",
         )
     return shown
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns 1 if an output missed its gate."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__)
-    parser.add_argument("--threads", type=int, default=machine.processors(), help="default: all processors")
-    parser.add_argument("--rows", default="", help=f"pattern of the groups: {', '.join(GROUPS)}")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each comparison")
-    parser.add_argument("--data", type=Path, help="data set to take images from (default: textures)")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for cpu.json")
-    options = parser.parse_args(arguments)
-    from rich.console import Console
-
-    content = run(
-        Plan(seconds=options.seconds, data=options.data),
-        options.threads,
-        options.rows,
-        lambda what, done, total: print(f"{what} ({done}/{total})", file=sys.stderr, flush=True),
-    )
-    Console(width=200 if not sys.stdout.isatty() else None).print(table(content))
-    print(f"wrote {save(content, options.output)}")
-    return int(any(not row["gate"]["passed"] for row in content["rows"] if "gate" in row))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,6 +9,8 @@ from typing import Any
 
 from ttt4as_fast.io import atomic_path
 
+from .machine import BUSY
+
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
 
@@ -70,7 +72,7 @@ def _where(content: Content) -> str:
     """Machine, threads and commit, and that others used the machine, where they did."""
     threads = next(iter(content["threads"].values()))
     busy = content.get("load_of_others") or 0.0
-    warning = f", **busy: others used {busy:.0%} of it**" if busy > 0.1 else ""
+    warning = f", **busy: others used {busy:.0%} of it**" if busy > BUSY else ""
     return f"{content['machine']['cpu']}, {threads} thread(s), commit {content['commit'] or 'unknown'}{warning}"
 
 

@@ -53,17 +53,12 @@ def check_segment(
     accuracy that the default tolerance (a duality gap of 1e-4) buys. Large maps: on 24 rows, drawn by `seed`.
     """
     from ttt4as_fast import kernels
-    from ttt4as_fast.kernels.segment import nominal_candidates
+    from ttt4as_fast.kernels.segment import nominal_candidates, reference
 
     labels, mask, decision = (np.asarray(x) for x in (labels, mask, decision))
     height, width = anomaly_map.shape
     candidates, limit = nominal_candidates((height, width), n_nominal)
-    anomalous = kernels.dilate(
-        kernels.local_maxima(anomaly_map, 99.0, backend="reference"), 5, backend="reference"
-    ).ravel()
-    nominal = candidates[~anomalous[candidates]][:limit]
-    expected = anomalous.astype(np.int8)
-    expected[nominal] = -1
+    expected = reference.pseudo_label(anomaly_map, 99.0, 5, candidates, limit)[0].ravel()
     wrong = int((labels.ravel() != expected).sum())
     if wrong:
         return Verdict(False, f"{wrong} pseudo-labels differ from the reference's")
@@ -117,8 +112,9 @@ def svm_optimum(X: np.ndarray, y: np.ndarray, C: float) -> float:
 
 
 def _objective(X: np.ndarray, y: np.ndarray, w: np.ndarray, b: float, C: float) -> float:
-    margin = np.maximum(0.0, 1.0 - y * (X.astype(np.float64) @ w + b))
-    return float(0.5 * (w @ w + b * b) + C * (margin**2).sum())
+    from ttt4as_fast.kernels.linear_svm.reference import objective
+
+    return objective(X, y, w, b, C, "squared_hinge")
 
 
 def check_knn(

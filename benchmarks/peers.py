@@ -1,7 +1,8 @@
 """Against whom: each peer behind one small adapter, with its version; what is absent here is named, not forgotten.
 
 An adapter does what its library's users would write, no more: no tuning for or against it. All take NumPy arrays and
-give NumPy arrays back, where the library works on tensors over memory that is shared, not copied.
+give NumPy arrays back, where the library works on tensors over memory that is shared, not copied; a library for GPUs
+makes the trip to the device and back, as it would for these arrays.
 """
 
 from __future__ import annotations
@@ -223,10 +224,10 @@ def _cupyx_peaks() -> Callable[..., Any]:
     import cupy
     from cupyx.scipy import ndimage
 
-    def label(anomaly_map: Any, percentile: float, radius: int) -> Any:
-        highest = ndimage.maximum_filter(anomaly_map, size=3)
-        peaks = (anomaly_map == highest) & (anomaly_map >= cupy.percentile(anomaly_map, percentile))
-        return ndimage.binary_dilation(peaks, cupy.ones((2 * radius + 1,) * 2, bool))
+    def label(anomaly_map: np.ndarray, percentile: float, radius: int) -> np.ndarray:
+        psi = cupy.asarray(anomaly_map)
+        peaks = (psi == ndimage.maximum_filter(psi, size=3)) & (psi >= cupy.percentile(psi, percentile))
+        return ndimage.binary_dilation(peaks, cupy.ones((2 * radius + 1,) * 2, bool)).get()
 
     return label
 

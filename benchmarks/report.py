@@ -13,6 +13,7 @@ from typing import Any
 from ttt4as_fast.io import atomic_path
 
 from .digest import digest, update_readme
+from .machine import BUSY
 from .results_file import load
 from .sections import SECTIONS, section
 
@@ -88,7 +89,7 @@ number of threads on both sides, and is printed only where the output agrees wit
 <main>
 {chr(10).join(sections)}
 </main>
-<footer><p class="faint">Made by <code>ttt4as bench --report</code>. Click a column's head to sort.</p></footer>
+<footer><p class="faint">Made by <code>ttt4as bench --report DIR</code>. Click a column's head to sort.</p></footer>
 <script>
 {script}</script>
 </body>
@@ -112,7 +113,7 @@ def _about(content: Content) -> str:
     ]
     text = f'<p class="faint">{escape("; ".join(said))}.</p>'
     busy = content.get("load_of_others")
-    if busy is not None and busy > 0.1:
+    if busy is not None and busy > BUSY:
         text += f'<p class="bad">Other programs used {busy:.0%} of the processors: times are not to be trusted.</p>'
     absent = content.get("absent_peers") or {}
     if absent:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ttt4as_fast.io import atomic_path
+from ttt4as_fast.io import atomic_path, plain
 
 FORMAT_VERSION = 1
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -83,16 +82,3 @@ def all_passed(content: Any) -> bool:
     if isinstance(content, (list, tuple)):
         return all(all_passed(value) for value in content)
     return True
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: NaN and infinity as null, NumPy's scalars as Python's, tuples as lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

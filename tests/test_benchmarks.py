@@ -36,6 +36,7 @@ from ttt4as_fast.benchmarks import (
     svg,
     workloads,
 )
+from ttt4as_fast.io import plain
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = workloads.Workload("tiny", 96, 14, 112, "nothing")
@@ -267,7 +268,7 @@ class _Page(HTMLParser):
 
 def test_the_page_is_whole_and_self_contained(results: Path, masks: dict[str, Any], tmp_path: Path) -> None:
     contents = results_file.load(results)
-    contents["masks-screw"] = results_file.plain(masks)
+    contents["masks-screw"] = plain(masks)
     contents["<other>"] = {"title": "A <b>title</b>", "rows": [{"name": "<script>", "value": 1.5}]}
     text = report.page(contents)
     page = _Page(text)
@@ -304,7 +305,7 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
     readme = ROOT / "README.md"
     committed = report.load(ROOT / "benchmarks" / "results")
     assert digest.block_of(readme.read_text("utf-8")) == f"\n{digest.digest(committed)}", (
-        "ttt4as bench report DIR --output benchmarks/results --readme README.md"
+        "ttt4as bench --report DIR --output benchmarks/results --readme README.md"
     )
 
 
@@ -315,7 +316,7 @@ def test_a_browser_finds_nothing_wrong(results: Path, masks: dict[str, Any], tmp
     absent = [name for name in ("playwright-core", "axe-core") if not (modules / name).is_dir()]
     if node is None or chromium is None or absent:
         pytest.skip(f"no browser to judge the page: node {node}, chromium {chromium}, not in NODE_PATH: {absent}")
-    contents = {**results_file.load(results), "masks-screw": results_file.plain(masks)}
+    contents = {**results_file.load(results), "masks-screw": plain(masks)}
     text = report.page(contents)
     pages = {
         "good": text,
@@ -366,7 +367,7 @@ def test_the_command_refuses_wrong_usage(tmp_path: Path) -> None:
     assert _invoke("masks", tmp_path / "nowhere", "--threads", 1).exit_code == 2
     assert _invoke("--quick", "--readme", tmp_path / "README.md").exit_code == 2
     assert _invoke("all", "--suites", "nonsense").exit_code == 2
-    for name in ("all", "cpu", "growth", "latency", "integrations", "masks", "report"):
+    for name in ("all", "cpu", "growth", "latency", "integrations", "masks"):
         assert "Examples" in _invoke(name, "--help").stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -578,3 +579,21 @@ def test_demo_runs(tmp_path: Path) -> None:
     assert summary["f1_ttt4as"] > summary["f1_threshold"]
     assert f"f1_ttt4as {summary['f1_ttt4as']:.3f}" in done.stdout
     assert not done.stderr
+
+
+@pytest.mark.parametrize("place", ["predict", "evaluate", "segment", "serve", "TTT4AS", "TTT4ASPostProcessor"])
+def test_the_method_has_the_same_defaults_everywhere(place: str) -> None:
+    from ttt4as_fast import TTT4AS, cli
+    from ttt4as_fast.kernels.segment import SegmentOptions
+
+    if place == "TTT4ASPostProcessor":
+        pytest.importorskip("anomalib")
+        from ttt4as_fast.integrations.anomalib import TTT4ASPostProcessor as function
+    else:
+        function = TTT4AS if place == "TTT4AS" else getattr(cli, place)
+    parameters = inspect.signature(function).parameters
+    for option in fields(SegmentOptions):
+        if option.name == "image_threshold" and place in ("evaluate", "TTT4ASPostProcessor"):
+            continue  # judged with and without; the host's
+        default = parameters["svm_c" if option.name == "C" and "svm_c" in parameters else option.name].default
+        assert getattr(default, "value", default) == option.default, option.name

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import ttt4as_fast
+from ttt4as_fast.benchmarks.suites import SUITES
 
 ROOT = Path(__file__).resolve().parents[1]
 JUNK = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "*.so", "demo-output")
@@ -51,6 +52,7 @@ PROBE = """
 import json, warnings
 import numpy as np
 import ttt4as_fast
+from ttt4as_fast.benchmarks.suites import SUITES
 from ttt4as_fast import kernels
 x = np.random.default_rng(0).random((3, 5, 7), dtype=np.float32)
 with warnings.catch_warnings(record=True) as caught:
@@ -168,12 +170,15 @@ def test_wheel_from_sdist(source: Path, tmp_path: Path, environment: Callable[..
     names = set(zipfile.ZipFile(wheel).namelist())
     folders = {name.rpartition("/")[0] for name in names}
     assert {f"ttt4as_fast/kernels/{name}" for name in operations() | {"new_operation"}} <= folders
-    assert {"ttt4as_fast/py.typed", "ttt4as_fast/kernels/cpp/include/ttt4as/bilinear.hpp"} <= names
+    assert {"ttt4as_fast/py.typed", "ttt4as_fast/benchmarks/page.css"} <= names
+    committed = {path.name for path in (source / "benchmarks" / "results").glob("*.json")}
+    reported = {name.rpartition("/")[2] for name in names if name.startswith("ttt4as_fast/benchmarks/results/")}
+    assert reported == committed & {f"{suite.name}.json" for suite in SUITES} | {"gpu.json"}
     data = {path for pattern in ("*.cu", "*.cuh", "*.json") for path in (source / "kernels").rglob(pattern)}
     assert {f"ttt4as_fast/{path.relative_to(source)}" for path in data} <= names
     assert len([name for name in names if name.startswith("ttt4as_fast/kernels/_core.")]) == 1
     assert {folder.partition("/")[0].partition("-")[0] for folder in folders} == {"ttt4as_fast"}
-    assert not [name for name in names if name.endswith((".cpp", ".left-over.so"))]
+    assert not [name for name in names if name.endswith((".cpp", ".hpp", ".left-over.so"))]
     assert "none-any" not in wheel.name
 
     found = environment(wheel)

@@ -6,11 +6,9 @@ No import at the top may load torch: ``--help`` is instant.
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import warnings
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,7 +42,7 @@ from .cli_options import (
     Texture,
     Tol,
 )
-from .terminal import DEBUG, failed, out, print_table, printable, progress_bars, user_errors, warn
+from .terminal import DEBUG, command, failed, out, print_table, printable, progress_bars, warn
 
 app = typer.Typer(
     name="ttt4as",
@@ -92,20 +90,7 @@ def main() -> None:
 # ---------------------------------------------------------------- commands
 
 
-def _command(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command: its docstring, with the line breaks within paragraphs undone, and examples as its help."""
-    epilog = "\n\n".join(["[b]Examples[/b]", *(line.replace("[", "\\[") for line in examples)])
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        paragraphs = inspect.cleandoc(function.__doc__ or "").replace("[", "\\[").split("\n\n")
-        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        app.command(help=text, epilog=epilog)(user_errors()(function))
-        return function
-
-    return register
-
-
-@_command("ttt4as demo", "ttt4as demo --texture grass --seed 7 --output demo-grass")
+@command(app, None, "ttt4as demo", "ttt4as demo --texture grass --seed 7 --output demo-grass")
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the results, made if absent.")
@@ -135,7 +120,9 @@ def demo(
     out(f"wrote {output / 'figure.png'} and {output / 'summary.json'}")
 
 
-@_command(
+@command(
+    app,
+    None,
     "ttt4as fit mvtec_ad/screw --model screw.safetensors",
     "ttt4as fit good_parts/ --model parts.safetensors --image-size 320 --crop-size 320 --validation-share 0.3",
 )
@@ -204,7 +191,9 @@ def fit(
         raise typer.Exit(1)
 
 
-@_command(
+@command(
+    app,
+    None,
     "ttt4as predict screw.safetensors photos/ --output out",
     "ttt4as predict screw.safetensors a.png b.png --output out --map-format npy --json | jq .score",
 )
@@ -275,7 +264,7 @@ def predict(
     _summary(count, folder, as_json)
 
 
-@_command("ttt4as evaluate screw.safetensors mvtec_ad/screw --output report")
+@command(app, None, "ttt4as evaluate screw.safetensors mvtec_ad/screw --output report")
 def evaluate(
     ctx: typer.Context,
     model: ModelFile,
@@ -321,7 +310,9 @@ def evaluate(
         raise typer.Exit(1)
 
 
-@_command(
+@command(
+    app,
+    None,
     "ttt4as segment anomaly_map.npy features.npy --output out",
     "ttt4as segment maps/ features/ --output out --percentile 99.5 --image-threshold 2.1",
 )
@@ -373,7 +364,9 @@ def segment(
     _summary(count, folder, as_json)
 
 
-@_command(
+@command(
+    app,
+    None,
     "ttt4as serve screw.safetensors",
     "curl --data-binary @photo.png -H 'Content-Type: image/png' localhost:8080/segment | jq .regions",
 )
@@ -419,7 +412,7 @@ def serve(
     service.serve(detector, segmenter, threshold, host, port, limits, drain_seconds)
 
 
-@_command("ttt4as info", "ttt4as info --json | jq .backends")
+@command(app, None, "ttt4as info", "ttt4as info --json | jq .backends")
 def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """What is installed and usable here: versions, backends and why not, threads, environment variables."""
     from . import installation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import out, print_table, progress_bars, user_errors, warn
+from .terminal import command, out, print_table, progress_bars, user_errors, warn
 
 bench_app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
 
@@ -39,18 +38,6 @@ def _suite(name: str) -> ModuleType:
         if error.name != f"{__package__}.benchmarks":
             raise
         raise ValueError("the benchmark suite is not installed with this copy: reinstall the package") from None
-
-
-def _command(name: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    epilog = "\n\n".join(["[b]Examples[/b]", *examples])
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        bench_app.command(name, help=text, epilog=epilog)(user_errors()(function))
-        return function
-
-    return register
 
 
 def _threads(threads: int | None) -> int:
@@ -93,7 +80,11 @@ def headline(
     context: typer.Context,
     quick: Annotated[bool, typer.Option("--quick", help="Two shapes, few rounds: under half a minute.")] = False,
     report: Annotated[
-        Path | None, typer.Option(help="Write report.html and digest.md from the result files; measures nothing.")
+        Path | None,
+        typer.Option(
+            help="Write report.html and digest.md here, from the results in --output (the package's own if there is no "
+            "such folder); measures nothing."
+        ),
     ] = None,
     readme: Readme = None,
     threads: Threads = None,
@@ -105,7 +96,9 @@ def headline(
     if context.invoked_subcommand is not None:
         return
     if report is not None:
-        write_report(report, output if output != _RESULTS or output.is_dir() else None, readme)
+        results = _suite("results_file").RESULTS if output == _RESULTS and not output.is_dir() else output
+        for path in _suite("report").write(results, report, readme):
+            out(f"wrote {path}")
         return
     if readme is not None:
         raise ValueError("readme: expected it beside --report only")
@@ -117,15 +110,9 @@ def headline(
     _finish(content, [suite.table(content), suite.stage_table(content)], output)
 
 
-def write_report(folder: Path, results: Path | None, readme: Path | None = None) -> None:
-    """The page and the digest of a folder of result files; those that come with the package by default."""
-    report = _suite("report")
-    source = _suite("results_file").RESULTS if results is None else results
-    for path in report.write(source, folder, readme):
-        out(f"wrote {path}")
-
-
-@_command("all", "ttt4as bench all --output benchmarks/results", "ttt4as bench all --suites 'growth|cpu' --again")
+@command(
+    bench_app, "all", "ttt4as bench all --output benchmarks/results", "ttt4as bench all --suites 'growth|cpu' --again"
+)
 def everything(
     suites: Annotated[str, typer.Option(help="Pattern of the suites to measure.", show_default="all")] = "",
     again: Annotated[bool, typer.Option("--again", help="Also those whose result is current.")] = False,
@@ -150,7 +137,7 @@ def everything(
         raise typer.Exit(1)
 
 
-@_command("cpu", "ttt4as bench cpu", "ttt4as bench cpu --rows knn --threads 1")
+@command(bench_app, "cpu", "ttt4as bench cpu", "ttt4as bench cpu --rows knn --threads 1")
 def cpu(
     rows: Annotated[str, typer.Option(help="Pattern of the groups to measure.", show_default="all")] = "",
     seconds: Annotated[float, typer.Option(min=0.1, help="For each comparison.")] = 4.0,
@@ -166,7 +153,7 @@ def cpu(
     _finish(content, [suite.table(content)], output)
 
 
-@_command("growth", "ttt4as bench growth")
+@command(bench_app, "growth", "ttt4as bench growth")
 def growth(
     seconds: Annotated[float, typer.Option(min=0.1, help="For each point.")] = 1.5,
     threads: Threads = None,
@@ -181,7 +168,12 @@ def growth(
     _finish(content, [suite.table(content)], output)
 
 
-@_command("latency", "ttt4as bench latency --rate 30", "ttt4as bench latency --workload dinov2_vits14 --calls 10000")
+@command(
+    bench_app,
+    "latency",
+    "ttt4as bench latency --rate 30",
+    "ttt4as bench latency --workload dinov2_vits14 --calls 10000",
+)
 def latency(
     workload: Annotated[str, typer.Option(help="Shape of the features; a wrong name lists them all.")] = "wrn50",
     calls: Annotated[int, typer.Option(min=10, help="Images in each run.")] = 3000,
@@ -201,7 +193,7 @@ def latency(
     _finish(content, suite.tables(content), output)
 
 
-@_command("integrations", "ttt4as bench integrations", "ttt4as bench integrations --hosts 'FAISS|scikit'")
+@command(bench_app, "integrations", "ttt4as bench integrations", "ttt4as bench integrations --hosts 'FAISS|scikit'")
 def integrations(
     hosts: Annotated[str, typer.Option(help="Pattern of the hosts to measure.", show_default="all")] = "",
     seconds: Annotated[float, typer.Option(min=0.1, help="For each comparison.")] = 4.0,
@@ -217,8 +209,11 @@ def integrations(
     _finish(content, [suite.table(content)], output)
 
 
-@_command(
-    "masks", "ttt4as bench masks mvtec_ad/screw", "ttt4as bench masks mvtec_ad/screw --image-size 320 --crop-size 320"
+@command(
+    bench_app,
+    "masks",
+    "ttt4as bench masks mvtec_ad/screw",
+    "ttt4as bench masks mvtec_ad/screw --image-size 320 --crop-size 320",
 )
 def masks(
     dataset: Annotated[Path, typer.Argument(help="Root of one category.", show_default=False)],
@@ -236,16 +231,3 @@ def masks(
     with progress_bars() as progress:
         content = suite.run(dataset, model, image_size, crop_size, threads, **_watched(progress))
     _finish(content, suite.tables(content), output)
-
-
-@_command("report", "ttt4as bench report report/ --output bench-results")
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder for report.html and digest.md.", show_default=False)],
-    results: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the result files.", show_default="the package's own"),
-    ] = None,
-    readme: Readme = None,
-) -> None:
-    """One self-contained page, and a digest in Markdown, from result files."""
-    write_report(folder, results, readme)

@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import __version__, baselines, metrics
+from . import baselines, metrics
 from .datasets import Dataset, ImageError, Sample, image_size, load_dataset, read_mask
-from .io import atomic_path
+from .installation import versions
+from .io import atomic_path, plain
 from .kernels.arrays import check_float, check_int, to_numpy
 from .kernels.segment_robust import OPERATION
+from .model_file import OPTIONS
 from .segmenter import TTT4AS
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ class Report:
             Whether the entry of each image is included.
         """
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if images or name != "images"}
-        text = json.dumps(_plain({"format_version": FORMAT_VERSION, **content}), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(plain({"format_version": FORMAT_VERSION, **content}), indent=1, allow_nan=False) + "\n"
         return _write(text, path)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -213,7 +215,7 @@ def evaluate(
     check_float(quantile, "quantile", 0.0, 1.0)
     if not dataset.test:
         raise ValueError(f"dataset: {dataset.name!r} (layout {dataset.layout!r}) has no test images")
-    if getattr(model, "nominal_statistics_", None) is None or getattr(model, "image_threshold_", None) is None:
+    if model.nominal_statistics_ is None or model.image_threshold_ is None:
         raise ValueError("model: expected a calibrated model; call calibrate() with nominal validation images")
     segmenter = TTT4AS() if segmenter is None else segmenter
     stats, gate = model.nominal_statistics_, _gate(model, segmenter)
@@ -476,19 +478,9 @@ class _Run:
 
 
 def _settings(model: PatchCore, segmenter: TTT4AS, quantile: float, run: _Run, n_validation: int) -> dict[str, Any]:
-    names = (
-        "backbone",
-        "layers",
-        "coreset_ratio",
-        "n_neighbors",
-        "image_size",
-        "crop_size",
-        "blur_sigma",
-        "random_state",
-    )
     return {
         "segmenter": segmenter.get_params(),
-        "model": {name: getattr(model, name) for name in names if hasattr(model, name)},
+        "model": {name: getattr(model, name) for name in ("layers", *OPTIONS)},
         "n_validation": n_validation,
         "quantile": quantile,
         "detector_milliseconds": {
@@ -501,10 +493,7 @@ def _environment() -> dict[str, Any]:
     import torch
 
     return {
-        "ttt4as_fast": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
+        **versions(),
         "machine": platform.machine(),
         "n_cpus": os.cpu_count(),
         "n_threads": torch.get_num_threads(),
@@ -518,19 +507,6 @@ def _f1_if_marked(counts: metrics.Counts | None) -> float | None:
 def _mean(values: list[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _plain(value: Any) -> Any:
-    """`value` with NaN as None and NumPy scalars as Python ones, so that it is JSON."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _cell(value: Any) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = "ttt4as_fast.PatchCore"
 FORMAT_VERSION = 1
 _KEY = "ttt4as_fast"
-_OPTIONS = (
+OPTIONS = (
     "backbone",
     "coreset_ratio",
     "n_neighbors",
@@ -63,7 +63,7 @@ def save(model: PatchCore, path: Path) -> None:
     if model.nominal_statistics_ is not None:
         tensors.update({f"nominal.{name}": array for name, array in model.nominal_statistics_.arrays().items()})
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    options = {name: getattr(model, name) for name in _OPTIONS}
+    options = {name: getattr(model, name) for name in OPTIONS}
     options["weights"] = None if model.weights is None else os.path.abspath(model.weights)
     content = {
         "format": FORMAT,

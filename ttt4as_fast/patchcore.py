@@ -271,6 +271,13 @@ class PatchCore:
         return to_numpy(kernels.k_center_greedy(points, n, start, progress=step, backend=self.backend))
 
     def set_memory_bank(self, bank: np.ndarray) -> None:
+        """Search in `bank` from now on: vectors (N, D) of this model's patches, kept as float32; thresholds stay.
+
+        Raises
+        ------
+        ValueError
+            No vectors, or one that is not finite.
+        """
         self.memory_bank_ = np.ascontiguousarray(bank, np.float32)
         on_device = torch.from_numpy(self.memory_bank_).to(self.device) if self.device.type == "cuda" else None
         self.index_ = kernels.KnnIndex(self.memory_bank_ if on_device is None else on_device, backend=self.backend)

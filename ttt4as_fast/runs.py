@@ -47,10 +47,7 @@ def nominal_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise FileNotFoundError(f"no such folder: {str(folder)!r}")
     if not folder.is_dir():
         raise NotADirectoryError(f"expected a folder, got the file {str(folder)!r}")
-    images = [sample.image for sample in load_dataset(folder).train]
-    if not images:
-        raise ValueError(f"no nominal training images in {str(folder)!r}")
-    return images
+    return [sample.image for sample in load_dataset(folder).train]
 
 
 def split_nominal(paths: Sequence[Path], validation_share: float, seed: int) -> tuple[list[Path], list[Path]]:

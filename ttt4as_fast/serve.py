@@ -32,7 +32,6 @@ from .results import Placement, mask_image
 from .runs import mask_summary, predict_batch
 
 if TYPE_CHECKING:
-
     from .patchcore import PatchCore
     from .segmenter import TTT4AS
 

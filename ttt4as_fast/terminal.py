@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,19 @@ def failed(path: str, reason: str) -> None:
 def out(text: str) -> None:
     """One line on stdout, plain."""
     typer.echo(printable(text))
+
+
+def command(app: typer.Typer, name: str | None, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command: its docstring, with the line breaks within paragraphs undone, and examples as its help."""
+    epilog = "\n\n".join(["[b]Examples[/b]", *(line.replace("[", "\\[") for line in examples)])
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        paragraphs = inspect.cleandoc(function.__doc__ or "").replace("[", "\\[").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        app.command(name, help=text, epilog=epilog)(user_errors()(function))
+        return function
+
+    return register
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from ..files import atomic_path
 
 _ALIGN = 64
 Save = Callable[[Callable[[memoryview], object]], None]
@@ -20,17 +21,11 @@ Save = Callable[[Callable[[memoryview], object]], None]
 
 def write(path: str | os.PathLike, bank: np.ndarray, save: Save | None) -> None:
     """Write `bank` (N, D), and what `save` hands to its argument; the file is there whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            np.save(file, np.ascontiguousarray(bank), allow_pickle=False)
-            if save is not None:
-                file.write(bytes(-file.tell() % _ALIGN))
-                save(file.write)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        np.save(file, np.ascontiguousarray(bank), allow_pickle=False)
+        if save is not None:
+            file.write(bytes(-file.tell() % _ALIGN))
+            save(file.write)
 
 
 def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | None]:

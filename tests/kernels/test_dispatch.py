@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 import warnings
+from dataclasses import astuple, fields
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 from ttt4as_fast import kernels
 from ttt4as_fast.kernels import dispatch
+from ttt4as_fast.kernels.segment import SegmentOptions
+from ttt4as_fast.kernels.segment_robust import RobustOptions
 
 
 @pytest.fixture
@@ -100,6 +103,7 @@ def inputs():
 
 CALLS = {
     "segment": lambda m, f: kernels.segment(m, f).pred_mask,
+    "segment_robust": lambda m, f: kernels.segment_robust(m, f).pred_mask,
     "bilinear_upsample": lambda m, f: kernels.bilinear_upsample(f, (20, 21)),
     "bilinear_sample": lambda m, f: kernels.bilinear_sample(f[0], (20, 21), torch.arange(5), torch.arange(5)),
     "nearest_neighbors": lambda m, f: kernels.nearest_neighbors(m[0], m[1], 3)[0],
@@ -134,15 +138,23 @@ def test_exports(name):
 
 def operator_samples():
     m, f = inputs()
-    options = (99.0, 5, 100, 1e-3, "squared_hinge", "grid", 0, None, 1e-4, 1000, "auto")
     return {
-        "segment": (m, f, None, *options),
+        "segment": (m, f, None, *astuple(SegmentOptions()), "auto"),
+        "segment_robust": (m, f, None, *astuple(RobustOptions()), "auto"),
         "bilinear_upsample": (f, 20, 21, "auto"),
         "bilinear_sample": (f[0], 20, 21, torch.arange(5), torch.arange(5), "auto"),
         "nearest_neighbors": (m[0], m[1], 3, "auto"),
         "local_maxima": (m, 99.0, "auto"),
         "dilate": (m > 0.9, 2, "auto"),
     }
+
+
+@pytest.mark.parametrize(("name", "options"), [("segment", SegmentOptions), ("segment_robust", RobustOptions)])
+def test_operators_take_the_options_in_their_order(name, options):
+    kernels.dilate(torch.ones((2, 2), dtype=torch.bool), 1)
+    schema = getattr(torch.ops.ttt4as, name).default._schema
+    names = [argument.name for argument in schema.arguments]
+    assert names == ["anomaly_map", "features", "score", *(field.name for field in fields(options)), "backend"]
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -1,5 +1,4 @@
-// Test-time training whose labels follow the shape of each peak: the `robust` preset, whole. What it does and why is
-// told in kernels/segment_robust/__init__.py.
+// Test-time training whose labels follow the shape of each peak, for defects of any size: the `robust` preset, whole.
 #pragma once
 
 #include <cstddef>

@@ -4,7 +4,7 @@
 // each with its own team per calling thread; none survives fork(); and ThreadSanitizer cannot see into them. Here
 //   - the pool belongs to the process: two callers at once share it (the second runs its work on its own thread), so
 //     the machine is never given more than `callers + limit - 1` busy threads;
-//   - idle threads sleep, they do not spin;
+//   - idle threads sleep: what looks for the next region does so for some 30 microseconds, and only after one;
 //   - a forked child starts with an empty pool of its own;
 //   - work is cut into tasks whose number and bounds never depend on the number of threads: results are the same to the
 //     bit on any of them.

@@ -1,0 +1,51 @@
+"""Output files that are either whole or absent: written beside their place under another name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path in the folder of `path`, renamed to `path` when the block ends and removed if it raises.
+
+    The temporary name keeps the suffix of `path`, because writers such as Pillow and NumPy choose the format by it,
+    and starts with a dot, so that a listing of the folder passes it over. A reader sees the old file or the new one,
+    never half of one; an interrupted run leaves the old one in place.
+
+    Parameters
+    ----------
+    path : path-like
+        Where the finished file goes. Its folder must exist.
+
+    Yields
+    ------
+    pathlib.Path
+        Where to write. There is no file there yet.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder of `path` does not exist, or the block wrote nothing (a writer may have added a suffix of its own).
+    IsADirectoryError
+        `path` is a folder.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: expected a file in an existing folder, got {str(path)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"path: expected a file, got the folder {str(path)!r}")
+    temporary = path.parent / f".{path.stem[:64]}-{secrets.token_hex(8)}{path.suffix}"
+    try:
+        yield temporary
+        if not temporary.is_file():
+            raise FileNotFoundError(f"nothing was written to the temporary file of {str(path)!r}")
+        with open(temporary, "rb+") as file:  # the rename must not reach the disk before the contents do
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
