@@ -480,7 +480,9 @@ class _Run:
 def _settings(model: PatchCore, segmenter: TTT4AS, quantile: float, run: _Run, n_validation: int) -> dict[str, Any]:
     return {
         "segmenter": segmenter.get_params(),
-        "model": {name: getattr(model, name) for name in ("layers", *OPTIONS)},
+        "model": {
+            name: getattr(model, name) for name in ("layers", *OPTIONS) if hasattr(model, name)
+        },  # of any detector
         "n_validation": n_validation,
         "quantile": quantile,
         "detector_milliseconds": {
