@@ -80,20 +80,6 @@ void bind_peaks(py::module_& module) {
                "(B, H, W) float32/64 -> (B, H, W) bool.");
     module.def("dilate", &dilate_any, py::arg("mask"), py::arg("radius"), py::arg("threads") = 0,
                "(B, H, W) bool -> the same, grown by a square of side 2 * radius + 1.");
-    module.def(
-        "percentile",
-        [](const py::array& map, double percentile) {
-            if (map.size() == 0) throw py::value_error("anomaly_map: expected no empty axis");
-            if (is_dtype(map, 'f', sizeof(double))) {
-                const py::array_t<double, py::array::c_style> packed(map);
-                PeakScratch<double> scratch;
-                return map_percentile(packed.data(), packed.size(), percentile, scratch);
-            }
-            const py::array_t<float, py::array::c_style | py::array::forcecast> packed(map);
-            PeakScratch<float> scratch;
-            return map_percentile(packed.data(), packed.size(), percentile, scratch);
-        },
-        py::arg("anomaly_map"), py::arg("percentile"), "numpy.percentile of all values as float64.");
 }
 
 }  // namespace ttt4as
