@@ -125,6 +125,7 @@ def test_info_names_every_operation_and_variable() -> None:
     found = json.loads(ttt4as("info", "--json", TTT4AS_BACKEND="reference").stdout)
     assert {"bilinear", "knn", "coreset", "peaks", "linear_svm", "segment"} <= set(found["backends"]["cpu"])
     assert all(backends["reference"] is None for backends in found["backends"]["cpu"].values())
+    assert "gpu" in found["backends"]["cuda"]["knn"]  # and why not
     assert found["environment"]["TTT4AS_BACKEND"]["value"] == "reference"
     assert found["versions"]["torch"]
     text = ttt4as("info").stdout

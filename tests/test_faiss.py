@@ -193,6 +193,18 @@ def test_flat_index_answers_as_faiss(vectors):
         np.testing.assert_allclose(got[0][found], want[0][found], rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_what_was_added_is_the_callers_no_more(kind):
+    """A block read into the same memory again and again, as with FAISS."""
+    index, buffer = IndexFlatL2(2), np.empty((4, 2), np.float32)
+    for start in range(0, 12, 4):
+        buffer[:] = np.arange(start, start + 4)[:, None]
+        index.add(kind(buffer))
+    buffer[:] = -1
+    distances, indices = index.search(kind(np.repeat(np.arange(12, dtype=np.float32)[:, None], 2, 1)), 1)
+    assert np.asarray(distances).max() == 0 and np.asarray(indices).ravel().tolist() == list(range(12))
+
+
 def test_flat_index_calls(vectors, tmp_path):
     bank, query = vectors
     index = IndexFlatL2(17)

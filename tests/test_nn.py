@@ -69,6 +69,18 @@ def test_bad_input_is_named(arguments, says):
         nn.TTT4AS()(*arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_cast_leaves_the_threshold(dtype):
+    maps, features = torch.rand(2, 40, 44), torch.rand(2, 6, 5, 5)
+    for threshold in (None, 47.1625, 1e300):
+        module = nn.TTT4AS(threshold)
+        want = module(maps, features)
+        assert torch.equal(module.to(dtype)(maps, features), want)
+        assert module.image_threshold.dtype == torch.float64
+        assert threshold is None or float(module.image_threshold) == threshold
+    assert nn.TTT4AS(1.5).to("meta").image_threshold.is_meta
+
+
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="percentile"):
         nn.TTT4AS(percentile=200)

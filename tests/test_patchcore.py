@@ -83,6 +83,26 @@ def assert_close(one, other, tolerance: float) -> None:
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max())
 
 
+@pytest.mark.parametrize("kind", ["turned", "transparent", "sixteen bits", "palette"])
+def test_an_open_image_is_its_file(model, tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(4)
+    pixels, options = rng.integers(0, 255, (70, 90, 3), np.uint8), {}
+    image = Image.fromarray(pixels)
+    if kind == "turned":
+        exif = image.getexif()
+        exif[0x0112] = 6
+        options = {"exif": exif}
+    elif kind == "transparent":
+        image.putalpha(Image.fromarray(pixels[:, :, 0]))
+    elif kind == "sixteen bits":
+        image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 200)
+    else:
+        image = image.convert("P")
+    path = tmp_path / "a.png"
+    image.save(path, **options)
+    assert_equal(model.predict([path]), model.predict([Image.open(path)]))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # what it computes
 
@@ -497,6 +517,8 @@ def test_wrong_masks(mask, error, message):
         (3, TypeError, "images: expected a path or an iterable of paths, got int"),
         ("/nowhere/at/all.png", FileNotFoundError, "images: no such file or folder"),
         ([Image.new("RGB", (8, 8)), "x.png"], TypeError, "expected PIL images only or paths only, got str too"),
+        ([torch.zeros(3, 64, 64)], TypeError, "expected a path or an iterable of paths, got one of Tensor"),
+        (Image.fromarray(np.full((8, 8), 7, np.float32)), ValueError, r"floating-point values in \[7, 7\]"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "calibrate", "predict"])

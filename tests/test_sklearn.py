@@ -106,6 +106,15 @@ def test_sample_weight_of_zero_is_absence():
     np.testing.assert_array_equal(a.coef_, b.coef_)
 
 
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_a_class_without_weight_is_scikit_learns(bad):
+    X, y = make_classification(60, 5, random_state=0)
+    weight = np.where(y == 1, 1.0, bad)
+    ours, theirs = (kind(random_state=0).fit(X, y, sample_weight=weight) for kind in (ttt.LinearSVC, Original))
+    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+    assert np.isnan(ours.gap_)
+
+
 def test_too_few_iterations_warn():
     X, y = make_classification(200, 50, flip_y=0.3, random_state=0)
     with pytest.warns(ConvergenceWarning, match="LinearSVC stopped after max_iter=1"):

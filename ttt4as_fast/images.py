@@ -49,7 +49,18 @@ def read_image(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     ImageError
         The file is absent, no image, truncated, corrupt, or holds values outside the ranges above.
     """
-    return _guarded(path, lambda image: _to_rgb(ImageOps.exif_transpose(image)))
+    return _guarded(path, as_rgb)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image as `read_image` gives it.
+
+    Raises
+    ------
+    ValueError
+        A value outside the ranges there.
+    """
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
@@ -132,10 +143,13 @@ def list_images(
     """
     if isinstance(images, (str, os.PathLike)):
         return _list_one(Path(images))
-    try:
-        several = [Path(path) for path in images]
-    except TypeError:
-        raise TypeError(f"images: expected a path or an iterable of paths, got {type(images).__name__}") from None
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images: expected a path or an iterable of paths, got {type(images).__name__}")
+    several = []
+    for path in images:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"images: expected a path or an iterable of paths, got one of {type(path).__name__}")
+        several.append(Path(path))
     if not several:
         raise ValueError("images: expected at least one path, got none")
     return [path for one in several for path in _list_one(one)]

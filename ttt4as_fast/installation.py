@@ -49,7 +49,7 @@ def describe() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "core": core if isinstance(core, str) else core.__version__,
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else None,
-        "backends": {device: kernels.backends(device) for device in ("cpu", *(("cuda",) if cuda else ()))},
+        "backends": {device: kernels.backends(device) for device in ("cpu", "cuda")},
         "environment": {
             name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT_VARIABLES.items()
         },

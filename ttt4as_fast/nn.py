@@ -36,7 +36,8 @@ class TTT4AS(torch.nn.Module):
     Parameters
     ----------
     image_threshold : float, optional
-        Images whose score is below it get an empty mask. A buffer: it travels with the state dict.
+        Images whose score is below it get an empty mask. A buffer: it travels with the state dict, and stays float64
+        whatever the module is cast to.
     **options
         The other arguments of `ttt4as_fast.TTT4AS`.
 
@@ -63,6 +64,14 @@ class TTT4AS(torch.nn.Module):
         self._backend = segmenter.backend
         threshold = _NO_GATE if image_threshold is None else check_float(image_threshold, "image_threshold", _NO_GATE)
         self.register_buffer("image_threshold", torch.tensor(threshold, dtype=torch.float64))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TTT4AS:
+        """As `torch.nn.Module` moves and casts, but for the threshold, which a narrower type would round."""
+        threshold = self.image_threshold
+        super()._apply(fn, recurse)
+        if self.image_threshold.dtype != torch.float64:
+            self.image_threshold = threshold.to(self.image_threshold.device)
+        return self
 
     def extra_repr(self) -> str:
         """The options, for `print`."""

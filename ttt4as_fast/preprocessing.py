@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .images import list_images, read_image
+from .images import as_rgb, list_images, read_image
 from .kernels.arrays import as_float_array, check_int, check_size, is_tensor, to_numpy
 
 if TYPE_CHECKING:
@@ -55,23 +55,28 @@ class Preprocessing:
         return (self.image_size - self.crop_size) // 2
 
     def transform(self, image: Image.Image) -> np.ndarray:
-        """An image as its crop: (crop_size, crop_size, 3) uint8."""
-        resized = image.convert("RGB").resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        """An RGB image as its crop: (crop_size, crop_size, 3) uint8."""
         end = self.offset + self.crop_size
-        return np.array(resized.crop((self.offset, self.offset, end, end)))
+        return np.array(self.square(image).crop((self.offset, self.offset, end, end)))
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """An image resized to the square that the crop is cut from; one of that size is as it was."""
+        return image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
 
     def prepare(self, batch: list[Any] | torch.Tensor) -> torch.Tensor:
         """Paths, PIL images or a tensor (N, 3, H, W) in [0, 1] as a float32 tensor (N, 3, crop_size, crop_size).
 
+        A PIL image is taken as its file would be: upright, transparency over black, see `read_image`.
+
         Raises
         ------
         ValueError
-            A value is not in [0, 1].
+            A value is not in [0, 1], or a PIL image's outside the ranges of `read_image`.
         ImageError
             A file cannot be read as an image.
         """
         if not isinstance(batch, torch.Tensor):
-            opened = (image if isinstance(image, Image.Image) else read_image(image) for image in batch)
+            opened = (as_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in batch)
             return as_batch([self.transform(image) for image in opened])
         low, high = (float(x) for x in torch.aminmax(batch))
         if not (low >= -_SLACK and high <= 1 + _SLACK):  # written so that NaN fails too

@@ -12,8 +12,9 @@ import asyncio
 import base64
 import contextlib
 import io
+import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -50,7 +52,8 @@ class Limits:
     max_bytes : int
         Of a request's body, default 32 MiB; more is refused (413), not kept, and read no further than twice that.
     max_pixels : int
-        Of an image, default 50 million; more is refused (413) without being decoded.
+        Of an image, default 50 million; more is refused (413) without being decoded. Every processor decodes or answers
+        one image at a time, which takes some 12 bytes a pixel; what waits is as small as what the model looks at.
     queue_size : int
         Images that may wait, default 64; what comes beyond is turned away (503).
     max_batch : int
@@ -81,7 +84,7 @@ class _Refusal(Exception):
 
 @dataclass
 class _Job:
-    """One image on its way through the queue."""
+    """One image on its way through the queue, resized as the model has it."""
 
     image: Image.Image
     done: asyncio.Future[dict[str, Any]]
@@ -131,12 +134,16 @@ class _Worker:
             await self._task
         self._thread.shutdown()
 
-    async def segment(self, image: Image.Image) -> dict[str, Any]:
-        """The outcome for one image, when its turn comes."""
+    def check_room(self) -> None:
+        """Turns away what would have to wait beyond the limit."""
         if not self.alive:
             raise _Refusal(503, "the service is stopping")
         if self._queue.qsize() >= self._limits.queue_size:
             raise _Refusal(503, f"{self._limits.queue_size} images are waiting already", **{"Retry-After": "1"})
+
+    async def segment(self, image: Image.Image) -> dict[str, Any]:
+        """The outcome for one image, when its turn comes."""
+        self.check_room()
         job = _Job(image, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._queue.put_nowait(job)
         self._metrics.waiting.set(self._queue.qsize())
@@ -209,6 +216,9 @@ def create_app(
     metrics = _Metrics()
     threshold = model.image_threshold_ if label_threshold is None else label_threshold
     worker = _Worker(model, segmenter, threshold, limits, metrics)
+    helpers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="ttt4as-image")
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, for the process: ours may be higher
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -217,14 +227,20 @@ def create_app(
             yield
         finally:
             await worker.stop()
+            helpers.shutdown()
+
+    async def aside(function: Callable[..., Any], *arguments: Any) -> Any:
+        """What takes longer with every pixel, beside the loop that keeps all connections."""
+        return await asyncio.get_running_loop().run_in_executor(helpers, function, *arguments)
 
     async def segment(request: Request) -> Response:
         try:
             data = await _read_body(request, limits)
-            image = await asyncio.get_running_loop().run_in_executor(None, _decode, data, limits)
-            outcome = await worker.segment(image)
+            worker.check_room()
+            square, size = await aside(_decode, data, limits, model)
+            outcome = await worker.segment(square)
             metrics.images.labels(outcome["status"]).inc()
-            response = _answer(request, image, outcome, model)
+            response = await aside(_answer, request.headers.get("accept", ""), size, outcome, model)
         except _Refusal as refusal:
             response = JSONResponse({"error": refusal.reason}, refusal.status, headers=refusal.headers)
         except ClientDisconnect:
@@ -262,7 +278,13 @@ def create_app(
         Route("/model", describe),
         Route("/metrics", scrape),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refused})
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    """What Starlette refuses by itself: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
@@ -298,8 +320,8 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
     return data
 
 
-def _decode(data: bytes, limits: Limits) -> Image.Image:
-    """The image of a body, RGB and upright; its size is read before its pixels are."""
+def _decode(data: bytes, limits: Limits, model: PatchCore) -> tuple[Image.Image, tuple[int, int]]:
+    """The image of a body, resized as the model has it, and its height and width, which are read before its pixels."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             width, height = header.size
@@ -310,25 +332,26 @@ def _decode(data: bytes, limits: Limits) -> Image.Image:
     if width * height > limits.max_pixels:
         raise _Refusal(413, f"image: expected at most {limits.max_pixels} pixels, got {width} x {height}")
     try:
-        return read_image(io.BytesIO(data))
+        image = read_image(io.BytesIO(data))
     except ImageError as error:
         raise _Refusal(400, f"image: {error.reason}") from None
+    return model.preprocessing.square(image), (image.height, image.width)
 
 
-def _answer(request: Request, image: Image.Image, outcome: dict[str, Any], model: PatchCore) -> Response:
+def _answer(accept: str, size: tuple[int, int], outcome: dict[str, Any], model: PatchCore) -> Response:
     """JSON, or the mask alone where the client accepts nothing but PNG."""
-    place = Placement(image.height, image.width, model.image_size, model.crop_size)
+    place = Placement(*size, model.image_size, model.crop_size)
     mask, anomaly_map = place.mask(outcome["pred_mask"]), place.map(outcome["anomaly_map"])
     file = io.BytesIO()
     mask_image(mask).save(file, format="PNG")
     png = file.getvalue()
-    if request.headers.get("accept", "").startswith("image/png"):
+    if accept.startswith("image/png"):
         return Response(png, media_type="image/png", headers={"X-Score": f"{outcome['score']:.9g}"})
     fields = ("score", "label", "status", "milliseconds")
     return JSONResponse(
         {
-            "width": image.width,
-            "height": image.height,
+            "width": size[1],
+            "height": size[0],
             **{name: outcome[name] for name in fields},
             **mask_summary(mask, anomaly_map),
             "mask": base64.b64encode(png).decode("ascii"),

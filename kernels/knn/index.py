@@ -59,7 +59,7 @@ class KnnIndex:
         if bank is not None:
             if dim is None:
                 self.dim = int(arrays.as_float_array(bank, "bank", (2,)).shape[1])
-            self._append(bank, "bank")
+            self._append(bank, "bank", keep=True)
 
     @property
     def ntotal(self) -> int:
@@ -83,7 +83,7 @@ class KnnIndex:
         return _concatenate([part.bank for part in self._parts])
 
     def add(self, points: Array) -> None:
-        """Append vectors; they take the indices from `ntotal` on.
+        """Append a copy of vectors; they take the indices from `ntotal` on.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class KnnIndex:
         ValueError, TypeError
             Wrong rank, channel count or device, an empty axis, a non-finite value. The index is then unchanged.
         """
-        self._append(points, "points")
+        self._append(points, "points", keep=False)
 
     def reset(self) -> None:
         """Remove all vectors."""
@@ -197,7 +197,8 @@ class KnnIndex:
         name = self._module.__name__.rpartition(".")[2] if self._module else self._backend
         return _rebuild, (self.bank if self._parts else None, self.dim, name)
 
-    def _append(self, points: Array, name: str) -> None:
+    def _append(self, points: Array, name: str, *, keep: bool) -> None:
+        """`keep`: the caller's memory may become the index's."""
         points = self._checked(points, name)
         if self._module is None:
             self._device = arrays.device_type(points)
@@ -207,6 +208,8 @@ class KnnIndex:
         while kept and _rows(self._parts[kept - 1].bank) < 2 * len(points):
             kept -= 1
             points = _concatenate([self._parts[kept].bank, points])
+        if not keep and kept == len(self._parts):  # what was put together is a copy already
+            points = points.clone() if arrays.is_tensor(points) else points.copy()  # type: ignore[union-attr]
         with arrays.device_of(points):
             part = self._module.Index(points)
         self._parts = [*self._parts[:kept], part]

@@ -189,7 +189,10 @@ def _scores(pred_score: Any, anomaly_map: Array) -> Array | None:
     """`pred_score` as (B,) and of the kind of `anomaly_map`, on the device where it was; None stays None."""
     if pred_score is None:
         return None
-    score = pred_score if arrays.is_tensor(pred_score) else np.array(pred_score, np.float64)
+    try:
+        score = pred_score if arrays.is_tensor(pred_score) else np.array(pred_score, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"pred_score: expected a number or one an image, got {pred_score!r}") from None
     if arrays.is_tensor(score) != arrays.is_tensor(anomaly_map):
         import torch
 

@@ -22,6 +22,13 @@ int main() {
               ttt4as_knn_search(handle, query.data(), queries, k, again.data(), indices_again.data(), 1) == 0);
         CHECK(again == distances && indices_again == indices);
         CHECK(ttt4as_knn_search(handle, query.data(), queries, n + 1, again.data(), indices_again.data(), 1) < 0);
+        std::vector<float> broken = query;
+        broken.back() = std::numeric_limits<float>::quiet_NaN();
+        CHECK(ttt4as_knn_search(handle, broken.data(), queries, k, again.data(), indices_again.data(), 1) ==
+              TTT4AS_INVALID_ARGUMENT);
+        broken.assign(bank.begin(), bank.end());
+        broken[0] = std::numeric_limits<float>::infinity();
+        CHECK(!ttt4as_knn_create(broken.data(), n, dims, 0));
         // Saved and opened again it finds the same; what is cut short is refused, and a sink that fails is heard.
         ttt4as::Buffer<char> prepared(std::size_t(1) << 22);
         struct Written {

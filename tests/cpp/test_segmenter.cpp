@@ -29,6 +29,7 @@ int main() {
 
     ttt4as_options options;
     ttt4as_default_options(&options);
+    ttt4as_default_options(nullptr);
     ttt4as::Segmenter segmenter;
     check_c_functions(ttt4as_segmenter_create(&options), segmenter, images[1]);
     CHECK(ttt4as_segment(nullptr, nullptr, 3, 3, nullptr, 1, 1, 1, 0, nullptr, nullptr, nullptr) ==

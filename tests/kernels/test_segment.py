@@ -283,6 +283,7 @@ GOOD = {"anomaly_map": np.zeros((8, 8)), "features": np.zeros((3, 2, 2))}
         ),
         ({"pred_score": [1.0, 2.0]}, ValueError, "pred_score: expected one score an image (1)"),
         ({"pred_score": np.nan, "image_threshold": 1.0}, ValueError, "pred_score: expected finite values"),
+        ({"pred_score": "x"}, TypeError, "pred_score: expected a number or one an image, got 'x'"),
         ({"percentile": 101}, ValueError, "percentile: expected a number in [0, 100]"),
         ({"neighbor_radius": -1}, ValueError, "neighbor_radius: expected an integer >= 0, got -1"),
         ({"n_nominal": 0}, ValueError, "n_nominal"),

@@ -56,7 +56,7 @@ class IndexFlatL2:
         """Nothing: a flat index has nothing to learn."""
 
     def add(self, x: Array) -> None:
-        """Append vectors, (n, d); see `KnnIndex.add`."""
+        """Append a copy of vectors, (n, d); see `KnnIndex.add`."""
         self._index.add(x)
 
     def search(self, x: Array, k: int) -> tuple[Array, Array]:

@@ -31,7 +31,8 @@ class LinearSVC(_LinearSVC):
 
     Accelerated: dense `X` with ``penalty="l2"``, ``fit_intercept=True``, ``intercept_scaling=1`` and
     ``multi_class="ovr"``, both losses, two or more classes, `class_weight` and `sample_weight`. Everything else (sparse
-    `X`, the l1 penalty, no or a scaled intercept, Crammer-Singer, ``verbose``) is passed on to scikit-learn.
+    `X`, the l1 penalty, no or a scaled intercept, Crammer-Singer, ``verbose``, a class all of whose samples weigh
+    nothing) is passed on to scikit-learn.
 
     Parameters
     ----------
@@ -131,6 +132,9 @@ max_iter
                 f"{self.classes_[0]!r}"
             )
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        if len(np.unique(targets[weight > 0])) < len(self.classes_):
+            self.gap_ = float("nan")
+            return super().fit(X, y, sample_weight)
         by_class = self._class_weights(y, None if sample_weight is None else weight)
         if len(self.classes_) == 2:
             fits = [self._fit_one(X, targets == 1, weight * by_class[targets])]

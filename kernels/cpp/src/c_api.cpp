@@ -11,6 +11,7 @@
 #include <utility>
 #include <variant>
 
+#include "linear.hpp"
 #include "ttt4as/knn.hpp"
 #include "ttt4as/robust.hpp"
 #include "ttt4as/segmenter.hpp"
@@ -70,6 +71,15 @@ struct Stopped {
     int code;
 };
 
+// The values of `rows` x `cols`, which must be finite.
+ttt4as::Matrix<const float> finite(const char* name, const float* values, std::int64_t rows, std::int64_t cols) {
+    if (!values) throw ttt4as::InvalidArgument(std::string(name) + ": expected an address, got NULL");
+    const auto possible = [](std::int64_t n) { return n >= 1 && n <= std::numeric_limits<std::int32_t>::max(); };
+    if (possible(rows) && possible(cols) && !std::isfinite(ttt4as::max_abs_kernel<float>()(values, rows * cols)))
+        throw ttt4as::InvalidArgument(std::string(name) + ": expected finite values, got NaN or infinity");
+    return {values, rows, cols, cols};
+}
+
 }  // namespace
 
 extern "C" {
@@ -80,6 +90,7 @@ int ttt4as_get_num_threads(void) { return ttt4as::max_threads(); }
 void ttt4as_set_num_threads(int n) { ttt4as::set_num_threads(n); }
 
 void ttt4as_default_options(ttt4as_options* options) {
+    if (!options) return;
     const ttt4as::SegmenterOptions defaults;
     *options = {defaults.percentile, defaults.neighbor_radius, defaults.n_nominal, defaults.C, TTT4AS_SQUARED_HINGE,
                 defaults.tol,        defaults.max_iter,        defaults.threads};
@@ -106,6 +117,7 @@ ttt4as_segmenter* ttt4as_segmenter_create(const ttt4as_options* options) {
 }
 
 void ttt4as_default_robust_options(ttt4as_robust_options* options) {
+    if (!options) return;
     const ttt4as::RobustOptions defaults;
     *options = {or_nan(defaults.nominal_level),
                 defaults.nominal_share,
@@ -191,8 +203,7 @@ int ttt4as_segment(ttt4as_segmenter* segmenter, const float* anomaly_map, int64_
 ttt4as_knn_index* ttt4as_knn_create(const float* bank, int64_t rows, int64_t cols, int threads) {
     ttt4as_knn_index* made = nullptr;
     guarded([&] {
-        if (!bank) throw ttt4as::InvalidArgument("bank: expected an address, got NULL");
-        made = new ttt4as_knn_index{ttt4as::KnnIndex(ttt4as::Matrix<const float>{bank, rows, cols, cols}, threads)};
+        made = new ttt4as_knn_index{ttt4as::KnnIndex(finite("bank", bank, rows, cols), threads)};
         return 0;
     });
     return made;
@@ -230,9 +241,8 @@ int ttt4as_knn_search(const ttt4as_knn_index* index, const float* query, int64_t
                       int64_t* indices, int threads) {
     if (!index) return fail(TTT4AS_INVALID_ARGUMENT, "index: expected a handle, got NULL");
     return guarded([&] {
-        if (!query || !distances || !indices) throw ttt4as::InvalidArgument("query, distances, indices: got NULL");
-        const std::int64_t dim = index->index.dim();
-        index->index.search(ttt4as::Matrix<const float>{query, rows, dim, dim}, k, distances, indices, threads);
+        if (!distances || !indices) throw ttt4as::InvalidArgument("distances, indices: expected addresses, got NULL");
+        index->index.search(finite("query", query, rows, index->index.dim()), k, distances, indices, threads);
         return 0;
     });
 }

@@ -89,7 +89,7 @@ TTT4AS_C_API int ttt4as_segment(ttt4as_segmenter* segmenter, const float* anomal
                                 const float* features, int64_t channels, int64_t feature_height, int64_t feature_width,
                                 int channels_last, uint8_t* pred_mask, float* decision_map, int8_t* pseudo_labels);
 
-/* An index over bank (rows, cols), which must outlive it. NULL on failure. */
+/* An index over bank (rows, cols), finite, which must outlive it. NULL on failure. */
 TTT4AS_C_API ttt4as_knn_index* ttt4as_knn_create(const float* bank, int64_t rows, int64_t cols, int threads);
 TTT4AS_C_API void ttt4as_knn_destroy(ttt4as_knn_index* index);
 
@@ -103,7 +103,7 @@ TTT4AS_C_API int ttt4as_knn_save(const ttt4as_knn_index* index, ttt4as_sink sink
 TTT4AS_C_API ttt4as_knn_index* ttt4as_knn_open(const float* bank, int64_t rows, int64_t cols, const void* prepared,
                                                size_t bytes, int verify);
 
-/* query (rows, cols as the bank) -> distances and indices of the k nearest rows of the bank, (rows, k), nearest first.
+/* query (rows, cols as the bank), finite -> distances and indices of the k nearest rows of the bank, (rows, k), nearest first.
  * Returns 0, or a ttt4as_error. Safe from many threads. */
 TTT4AS_C_API int ttt4as_knn_search(const ttt4as_knn_index* index, const float* query, int64_t rows, int64_t k,
                                    float* distances, int64_t* indices, int threads);
