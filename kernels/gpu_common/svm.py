@@ -147,7 +147,7 @@ class Capacity:
 
         A problem whose vectors fit half of it has them there, and its Gram matrix if that fits the rest.
         """
-        vectors, gram = 8 * self.vectors, 4 * self.gram * (self.gram + 64)
+        vectors, gram = 8 * self.vectors, 4 * self.gram**2
         needs = vectors + max(vectors, gram)
         return min(self.shared_limit - _RESERVED, -(-needs // 16) * 16)
 
