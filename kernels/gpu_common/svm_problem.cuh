@@ -111,9 +111,10 @@ __device__ inline void arrange(const Problem p) {
                 pixel = row * p.width + col;
                 const int label = p.labels[pixel];
                 // A pixel between this cell and the next looks at this one unless it lies on the next.
-                looks = (label > 0 || (label < 0 && !p.own_points)) &&
-                        (p.row_lower[row] == cy || p.row_weight[row] > 0) &&
-                        (p.col_lower[col] == cx || p.col_weight[col] > 0);
+                // No branch, so that all five loads are under way at once.
+                looks = (label > 0 || (label < 0 && !p.own_points)) &
+                        ((p.row_lower[row] == cy) | (p.row_weight[row] > 0)) &
+                        ((p.col_lower[col] == cx) | (p.col_weight[col] > 0));
             }
             const u32 ballot = __ballot_sync(FULL_WARP, looks);
             if (looks) p.member(end + __popc(ballot & ((1u << lane) - 1))) = place[pixel];
