@@ -51,24 +51,27 @@ __device__ V block_reduce(V value, Op op) {
 }
 
 // Sum N values a thread at the price of one reduction; every thread gets all sums, in place. Another sum of N values of
-// the same type needs a barrier in between.
+// the same type needs a barrier in between. Only threads of the first `warps` warps have something to add.
 template <int N, typename V>
-__device__ void block_sum_once(V (&values)[N]) {
+__device__ void block_sum_once(V (&values)[N], int warps) {
     __shared__ V slots[MAX_WARPS][N];
-    for (int i = 0; i < N; ++i)
-        for (int distance = 16; distance; distance >>= 1) values[i] += __shfl_xor_sync(FULL_WARP, values[i], distance);
-    if ((threadIdx.x & 31) == 0)
-        for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
+    if (int(threadIdx.x >> 5) < warps) {
+        for (int i = 0; i < N; ++i)
+            for (int distance = 16; distance; distance >>= 1)
+                values[i] += __shfl_xor_sync(FULL_WARP, values[i], distance);
+        if ((threadIdx.x & 31) == 0)
+            for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
+    }
     __syncthreads();
-    for (int i = 0; i < N; ++i) values[i] = slots[0][i];
+    for (int i = 0; i < N; ++i) values[i] = 0;
 #pragma unroll 4
-    for (int warp = 1; warp < int(blockDim.x >> 5); ++warp)
+    for (int warp = 0; warp < warps; ++warp)
         for (int i = 0; i < N; ++i) values[i] += slots[warp][i];
 }
 
 template <int N>
 __device__ void block_sum(double (&values)[N]) {
-    block_sum_once(values);
+    block_sum_once(values, blockDim.x >> 5);
     __syncthreads();
 }
 

@@ -7,6 +7,7 @@
 
 namespace ttt4as {
 
+#define IN_FLIGHT 8  // loads that a thread issues before it uses the first: one block has no other way to hide latency
 #define HISTOGRAM_BITS 11
 #define HISTOGRAM_BINS (1 << HISTOGRAM_BITS)
 
@@ -16,18 +17,29 @@ struct Range {
     bool finite;
 };
 
+// visit(value) for all n values, by all threads of a block.
+template <typename T, typename Visit>
+__device__ void each_value(const T* values, int n, Visit visit) {
+    const int stride = blockDim.x;
+    for (int first = threadIdx.x; first < n; first += IN_FLIGHT * stride) {
+        T x[IN_FLIGHT];
+        for (int k = 0; k < IN_FLIGHT; ++k) x[k] = values[first + k * stride < n ? first + k * stride : first];
+        for (int k = 0; k < IN_FLIGHT; ++k)
+            if (first + k * stride < n) visit(x[k]);
+    }
+}
+
 template <typename T>
 __device__ Range<T> range_of(const T* values, int n) {
     typedef Ordered<T> O;
     typename O::Key low = ~typename O::Key(0), high = 0;
     int bad = 0;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        const T x = values[i];
+    each_value(values, n, [&](T x) {
         const typename O::Key key = O::key(x);
         bad |= !O::finite(x);
         low = key < low ? key : low;
         high = key > high ? key : high;
-    }
+    });
     low = block_reduce(low, Min());
     high = block_reduce(high, Max());
     bad = block_reduce(bad, Max());
@@ -49,10 +61,10 @@ __device__ typename Ordered<T>::Key order_statistic(const T* values, int n, int 
         const int shift = width > HISTOGRAM_BITS ? width - HISTOGRAM_BITS : 0;
         for (int bin = threadIdx.x; bin < HISTOGRAM_BINS; bin += blockDim.x) histogram[bin] = 0;
         __syncthreads();
-        for (int i = threadIdx.x; i < n; i += blockDim.x) {
-            const Key key = O::key(values[i]);
+        each_value(values, n, [&](T x) {
+            const Key key = O::key(x);
             if (key >= low && key <= high) atomicAdd(&histogram[int((key - low) >> shift)], 1);
-        }
+        });
         __syncthreads();
         const int share = (HISTOGRAM_BINS + blockDim.x - 1) / blockDim.x;
         const int first = threadIdx.x * share;
@@ -94,10 +106,10 @@ __device__ typename Ordered<T>::Key percentile_of(const T* values, int n, double
     const Key lower = order_statistic(values, n, rank, range.lowest, range.highest, not_above);
     if (part == 0 || not_above > rank + 1 || rank + 1 >= n) return lower;
     Key upper = range.highest;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        const Key key = O::key(values[i]);
+    each_value(values, n, [&](T x) {
+        const Key key = O::key(x);
         if (key > lower && key < upper) upper = key;
-    }
+    });
     upper = block_reduce(upper, Min());
     const double a = exact(O::value(lower)), b = exact(O::value(upper)), difference = __dadd_rn(b, -a);
     const double tau = part >= 0.5 ? __dadd_rn(b, -__dmul_rn(difference, __dadd_rn(1.0, -part)))
@@ -105,10 +117,12 @@ __device__ typename Ordered<T>::Key percentile_of(const T* values, int n, double
     return a >= tau ? lower : upper;
 }
 
+// Whether `value`, which is the map's at (row, col), is a peak.
 template <typename T>
-__device__ bool is_peak(const T* map, int height, int width, int row, int col, typename Ordered<T>::Key least) {
+__device__ bool is_peak(const T* map, T value, int height, int width, int row, int col,
+                        typename Ordered<T>::Key least) {
     typedef Ordered<T> O;
-    const typename O::Key key = O::key(map[row * width + col]);
+    const typename O::Key key = O::key(value);
     if (key < least) return false;
     const int top = row > 0 ? row - 1 : 0, bottom = row + 1 < height ? row + 1 : row;
     const int left = col > 0 ? col - 1 : 0, right = col + 1 < width ? col + 1 : col;
@@ -124,22 +138,27 @@ __device__ inline bool bit_at(const u32* bits, int words, int row, int col) {
     return bits[row * words + (col >> 5)] >> (col & 31) & 1u;
 }
 
-// visit(row, word) for every word of a bit map, by all threads of a warp: a lane a column, and no division.
-template <typename Visit>
-__device__ void each_word(int height, int width, Visit visit) {
-    const int words = (width + 31) / 32;
+// visit(row, col, load(row, col)) for every pixel, all threads of a warp at once and a lane a column, so that no pixel
+// needs a division; columns past the width are visited with what lies in the last.
+template <typename Load, typename Visit>
+__device__ void each_pixel(int height, int width, Load load, Visit visit) {
     for (int row = threadIdx.x >> 5; row < height; row += blockDim.x >> 5)
-        for (int word = 0; word < words; ++word) visit(row, word);
+        for (int first = 0; first < width; first += IN_FLIGHT * 32) {
+            const int col = first + (threadIdx.x & 31);
+            decltype(load(0, 0)) x[IN_FLIGHT];
+            for (int k = 0; k < IN_FLIGHT; ++k) x[k] = load(row, col + 32 * k < width ? col + 32 * k : width - 1);
+            for (int k = 0; k < IN_FLIGHT; ++k)
+                if (first + 32 * k < width) visit(row, col + 32 * k, x[k]);
+        }
 }
 
-// bits = predicate(row, col).
-template <typename Predicate>
-__device__ void fill_bits(u32* bits, int height, int width, Predicate predicate) {
-    const int words = (width + 31) / 32, lane = threadIdx.x & 31;
-    each_word(height, width, [=](int row, int word) {
-        const int col = word * 32 + lane;
-        const u32 ballot = __ballot_sync(FULL_WARP, col < width && predicate(row, col));
-        if (lane == 0) bits[row * words + word] = ballot;
+// bits = test(row, col, load(row, col)).
+template <typename Load, typename Test>
+__device__ void fill_bits(u32* bits, int height, int width, Load load, Test test) {
+    const int words = (width + 31) / 32;
+    each_pixel(height, width, load, [=](int row, int col, decltype(load(0, 0)) value) {
+        const u32 ballot = __ballot_sync(FULL_WARP, col < width && test(row, col, value));
+        if (col % 32 == 0) bits[row * words + col / 32] = ballot;
     });
     __syncthreads();
 }
@@ -147,11 +166,12 @@ __device__ void fill_bits(u32* bits, int height, int width, Predicate predicate)
 // out(row, col) = bits. Threads do not meet after it.
 template <typename T>
 __device__ void spread_bits(const u32* bits, int height, int width, T* out) {
-    const int words = (width + 31) / 32, lane = threadIdx.x & 31;
-    each_word(height, width, [=](int row, int word) {
-        const int col = word * 32 + lane;
-        if (col < width) out[row * width + col] = T(bits[row * words + word] >> lane & 1u);
-    });
+    const int words = (width + 31) / 32;
+    each_pixel(
+        height, width, [=](int row, int col) { return bits[row * words + (col >> 5)]; },
+        [=](int row, int col, u32 word) {
+            if (col < width) out[row * width + col] = T(word >> (col & 31) & 1u);
+        });
 }
 
 // The word at `col0` of a row shifted by `shift` columns: bit i is column col0 + i + shift.

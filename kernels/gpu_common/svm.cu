@@ -16,8 +16,8 @@
 // K is stored in float32. Iterates, decisions, gradients and gaps are float64: with float32 vectors the gap stalls
 // above 1e-4 for the hinge and for C >= 1 (features of two backbones on real parts). A direction is good enough in
 // float32, which spares converting K to float64 at each product, for as long as it brings the gap down; then it is
-// float64 too. A K that fits lives in shared memory, a larger one in global memory, and where m exceeds the capacity of
-// K products go through U itself: slower, and as correct.
+// float64 too. A small K lives in registers while a direction is sought, one that fits in shared memory, a larger one
+// in global memory, and where m exceeds the capacity of K products go through U itself: slower, and as correct.
 #include "svm_problem.cuh"
 
 using namespace ttt4as;
@@ -27,7 +27,9 @@ using namespace ttt4as;
 #define NON_FINITE 4
 #define MAX_THREADS 512
 #define VECTORS 12
-#define PAD 16  // vectors are padded with zeros to a multiple of this
+#define PAD 16  // vectors, and rows and columns of K, are padded with zeros to a multiple of this
+#define ROWS 4  // of K that a thread has a part of at a time
+#define HELD 2  // float4 of each of them that a thread can keep for a whole direction
 
 #define CG_LIMIT 400     // steps of conjugate gradients for one direction
 #define SEARCH_LIMIT 40  // evaluations of one line search
@@ -38,12 +40,23 @@ using namespace ttt4as;
 
 __device__ int padded(int m) { return (m + PAD - 1) / PAD * PAD; }
 
-// log2 of the threads that share a row of a K in shared memory: as many as leave a row to each, four at most.
-__device__ int sharers(int m) { return m * 4 <= int(blockDim.x) ? 2 : (m * 2 <= int(blockDim.x) ? 1 : 0); }
+// What `solve` keeps in p.vectors: coefficients, decisions, the residual of the Newton system and a direction, each of
+// these two before its product with K, N of the points, and room for five more.
+struct Vectors {
+    double *beta, *z, *r, *kr, *x, *kx, *diagonal, *work;
+};
+__device__ Vectors vectors_of(const Problem& p) {
+    const int length = padded(p.m);
+    double *beta = p.vectors, *r = beta + 2 * length, *x = r + 2 * length, *diagonal = x + 2 * length;
+    return Vectors{beta, beta + length, r, r + length, x, x + length, diagonal, diagonal + length};
+}
 
-// Floats from a row of a K in shared memory to the next. The 8 threads that read 16 bytes each at a time hold 2, 4 or 8
-// rows, which must not meet in a bank.
-__device__ int pitch(int m) { return (padded(m) + 31) / 32 * 32 + (4 << sharers(m)); }
+// The threads that share ROWS rows of K: as many as leave some to each, a power of two between ROWS and a warp.
+__device__ int sharers_of(int m) {
+    int sharers = 32;
+    while (sharers > ROWS && (m + ROWS - 1) / ROWS * sharers > int(blockDim.x)) sharers /= 2;
+    return sharers;
+}
 
 __device__ float dot4(float4 k, const float* in) {
     const float4 v = *reinterpret_cast<const float4*>(in);
@@ -54,42 +67,57 @@ __device__ double dot4(float4 k, const double* in) {
     return k.x * v.x + k.y * v.y + (k.z * u.x + k.w * u.y);
 }
 
+// Which of the ROWS sums that threads share `sum_of_row` gives to this one; ROWS where another has it already. No
+// division: they are powers of two, which the compiler is not told.
+__device__ int own_row(int part, int sharers) {
+    const int share = sharers / ROWS;
+    return part & (share - 1) ? ROWS : part >> __popc(share - 1);
+}
+
+// The sums of ROWS rows over the threads that share them, of which each gets one.
+template <typename V>
+__device__ V sum_of_row(V (&sums)[ROWS], int part, int sharers) {
+    int distance = sharers / 2;
+    bool upper = part & distance;
+    for (int i = 0; i < 2; ++i) {
+        const V other = __shfl_xor_sync(FULL_WARP, upper ? sums[i] : sums[i + 2], distance);
+        sums[i] = (upper ? sums[i + 2] : sums[i]) + other;
+    }
+    distance /= 2;
+    upper = part & distance;
+    const V other = __shfl_xor_sync(FULL_WARP, upper ? sums[0] : sums[1], distance);
+    V sum = (upper ? sums[1] : sums[0]) + other;
+    while (distance /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, distance);
+    return sum;
+}
+
+// out = K in where K is at hand, padded with zeros: a load of `in` serves ROWS rows.
+template <typename V>
+__device__ void rows_product(const float* gram, int ld, int m, int sharers, V* out, const V* in) {
+    const int part = threadIdx.x & (sharers - 1), own = own_row(part, sharers), end = padded(m) / 4, step = ld / 4;
+    for (int first = 0; first < m; first += ROWS * (blockDim.x / sharers)) {
+        const int row = first + ROWS * (threadIdx.x / sharers);
+        V sums[ROWS] = {};
+        if (row < m) {
+            const float4* k = reinterpret_cast<const float4*>(gram) + (long long)row * step;
+#pragma unroll 2
+            for (int j = part; j < end; j += sharers)
+                for (int i = 0; i < ROWS; ++i) sums[i] += dot4(k[i * step + j], in + 4 * j);
+        }
+        const V sum = sum_of_row(sums, part, sharers);
+        if (own < ROWS && row + own < m) out[row + own] = sum;
+    }
+}
+
 // out = K in. Threads meet before (so that `in` may have just been written) and after.
 template <typename V>
 __device__ void product(const Problem& p, V* out, const V* in) {
     __syncthreads();
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     if (p.gram_shared) {
-        __builtin_assume(__isShared(p.gram) && __isShared(in));
-        const int bits = sharers(p.m), part = threadIdx.x & ((1 << bits) - 1), rows = blockDim.x >> bits;
-        for (int first = 0; first < p.m; first += rows) {
-            const int row = first + (threadIdx.x >> bits);
-            V even = 0, odd = 0;
-            if (row < p.m) {
-                const float4* k = reinterpret_cast<const float4*>(p.gram + row * p.ld);
-                const int step = 1 << bits, end = padded(p.m) / 4;
-                int j = part;
-#pragma unroll 2
-                for (; j + step < end; j += 2 * step) {
-                    even += dot4(k[j], in + 4 * j);
-                    odd += dot4(k[j + step], in + 4 * (j + step));
-                }
-                if (j < end) even += dot4(k[j], in + 4 * j);
-            }
-            V sum = even + odd;
-            for (int distance = 1 << bits >> 1; distance; distance >>= 1)
-                sum += __shfl_xor_sync(FULL_WARP, sum, distance);
-            if (row < p.m && part == 0) out[row] = sum;
-        }
+        __builtin_assume(__isShared(p.gram) && __isShared(in) && __isShared(out));
+        rows_product(p.gram, p.ld, p.m, p.sharers, out, in);
     } else if (p.gram) {
-        for (int row = warp; row < p.m; row += warps) {
-            const float* k = p.gram + (long long)row * p.ld;
-            V sum = 0;
-#pragma unroll 4
-            for (int j = lane; j < p.m; j += 32) sum += V(k[j]) * in[j];
-            for (int distance = 16; distance; distance >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, distance);
-            if (lane == 0) out[row] = sum;
-        }
+        rows_product(p.gram, p.ld, p.m, 32, out, in);
     } else {
         double total[1] = {0};
         for (int j = threadIdx.x; j < p.m; j += blockDim.x) total[0] += in[j];
@@ -101,6 +129,7 @@ __device__ void product(const Problem& p, V* out, const V* in) {
             p.through[c] = sum;
         }
         __syncthreads();
+        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
         for (int row = warp; row < p.m; row += warps) {
             const float* u = p.basis + (long long)row * p.dim;
             double sum = 0;
@@ -116,40 +145,115 @@ __device__ void product(const Problem& p, V* out, const V* in) {
 // x with (I + N K) x = residual, until the error in the metric of K has shrunk by eta. `work` holds five vectors of V.
 // False where arithmetic in V does not get there. One reduction a step, after Chronopoulos and Gear (1989).
 template <typename V>
-__device__ bool direction(const Problem& p, const double* residual, const double* k_residual, double rho, double eta,
-                          const double* diagonal, void* work, double* x) {
+__device__ bool direction(const Problem& p, const Vectors& v, double rho, double eta) {
     const int m = p.m, length = padded(m);
-    V *r = static_cast<V*>(work), *kr = r + length, *q = kr + length, *d = q + length, *s = d + length;
+    double* x = v.x;
+    V *r = reinterpret_cast<V*>(v.work), *kr = r + length, *q = kr + length, *d = q + length, *s = d + length;
     const double inverse = sqrt(rho), scale = 1 / inverse;  // so that V neither overflows nor loses small residuals
     for (int i = threadIdx.x; i < length; i += blockDim.x) {
-        r[i] = i < m ? V(residual[i] * scale) : V(0);
-        if (i < m) kr[i] = V(k_residual[i] * scale), d[i] = s[i] = 0, x[i] = 0;
+        r[i] = i < m ? V(v.r[i] * scale) : V(0);
+        if (i < m) kr[i] = V(v.kr[i] * scale), d[i] = s[i] = 0, x[i] = 0;
     }
     __syncthreads();
     const V enough = V(eta * eta);
-    V a = 1, inverse_before = 0;
+    const int adders = (m < int(blockDim.x) ? m + 31 : int(blockDim.x)) >> 5;  // warps that hold an entry
+    V energy = 0, inverse_before = 0;
     bool reached = false;
     for (int step = 0; step < CG_LIMIT; ++step) {
         V sums[2] = {0, 0};
         for (int i = threadIdx.x; i < m; i += blockDim.x) {
-            q[i] = r[i] + curved(p, diagonal, kr, i);
+            q[i] = r[i] + curved(p, v.diagonal, kr, i);
             sums[0] += r[i] * kr[i];
             sums[1] += q[i] * kr[i];
         }
-        block_sum_once(sums);  // the product's barriers come between two
-        const V b = sums[0] * inverse_before, energy = sums[1] - b * sums[0] / a;
+        block_sum_once(sums, adders);  // the product's barriers come between two
+        const V b = sums[0] * inverse_before;
+        energy = sums[1] - b * b * energy;
         reached = sums[0] <= enough;
         if (reached || !(energy > 0)) break;
-        a = sums[0] / energy;
+        const V a = sums[0] / energy;
         inverse_before = 1 / sums[0];
         for (int i = threadIdx.x; i < m; i += blockDim.x) {
-            d[i] = r[i] + b * d[i];
-            s[i] = q[i] + b * s[i];
-            x[i] += double(a * d[i]) * inverse;
-            r[i] -= a * s[i];
+            const V along = r[i] + b * d[i], change = q[i] + b * s[i];
+            r[i] -= a * change;
+            d[i] = along;
+            s[i] = change;
+            x[i] += double(a * along) * inverse;
         }
         product(p, kr, r);
     }
+    return reached;
+}
+
+// The same in float32 for a K that fits the registers (512 threads: m up to 128): each thread keeps its part of K, 32
+// floats, and all that belongs to entry `threadIdx.x`. A step is three barriers, two loads of 16 bytes for the product
+// and the decisions around a cell, all from shared memory; K in shared memory would cost eight more such loads.
+__device__ bool small_direction(const Problem& p, const Vectors& v, double rho, double eta) {
+    const int m = p.m, length = padded(m), i = threadIdx.x, end = length / 4;
+    const int sharers = p.sharers, part = i & (sharers - 1), own = own_row(part, sharers), row = ROWS * (i / sharers);
+    float *shown_r = reinterpret_cast<float*>(v.work), *shown_kr = shown_r + length;
+    __builtin_assume(__isShared(p.gram) && __isShared(v.work));
+    float4 held[HELD][ROWS];
+    int column[HELD];
+    for (int k = 0; k < HELD; ++k) {
+        const int j = part + k * sharers;
+        const bool exists = j < end && row < length;
+        column[k] = exists ? 4 * j : 0;
+        for (int l = 0; l < ROWS; ++l)
+            held[k][l] = exists ? reinterpret_cast<const float4*>(p.gram)[(row + l) * end + j] : float4{0, 0, 0, 0};
+    }
+    // Row i of N; a point's is its own entry alone.
+    float entry[STENCIL] = {};
+    int around[STENCIL] = {};
+    if (i < p.n_points) {
+        entry[0] = float(v.diagonal[i]);
+        around[0] = i;
+    } else if (i < m) {
+        for (int k = 0; k < STENCIL; ++k) {
+            entry[k] = float(p.stencil(i - p.n_points)[k]);
+            around[k] = p.n_points + p.neighbour(i - p.n_points)[k];
+        }
+    }
+    const double inverse = sqrt(rho), scale = 1 / inverse;
+    float r = i < m ? float(v.r[i] * scale) : 0, d = 0, s = 0;
+    double total = 0;
+    if (i < length) shown_r[i] = r;
+    if (i < m) shown_kr[i] = float(v.kr[i] * scale);
+    __syncthreads();
+    const float enough = float(eta * eta);
+    float energy = 0, inverse_before = 0;
+    bool reached = false;
+    for (int step = 0; step < CG_LIMIT; ++step) {
+        float q = r, sums[2] = {0, 0};
+        if (i < m) {
+            const float kr = shown_kr[i];
+            float curved = 0;
+            for (int k = 0; k < STENCIL; ++k) curved += entry[k] * shown_kr[around[k]];
+            q += curved;
+            sums[0] = r * kr;
+            sums[1] = q * kr;
+        }
+        block_sum_once(sums, (m + 31) / 32);
+        const float b = sums[0] * inverse_before;
+        energy = sums[1] - b * b * energy;
+        reached = sums[0] <= enough;
+        if (reached || !(energy > 0)) break;
+        const float a = sums[0] / energy;
+        inverse_before = 1 / sums[0];
+        d = r + b * d;
+        s = q + b * s;
+        r -= a * s;
+        total += double(a * d);
+        if (i < m) shown_r[i] = r;
+        __syncthreads();
+        float rows[ROWS] = {};
+        for (int k = 0; k < HELD; ++k)
+            for (int l = 0; l < ROWS; ++l) rows[l] += dot4(held[k][l], shown_r + column[k]);
+        const float sum = sum_of_row(rows, part, sharers);
+        if (own < ROWS && row + own < m) shown_kr[row + own] = sum;
+        __syncthreads();
+    }
+    if (i < m) v.x[i] = total * inverse;
     return reached;
 }
 
@@ -159,22 +263,55 @@ struct Outcome {
     bool finite;
 };
 
-// vectors: VECTORS times padded(m) doubles. Leaves beta in vectors[0 .. m).
-__device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) {
-    const int m = p.m, length = padded(m);
-    double *beta = vectors, *z = beta + length, *r = z + length, *kr = r + length, *x = kr + length, *kx = x + length,
-           *diagonal = kx + length, *work = diagonal + length;
+// A step from the decisions of beta along x: to the exact minimum, for the slope is piecewise linear and grows, so that
+// Newton within a bracket finds its zero.
+__device__ void advance(const Problem& p) {
+    const int m = p.m;
+    const Vectors v = vectors_of(p);
+    double *beta = v.beta, *z = v.z, *x = v.x, *kx = v.kx;
+    product(p, kx, x);
+    for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) p.fd(i) = blend(p, kx, i);
+    double energies[3] = {0, 0, 0};
+    for (int i = threadIdx.x; i < m; i += blockDim.x) {
+        energies[0] += beta[i] * kx[i];
+        energies[1] += x[i] * kx[i];
+        energies[2] -= v.r[i] * kx[i];  // the slope at 0
+    }
+    block_sum(energies);
+    double low = 0, high = 1e300, t = 1;
+    for (int step = 0; step < SEARCH_LIMIT; ++step) {
+        double ends[2];
+        along(p, z, kx, t, ends);
+        const double slope = energies[0] + t * energies[1] + ends[0], curvature = energies[1] + ends[1];
+        if (!(fabs(slope) > 0.01 * fabs(energies[2]))) break;
+        if (slope > 0)
+            high = t;
+        else
+            low = t;
+        double next = t - slope / curvature;
+        if (!(next > low && next < high)) next = high < 1e300 ? 0.5 * (low + high) : 2 * t;
+        t = next;
+    }
+    for (int i = threadIdx.x; i < m; i += blockDim.x) beta[i] += t * x[i], z[i] += t * kx[i];
+    __syncthreads();
+}
+
+// Leaves beta in p.vectors[0 .. m).
+__device__ Outcome solve(Problem& p, double tol, int max_iter) {
+    const int m = p.m;
     const double target = p.hinge ? tol : OVERSHOOT * tol;
     double mu = 1, previous = 1e300, remaining = 1e300;
     bool precise = false;
-    p.cap = p.hinge ? p.C : 1e300;
-    for (int i = threadIdx.x; i < length; i += blockDim.x) beta[i] = z[i] = r[i] = x[i] = 0;
+    for (int i = threadIdx.x; i < VECTORS * padded(m); i += blockDim.x) p.vectors[i] = 0;
     arrange(p);
     Outcome outcome = {1e300, 0, true};
     while (true) {
-        p.slope = p.hinge ? p.C / mu : 2 * p.C;
+        if (threadIdx.x == 0) p.slope = p.hinge ? p.C / mu : 2 * p.C;
+        __syncthreads();
+        const Vectors v = vectors_of(p);
+        double *beta = v.beta, *z = v.z, *r = v.r, *kr = v.kr;
         double sums[4];
-        linearise(p, z, r, diagonal, sums);
+        linearise(p, z, r, v.diagonal, sums);
         for (int i = threadIdx.x; i < m; i += blockDim.x) r[i] -= beta[i];
         product(p, kr, r);
         double products[3] = {0, 0, 0};  // |w|^2, |A^T alpha y|^2 in the metric of K, and the residual's
@@ -204,39 +341,14 @@ __device__ Outcome solve(Problem& p, double* vectors, double tol, int max_iter) 
         const double rho = products[2], eta = outcome.iterations <= 12 ? 0.1 : 0.01;
         precise = precise || (remaining < NEAR && smooth_gap > PROGRESS * remaining);
         remaining = smooth_gap;
-        precise = precise || !direction<float>(p, r, kr, rho, eta, diagonal, work, x);
-        if (precise) direction<double>(p, r, kr, rho, eta, diagonal, work, x);
-        product(p, kx, x);
-
-        // The exact minimum along x: the slope is piecewise linear and grows, Newton within a bracket finds its zero.
-        for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) p.fd(i) = blend(p, kx, i);
-        double energies[3] = {0, 0, 0};
-        for (int i = threadIdx.x; i < m; i += blockDim.x) {
-            energies[0] += beta[i] * kx[i];
-            energies[1] += x[i] * kx[i];
-            energies[2] -= r[i] * kx[i];  // the slope at 0
-        }
-        block_sum(energies);
-        double low = 0, high = 1e300, t = 1;
-        for (int step = 0; step < SEARCH_LIMIT; ++step) {
-            double ends[2];
-            along(p, z, kx, t, ends);
-            const double slope = energies[0] + t * energies[1] + ends[0], curvature = energies[1] + ends[1];
-            if (!(fabs(slope) > 0.01 * fabs(energies[2]))) break;
-            if (slope > 0)
-                high = t;
-            else
-                low = t;
-            double next = t - slope / curvature;
-            if (!(next > low && next < high)) next = high < 1e300 ? 0.5 * (low + high) : 2 * t;
-            t = next;
-        }
-        for (int i = threadIdx.x; i < m; i += blockDim.x) beta[i] += t * x[i], z[i] += t * kx[i];
-        __syncthreads();
+        precise = precise || !(p.small ? small_direction(p, v, rho, eta) : direction<float>(p, v, rho, eta));
+        if (precise) direction<double>(p, v, rho, eta);
+        advance(p);
     }
 }
 
-// gram      (B, capacity, capacity) float32; images with m > capacity go through `basis` (B, rows, dim) float32
+// gram      (B, capacity, capacity) float32, capacity a multiple of PAD and rows and columns from m to padded(m) zero;
+//           images with m > capacity go through `basis` (B, rows, dim) float32
 // counts    (B, 3) points, pixels and cells of each image
 // status    (B,) in: 0 to train; out: 0, 3 or 4
 // beta      (B, rows) out: coefficients of the basis, 0 beyond m
@@ -262,49 +374,55 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         if (threadIdx.x < 3) report[threadIdx.x] = 0;
         return;
     }
-    Problem p;
-    p.n_points = counts[0], p.n_pixels = counts[1], p.n_cells = counts[2];
-    p.m = p.n_points + p.n_cells;
-    p.dim = dim;
-    p.basis = basis + (long long)image * rows * dim;
-    p.labels = labels + image * n;
-    p.pixels = pixels + image * n;
-    p.cells = cells + image * grid;
-    p.slot = slot + image * grid;
-    p.row_lower = row_lower, p.row_start = row_start, p.col_lower = col_lower, p.col_start = col_start;
-    p.row_weight = row_weight, p.col_weight = col_weight;
-    p.width = width, p.h = h, p.w = w, p.own_points = own_points != 0;
-    p.point_sign = point_signs;
-    p.point_scale = point_scales;
-    p.C = C;
-    p.hinge = hinge != 0;
-    double* vectors = scratch + image * scratch_size;
-    p.through = vectors + (long long)VECTORS * padded(rows);
-    p.by_cell = p.through + dim;
-    p.by_pixel = p.by_cell + 15 * grid;
-    p.size = int(n), p.grid = int(grid);
-
-    const int length = padded(p.m), used = VECTORS * length * int(sizeof(double));
-    const bool vectors_shared = used <= shared_bytes / 2;
-    if (vectors_shared) vectors = shared;
-    const int ld = pitch(p.m);
-    p.gram = p.m <= capacity ? gram + (long long)image * capacity * capacity : nullptr;
-    p.ld = capacity;
-    p.gram_shared = p.gram && vectors_shared && used + (long long)ld * p.m * int(sizeof(float)) <= shared_bytes;
-    if (p.gram_shared) {
-        float* copy = reinterpret_cast<float*>(reinterpret_cast<char*>(shared) + used);
-        for (int row = threadIdx.x >> 5; row < p.m; row += blockDim.x >> 5)
-            for (int col = threadIdx.x & 31; col < length; col += 32)
-                copy[row * ld + col] = col < p.m ? p.gram[(long long)row * capacity + col] : 0;
-        p.gram = copy;
-        p.ld = ld;
+    __shared__ Problem p;
+    const int m = counts[0] + counts[2], length = padded(m), used = VECTORS * length * int(sizeof(double));
+    const bool vectors_shared = used <= shared_bytes / 2, has_gram = m <= capacity;
+    const bool gram_shared =
+        has_gram && vectors_shared && used + (long long)length * length * int(sizeof(float)) <= shared_bytes;
+    gram += (long long)image * capacity * capacity;
+    float* copy = reinterpret_cast<float*>(reinterpret_cast<char*>(shared) + used);
+    double* const space = scratch + image * scratch_size;
+    if (threadIdx.x == 0) {
+        p.gram = !has_gram ? nullptr : (gram_shared ? copy : gram);
+        p.ld = gram_shared ? length : capacity;
+        p.gram_shared = gram_shared;
+        p.sharers = sharers_of(m);
+        p.small = gram_shared && ROWS * int(blockDim.x) >= m * p.sharers && length <= 4 * HELD * p.sharers;
+        p.n_points = counts[0], p.n_pixels = counts[1], p.n_cells = counts[2];
+        p.m = m;
+        p.vectors = vectors_shared ? shared : space;
+        p.dim = dim;
+        p.basis = basis + (long long)image * rows * dim;
+        p.labels = labels + image * n;
+        p.pixels = pixels + image * n;
+        p.cells = cells + image * grid;
+        p.slot = slot + image * grid;
+        p.row_lower = row_lower, p.row_start = row_start, p.col_lower = col_lower, p.col_start = col_start;
+        p.row_weight = row_weight, p.col_weight = col_weight;
+        p.width = width, p.h = h, p.w = w, p.own_points = own_points != 0;
+        p.point_sign = point_signs;
+        p.point_scale = point_scales;
+        p.C = C;
+        p.hinge = hinge != 0;
+        p.cap = p.hinge ? C : 1e300;
+        p.through = space + (long long)VECTORS * padded(rows);
+        p.by_cell = p.through + dim;
+        p.by_pixel = p.by_cell + 15 * grid;
+        p.size = int(n), p.grid = int(grid);
+    }
+    if (gram_shared) {
+        const int across = length / 4;
+#pragma unroll 8
+        for (int i = threadIdx.x; i < length * across; i += blockDim.x)
+            reinterpret_cast<float4*>(copy)[i] =
+                reinterpret_cast<const float4*>(gram)[i / across * (capacity / 4) + i % across];
     }
     __syncthreads();
-    const Outcome outcome = solve(p, vectors, tol, max_iter);
+    const Outcome outcome = solve(p, tol, max_iter);
     double intercept[1] = {0};
-    for (int i = threadIdx.x; i < p.m; i += blockDim.x) intercept[0] += vectors[i];
+    for (int i = threadIdx.x; i < p.m; i += blockDim.x) intercept[0] += p.vectors[i];
     block_sum(intercept);
-    for (int i = threadIdx.x; i < rows; i += blockDim.x) beta[i] = i < p.m ? vectors[i] : 0;
+    for (int i = threadIdx.x; i < rows; i += blockDim.x) beta[i] = i < p.m ? p.vectors[i] : 0;
     if (threadIdx.x == 0) {
         status[image] = !outcome.finite ? NON_FINITE : (outcome.gap <= tol ? OK : NOT_CONVERGED);
         report[0] = outcome.gap;

@@ -56,6 +56,9 @@ def gram_kernel(
 ):  # fmt: skip
     """K = U U^T + 1 of each image, lower triangle mirrored: m^2 dim / 2 multiplications in float32, no tensor cores.
 
+    Whole tiles are written, with zeros beyond m: `capacity` is a multiple of TILE, and the solver reads rows four
+    columns at a time.
+
     A fixed number of programs an image share its tiles, for only the device knows how many there are.
     """
     image = tl.program_id(1)
@@ -87,10 +90,9 @@ def gram_kernel(
                 mask=(col < m)[None, :] & (channel < dim)[:, None], other=0,
             )  # fmt: skip
             total = tl.dot(a, b, total, input_precision="ieee")
-        total += 1
-        mask = (row < m)[:, None] & (col < m)[None, :]
-        tl.store(gram + row[:, None] * capacity + col[None, :], total, mask=mask)
-        tl.store(gram + col[None, :] * capacity + row[:, None], total, mask=mask)
+        total = tl.where((row < m)[:, None] & (col < m)[None, :], total + 1, 0)
+        tl.store(gram + row[:, None] * capacity + col[None, :], total)
+        tl.store(gram + col[None, :] * capacity + row[:, None], total)
 
 
 @triton.jit
@@ -132,7 +134,7 @@ class Capacity:
     @property
     def gram(self) -> int:
         """Side of the Gram matrix that is set aside."""
-        return min(self.rows, GRAM_CAPACITY)
+        return -(-min(self.rows, GRAM_CAPACITY) // _PAD) * _PAD
 
     @property
     def vectors(self) -> int:
@@ -145,7 +147,7 @@ class Capacity:
 
         A problem whose vectors fit half of it has them there, and its Gram matrix if that fits the rest.
         """
-        vectors, gram = 8 * self.vectors, 4 * self.gram * (self.gram + 64)
+        vectors, gram = 8 * self.vectors, 4 * self.gram**2
         needs = vectors + max(vectors, gram)
         return min(self.shared_limit - _RESERVED, -(-needs // 16) * 16)
 

@@ -8,12 +8,16 @@ namespace ttt4as {
 #define STENCIL 9
 #define GATHERERS 16  // threads that share a cell
 
+// One a block, in shared memory: registers are few. A function with loops takes it by value, and so holds the fields
+// that it uses, and no others, for as long as it runs.
 struct Problem {
     const float* gram;   // (m, ld), null where products go through `basis`
     const float* basis;  // (m, dim)
     double* through;     // (dim) scratch of products through `basis`
+    double* vectors;     // VECTORS times padded(m), those of `solve`
     int ld, dim, m, n_points, n_pixels, n_cells;
-    bool gram_shared;
+    bool gram_shared, small;  // small: a thread can keep its part of K in registers
+    int sharers;              // threads that share rows of a K in shared memory
     // the map: labels, the labelled pixels, the cells that they look at and the places of all cells among those
     const signed char* labels;
     const int *pixels, *cells, *slot;
@@ -27,7 +31,7 @@ struct Problem {
     // losses: alpha = clip(slope * margin, 0, cap), scaled for points by point_scale
     double C, slope, cap;
     bool hinge;
-    // scratch of pixels and of cells, kept as two addresses: registers are few
+    // scratch of pixels and of cells
     double *by_pixel, *by_cell;
     int size, grid;  // H * W, h * w
 
@@ -40,7 +44,8 @@ struct Problem {
     __device__ double sign(int i) const { return corner(i) & 1 ? 1 : -1; }
     // The pixels that look at each cell, between the bounds of a cell: four a pixel at most.
     __device__ int& member(int k) const { return reinterpret_cast<int*>(by_pixel + 4ll * size)[k]; }
-    // Of cells, in their order: a row of N, the cells around it, and its bounds.
+    // Of cells, in their order: a row of N, the cells around it (itself for one that no pixel looks at, whose entry of
+    // N is 0, so that no branch holds up a load), and its bounds.
     __device__ double* stencil(int i) const { return by_cell + (long long)STENCIL * i; }
     __device__ int* neighbour(int i) const {
         return reinterpret_cast<int*>(by_cell + (long long)STENCIL * grid) + (long long)STENCIL * i;
@@ -67,7 +72,7 @@ __device__ inline Window window_of(const Problem& p, int cell) {
 
 // Fill in what the arrays of pixels and cells hold for good. A cell's members are in the order of the pixels, so that
 // every sum over them has one order, whatever the block and the batch.
-__device__ inline void arrange(const Problem& p) {
+__device__ inline void arrange(const Problem p) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     int* place = reinterpret_cast<int*>(&p.fd(0));  // of a pixel among the labelled ones; `fd` is needed later
     for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) {
@@ -86,7 +91,8 @@ __device__ inline void arrange(const Problem& p) {
             const int cy = p.cells[i] / p.w, cx = p.cells[i] % p.w;
             for (int k = 0; k < STENCIL; ++k) {
                 const int y = cy + k / 3 - 1, x = cx + k % 3 - 1;
-                p.neighbour(i)[k] = y < 0 || y >= p.h || x < 0 || x >= p.w ? -1 : p.slot[y * p.w + x];
+                const int other = y < 0 || y >= p.h || x < 0 || x >= p.w ? -1 : p.slot[y * p.w + x];
+                p.neighbour(i)[k] = other < 0 ? i : other;
             }
         }
         before += all;
@@ -105,9 +111,10 @@ __device__ inline void arrange(const Problem& p) {
                 pixel = row * p.width + col;
                 const int label = p.labels[pixel];
                 // A pixel between this cell and the next looks at this one unless it lies on the next.
-                looks = (label > 0 || (label < 0 && !p.own_points)) &&
-                        (p.row_lower[row] == cy || p.row_weight[row] > 0) &&
-                        (p.col_lower[col] == cx || p.col_weight[col] > 0);
+                // No branch, so that all five loads are under way at once.
+                looks = (label > 0 || (label < 0 && !p.own_points)) &
+                        ((p.row_lower[row] == cy) | (p.row_weight[row] > 0)) &
+                        ((p.col_lower[col] == cx) | (p.col_weight[col] > 0));
             }
             const u32 ballot = __ballot_sync(FULL_WARP, looks);
             if (looks) p.member(end + __popc(ballot & ((1u << lane) - 1))) = place[pixel];
@@ -153,8 +160,7 @@ __device__ inline Sample sample(const Problem& p, double margin, double scale) {
 // At the decisions z of the basis: f at the pixels; A^T (alpha y) into `force`, N into `diagonal` and the stencil, and
 // the sums {smoothed loss, true loss, sum of alpha, sum of conjugates}. A cell gathers from its members, so that no
 // atomic and no batch decides a sum.
-__device__ inline void linearise(const Problem& p, const double* z, double* force, double* diagonal,
-                                 double (&sums)[4]) {
+__device__ inline void linearise(const Problem p, const double* z, double* force, double* diagonal, double (&sums)[4]) {
     for (int i = 0; i < 4; ++i) sums[i] = 0;
     for (int i = threadIdx.x; i < p.n_points; i += blockDim.x) {
         const double y = point_sign(p, i);
@@ -214,14 +220,14 @@ __device__ V curved(const Problem& p, const double* diagonal, const V* q, int i)
     const double* stencil = p.stencil(i - p.n_points);
     const int* neighbour = p.neighbour(i - p.n_points);
     V sum = 0;
-    for (int k = 0; k < STENCIL; ++k)
-        if (neighbour[k] >= 0) sum += V(stencil[k]) * q[p.n_points + neighbour[k]];
+#pragma unroll(sizeof(V) == 4 ? 9 : 3)  // loads under way, as many as there are registers for
+    for (int k = 0; k < STENCIL; ++k) sum += V(stencil[k]) * q[p.n_points + neighbour[k]];
     return sum;
 }
 
 // Slope and curvature of the losses at step t along the direction whose change of decision is fd (pixels) and kx
 // (points).
-__device__ inline void along(const Problem& p, const double* z, const double* kx, double t, double (&sums)[2]) {
+__device__ inline void along(const Problem p, const double* z, const double* kx, double t, double (&sums)[2]) {
     sums[0] = sums[1] = 0;
     for (int i = threadIdx.x; i < p.n_points + p.n_pixels; i += blockDim.x) {
         double y, f, change, scale = 1;

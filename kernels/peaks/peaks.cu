@@ -14,11 +14,11 @@ __device__ void local_maxima(const T* maps, bool* out, int height, int width, do
         return;
     }
     const typename Ordered<T>::Key least = percentile_of(map, n, percentile, range);
-    const int lane = threadIdx.x & 31;
-    each_word(height, width, [=](int row, int word) {
-        const int col = word * 32 + lane;
-        if (col < width) out[offset + row * width + col] = is_peak(map, height, width, row, col, least);
-    });
+    each_pixel(
+        height, width, [=](int row, int col) { return map[row * width + col]; },
+        [=](int row, int col, T value) {
+            if (col < width) out[offset + row * width + col] = is_peak(map, value, height, width, row, col, least);
+        });
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)
@@ -38,7 +38,9 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     const long long offset = (long long)blockIdx.x * height * width;
     const bool* mask = masks + offset;
     u32* bits = scratch + (long long)blockIdx.x * 2 * height * words;
-    fill_bits(bits, height, width, [=](int row, int col) { return mask[row * width + col]; });
+    fill_bits(
+        bits, height, width, [=](int row, int col) { return mask[row * width + col]; },
+        [](int, int, bool set) { return set; });
     bits = dilate_bits(bits, bits + height * words, height, width, radius);
     spread_bits(bits, height, width, out + offset);
 }

@@ -60,7 +60,9 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
         return;
     }
     const typename Ordered<T>::Key least = percentile_of(map, n, percentile, range);
-    fill_bits(bits, height, width, [=](int row, int col) { return is_peak(map, height, width, row, col, least); });
+    fill_bits(
+        bits, height, width, [=](int row, int col) { return map[row * width + col]; },
+        [=](int row, int col, T value) { return is_peak(map, value, height, width, row, col, least); });
     u32* listed = dilate_bits(bits, bits + height * words, height, width, radius);
     spread_bits(listed, height, width, labels);
     int n_anomalous = 0;

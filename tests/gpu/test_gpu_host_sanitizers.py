@@ -85,7 +85,7 @@ def test_peaks(checked, rng, kind):
     [
         ({}, {}),
         ({"loss": "hinge", "C": 1.0}, {}),  # directions in float64 too
-        ({"limit": 40}, {}),  # nominal samples are pixels, not points
+        ({"limit": 40}, {}),  # nominal samples are pixels, not points; a K too large for registers
         ({}, {"GRAM_CAPACITY": 8}),  # products through the basis
         ({}, {"_RESERVED": 48 * 1024 - 2048}),  # everything in global memory
     ],
@@ -99,7 +99,7 @@ def test_segment(checked, rng, monkeypatch, options, patches):
     monkeypatch.setattr(cuda, "shared_memory_limit", lambda device: 48 * 1024)
     for name, value in patches.items():
         monkeypatch.setattr(svm, name, value)
-    maps, features = inputs(rng, (26, 30), (6, 5, 6), batch=1)
+    maps, features = inputs(rng, (26, 30), (6, 6, 6), batch=1)
     limit = options.get("limit", 12)
     candidates, limit = nominal_candidates((26, 30), limit)
     base = {"percentile": 98.0, "neighbor_radius": 2, "C": 0.1, "loss": "squared_hinge", "tol": 1e-3, "max_iter": 12}

@@ -184,8 +184,8 @@ class TestMemory:
         huge, features = torch.empty((1, 1 << 15, 1 << 14), device="meta"), torch.empty((1, 4, 2, 2), device="meta")
         with pytest.raises(ValueError, match=r"anomaly_map: expected fewer than 2\*\*29 pixels, got 32768 x 16384"):
             plan.capacity(huge, features)
-        small = Capacity(10, 4)
-        assert small.shared_bytes == 8 * 12 * 16 + 4 * 10 * 74
+        small = Capacity(60, 4)
+        assert small.gram == 64 and small.shared_bytes == 8 * 12 * 64 + 4 * 64 * 64
 
 
 @pytest.mark.usefixtures("cuda_source")
