@@ -325,13 +325,16 @@ def refine_kernel(
             limit = _limit(worst, bound, unit)
             following = _following(value, second, limit, lane, following >> 6)
 
-    found = tl.where(place < k, found, float("inf"))
-    left = place < k
-    for j in range(k):
-        near = tl.min(tl.where(left, found, float("inf")), axis=0)
-        near_row = tl.min(tl.where(left & (found <= near * _ABOVE), rows, _NONE), axis=0)
-        # NaN equals nothing: a query that is not a number gets distance NaN and no neighbour.
-        number = near < float("inf")
-        tl.store(distance_ptr + query * k + j, tl.where(number, tl.sqrt(near), float("nan")).to(tl.float32))
-        tl.store(index_ptr + query * k + j, tl.where(number, near_row, -1).to(tl.int64))
-        left = left & (rows != near_row)
+    # NaN is not below infinity: a query that is not a number gets distance NaN and no neighbour.
+    number = (place < k) & (found < float("inf"))
+    found = tl.where(number, found, float("inf"))
+    rows = tl.where(number, rows, place)
+    # Every distance is the least of those that it ties with, so that (distance, row) orders the list.
+    ties = found[None, :] >= found[:, None] * _BELOW
+    found = tl.min(tl.where(ties, found[None, :], float("inf")), axis=1)
+    same = found[None, :] == found[:, None]
+    before = (found[None, :] < found[:, None]) | (same & (rows[None, :] < rows[:, None]))
+    rank = tl.sum(before.to(tl.int32), axis=1)
+    distance = tl.where(number, tl.sqrt(found), float("nan")).to(tl.float32)
+    tl.store(distance_ptr + query * k + rank, distance, mask=place < k)
+    tl.store(index_ptr + query * k + rank, tl.where(number, rows, -1).to(tl.int64), mask=place < k)
