@@ -186,7 +186,7 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
     """Squared distances of one query to COUNT bank rows, in float64; infinite where not valid."""
     channel = tl.arange(0, BLOCK_D)
     total = tl.zeros((COUNT, BLOCK_D), tl.float64)
-    for first in range(0, dim, BLOCK_D):
+    for first in tl.range(0, dim, BLOCK_D, loop_unroll_factor=2):  # so that twice the loads are in flight
         d = first + channel
         q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0).to(tl.float64)
         b = tl.load(
