@@ -51,6 +51,13 @@ def test_copies_of_a_row_go_to_the_lowest_index_however_each_is_measured(device,
     check(torch.cat((torch.from_numpy(near), bank[100:102])), bank, k, device)
 
 
+def test_copies_of_a_long_row_are_a_tie_though_sums_lose_what_their_order_makes_them_lose(device):
+    """Squares below half the last place of the first: a thread's sum drops them one by one, a sum of them counts."""
+    row = np.full((1, 8192), np.sqrt(0.99 * 2.0**-53), np.float32)
+    row[0, 0] = 1
+    check(torch.zeros(1, 8192), torch.from_numpy(row.repeat(40, axis=0)), 40, device)
+
+
 def test_strided_query_and_bank(device, rng):
     query = torch.from_numpy(rng.standard_normal((6, 24)).astype(np.float32))[::2, ::3]
     bank = torch.from_numpy(rng.standard_normal((8, 90)).astype(np.float32)).T
