@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,17 @@ def test_product_in_memory_gives_the_same(device, rng, k):
         index._search(query, k, distances, indices, gemm=gemm)
         found.append((distances, indices))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_no_product_in_memory_where_torch_may_sum_in_float16(monkeypatch, allowed):
+    from ttt4as_fast.kernels.knn import gpu
+
+    monkeypatch.setattr(gpu, "GEMM_FROM", {(9, 0): 100})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_fp16_accumulation=allowed))
+    index = SimpleNamespace(bank=SimpleNamespace(device=torch.device("cuda")), size=10)
+    assert gpu.Index.takes_gemm(index, 10) is not allowed
 
 
 def test_many_neighbours_and_values_beyond_float32_search_exhaustively(device, rng):
