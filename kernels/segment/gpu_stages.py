@@ -45,10 +45,11 @@ def basis_kernel(
         mask = exists[:, None] & (channel < channels)[None, :]
         plane = x_ptr + image * x_b + channel[None, :].to(tl.int64) * x_c
         top_row, bottom_row = top.to(tl.int64) * x_h, bottom.to(tl.int64) * x_h
-        a = tl.load(plane + (top_row + left * x_w)[:, None], mask=mask, other=0).to(tl.float32)
-        b = tl.load(plane + (top_row + right * x_w)[:, None], mask=mask & (dx > 0), other=0).to(tl.float32)
-        c = tl.load(plane + (bottom_row + left * x_w)[:, None], mask=mask & (dy > 0), other=0).to(tl.float32)
-        d = tl.load(plane + (bottom_row + right * x_w)[:, None], mask=mask & (dx > 0) & (dy > 0), other=0)
+        left, right = left.to(tl.int64) * x_w, right.to(tl.int64) * x_w
+        a = tl.load(plane + (top_row + left)[:, None], mask=mask, other=0).to(tl.float32)
+        b = tl.load(plane + (top_row + right)[:, None], mask=mask & (dx > 0), other=0).to(tl.float32)
+        c = tl.load(plane + (bottom_row + left)[:, None], mask=mask & (dy > 0), other=0).to(tl.float32)
+        d = tl.load(plane + (bottom_row + right)[:, None], mask=mask & (dx > 0) & (dy > 0), other=0)
         value = (a * (1 - dx) + b * dx) * (1 - dy) + (c * (1 - dx) + d.to(tl.float32) * dx) * dy
         out = basis_ptr + (image * rows + row[:, None]) * channels + channel[None, :]
         tl.store(out, value, mask=mask)

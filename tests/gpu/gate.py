@@ -73,7 +73,7 @@ def cases() -> list[dict]:
                 f"upsample-{'nhwc' if last else 'nchw'}-{dtype}",
                 bilinear.upsample_kernel,
                 typed(bilinear.upsample_kernel, x_ptr=pointer, y_ptr=pointer, **tables),
-                {"BLOCK_C": block_c, "BLOCK_W": block_w, **unit},
+                {"BLOCK_C": block_c, "BLOCK_W": block_w, "CHANNELS_LAST": last, **unit},
             )
         add(
             f"sample-{dtype}",
