@@ -21,7 +21,7 @@ GRID_LIMIT = 65535
 def upsample_kernel(
     x_ptr, y_ptr, row_start_ptr, row_weight_ptr, col_lower_ptr, col_weight_ptr,
     channels, h, w, width, x_b, x_c, x_h, x_w, y_b, y_c, y_h, y_w,
-    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """All output rows between two input rows, for a block of channels and columns.
 
@@ -30,26 +30,29 @@ def upsample_kernel(
     """
     row = tl.program_id(0)
     blocks_w = tl.cdiv(width, BLOCK_W)
-    channel = (tl.program_id(1) // blocks_w) * BLOCK_C + tl.arange(0, BLOCK_C)
-    col = (tl.program_id(1) % blocks_w) * BLOCK_W + tl.arange(0, BLOCK_W)
+    # One axis holds both, the contiguous one inside: of two axes, Triton 3.6 lays loads that it cannot see are
+    # contiguous out along the first, and every row passes through shared memory to be stored along the second.
+    element = tl.arange(0, BLOCK_C * BLOCK_W)
+    channel = (tl.program_id(1) // blocks_w) * BLOCK_C + (element % BLOCK_C if CHANNELS_LAST else element // BLOCK_W)
+    col = (tl.program_id(1) % blocks_w) * BLOCK_W + (element // BLOCK_C if CHANNELS_LAST else element % BLOCK_W)
     batch = tl.program_id(2).to(tl.int64)
-    col_mask = col < width
-    mask = (channel < channels)[:, None] & col_mask[None, :]
+    mask = (channel < channels) & (col < width)
 
-    left = tl.load(col_lower_ptr + col, mask=col_mask, other=0)
+    left = tl.load(col_lower_ptr + col, mask=mask, other=0)
     right = tl.minimum(left + 1, w - 1)
-    dx = tl.load(col_weight_ptr + col, mask=col_mask, other=0)[None, :]
+    dx = tl.load(col_weight_ptr + col, mask=mask, other=0)
     below = tl.minimum(row + 1, h - 1)
-    plane = x_ptr + batch * x_b + channel.to(tl.int64)[:, None] * x_c
+    plane = x_ptr + batch * x_b + channel.to(tl.int64) * x_c
     upper = plane + row.to(tl.int64) * x_h
     lower = plane + below.to(tl.int64) * x_h
-    a = tl.load(upper + left[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
-    b = tl.load(upper + right[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
-    c = tl.load(lower + left[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
-    d = tl.load(lower + right[None, :] * x_w, mask=mask, other=0).to(dx.dtype)
+    left, right = left.to(tl.int64) * x_w, right.to(tl.int64) * x_w
+    a = tl.load(upper + left, mask=mask, other=0).to(dx.dtype)
+    b = tl.load(upper + right, mask=mask, other=0).to(dx.dtype)
+    c = tl.load(lower + left, mask=mask, other=0).to(dx.dtype)
+    d = tl.load(lower + right, mask=mask, other=0).to(dx.dtype)
     top = a * (1 - dx) + b * dx
     bottom = c * (1 - dx) + d * dx
-    out = y_ptr + batch * y_b + channel.to(tl.int64)[:, None] * y_c + col[None, :] * y_w
+    out = y_ptr + batch * y_b + channel.to(tl.int64) * y_c + col.to(tl.int64) * y_w
     first = tl.load(row_start_ptr + row)
     last = tl.load(row_start_ptr + row + 1)
     out += first.to(tl.int64) * y_h
@@ -83,10 +86,11 @@ def sample_kernel(
     mask = inside[:, None] & (channel < channels)[None, :]
     plane = x_ptr + channel.to(tl.int64)[None, :] * x_c
     top_row, bottom_row = top.to(tl.int64) * x_h, bottom.to(tl.int64) * x_h
-    a = tl.load(plane + (top_row + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
-    b = tl.load(plane + (top_row + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
-    c = tl.load(plane + (bottom_row + left * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
-    d = tl.load(plane + (bottom_row + right * x_w)[:, None], mask=mask, other=0).to(dx.dtype)
+    left, right = left.to(tl.int64) * x_w, right.to(tl.int64) * x_w
+    a = tl.load(plane + (top_row + left)[:, None], mask=mask, other=0).to(dx.dtype)
+    b = tl.load(plane + (top_row + right)[:, None], mask=mask, other=0).to(dx.dtype)
+    c = tl.load(plane + (bottom_row + left)[:, None], mask=mask, other=0).to(dx.dtype)
+    d = tl.load(plane + (bottom_row + right)[:, None], mask=mask, other=0).to(dx.dtype)
     value = (a * (1 - dx) + b * dx) * (1 - dy) + (c * (1 - dx) + d * dx) * dy
     out = y_ptr + sample.to(tl.int64)[:, None] * channels + channel[None, :]
     tl.store(out, value, mask=exists[:, None] & (channel < channels)[None, :])
@@ -109,7 +113,8 @@ def upsample(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
             part, out = x[first:last_image, channel:last_channel], y[first:last_image, channel:last_channel]
             upsample_kernel[(h, triton.cdiv(part.shape[1], block_c) * blocks_w, len(part))](
                 part, out, rows.start, rows.weight, cols.lower, cols.weight,
-                part.shape[1], h, w, width, *x.stride(), *y.stride(), BLOCK_C=block_c, BLOCK_W=block_w,
+                part.shape[1], h, w, width, *x.stride(), *y.stride(),
+                BLOCK_C=block_c, BLOCK_W=block_w, CHANNELS_LAST=last,
             )  # fmt: skip
     return y.reshape(*features.shape[:-2], height, width)
 

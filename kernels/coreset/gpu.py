@@ -15,7 +15,7 @@ __all__ = ["ARRAYS", "greedy", "unavailable"]
 
 ARRAYS = "torch"
 _REPORT_EVERY = 1024
-_BLOCK_N = 16
+_BLOCK_D = 64
 OPTIONS = {"num_warps": 4, "maxnreg": 96}
 _PROGRAMS_PER_SM = 5  # that 96 registers a thread leave room for
 
@@ -49,10 +49,12 @@ def pick_kernel(
     for first in range(program * BLOCK_N, n, PROGRAMS * BLOCK_N):
         row = first + tl.arange(0, BLOCK_N)
         exists = row < n
+        nearest = tl.load(nearest_ptr + row, mask=exists, other=-2)  # on its way while the distance is summed
         total = tl.zeros((BLOCK_N, BLOCK_D), nearest_ptr.dtype.element_ty)
         for start in range(0, dim, BLOCK_D):
             d = start + channel
-            # In two dimensions, as the points: a thread reads the channels that it needs, and none waits for another.
+            # In two dimensions, as the points, and of fewer channels than there are threads: Triton then lets each
+            # thread read those that it needs. More of them pass through shared memory, behind two barriers.
             centre = tl.load(
                 x_ptr + pick * x_n + (d.to(tl.int64) * x_d)[None, :], mask=(d < dim)[None, :], other=0
             ).to(total.dtype)  # fmt: skip
@@ -63,7 +65,7 @@ def pick_kernel(
             difference = tl.where((d < dim)[None, :], x - centre, 0.0)
             total += difference * difference
         distance = tl.sum(total, axis=1)
-        nearest = tl.minimum(tl.load(nearest_ptr + row, mask=exists, other=-2), distance)
+        nearest = tl.minimum(nearest, distance)
         nearest = tl.where(row == pick, -1.0, nearest)  # below any distance: a duplicate never brings a pick back
         tl.store(nearest_ptr + row, nearest, mask=exists)
         farther = exists & (nearest > best)  # rows grow, so that the lowest of equals stays
@@ -92,7 +94,8 @@ def greedy(
     n, dim = points.shape
     device = points.device
     dtype = torch.promote_types(points.dtype, torch.float32)
-    programs = min(triton.cdiv(n, _BLOCK_N), _programs(device))
+    block_n = block_n_of(dtype)
+    programs = min(triton.cdiv(n, block_n), _programs(device))
     nearest = torch.full((n,), float("inf"), dtype=dtype, device=device)
     picks = torch.full((n_samples,), start, dtype=torch.int64, device=device)
     # In turn, and cut once: a slice a launch would cost the host what the launch does.
@@ -104,7 +107,7 @@ def greedy(
         pick_kernel[(programs,)](
             points, nearest, picks, far[now], far_row[now], far[before], far_row[before], step, n, dim // unit,
             row_stride // unit, stride, UNIT=unit, PROGRAMS=programs, SPAN=triton.next_power_of_2(programs),
-            BLOCK_N=_BLOCK_N, BLOCK_D=min(block_d(dtype), triton.next_power_of_2(dim)), **OPTIONS,
+            BLOCK_N=block_n, BLOCK_D=min(_BLOCK_D, triton.next_power_of_2(dim)), **OPTIONS,
         )  # fmt: skip
         if progress is not None and (step % _REPORT_EVERY == 0 or step == n_samples - 1):
             if device.type == "cuda":
@@ -113,9 +116,9 @@ def greedy(
     return picks
 
 
-def block_d(dtype: torch.dtype) -> int:
-    """Channels of a tile: as many as stay in registers."""
-    return 64 if dtype == torch.float64 else 128
+def block_n_of(dtype: torch.dtype) -> int:
+    """Points of a tile: as many as stay in registers."""
+    return 16 if dtype == torch.float64 else 32
 
 
 def _programs(device: torch.device) -> int:

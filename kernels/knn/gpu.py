@@ -128,7 +128,8 @@ class Index:
 
     def takes_gemm(self, n_query: int) -> bool:
         """Whether the table of this device sends a search to cuBLAS and a minimum rather than to the fused kernel."""
-        if self.bank.device.type != "cuda":
+        # Where sums in float16 are allowed, torch refuses a float32 product of float16; their error has no bound here.
+        if self.bank.device.type != "cuda" or torch.backends.cuda.matmul.allow_fp16_accumulation:
             return False
         capability = torch.cuda.get_device_capability(self.bank.device)
         return capability in GEMM_FROM and n_query * self.size >= GEMM_FROM[capability]

@@ -11,9 +11,6 @@ BLOCK = 4 * GROUP
 """Consecutive bank vectors that four groups share: see `_place`. Tiles of the bank are multiples of it."""
 
 _NONE = tl.constexpr(0x7FFFFFFF)
-# Sums of the same numbers in another order differ by less: such distances are a tie, which the lower index wins.
-_BELOW = tl.constexpr(1 - 2.0**-46)
-_ABOVE = tl.constexpr(1 + 2.0**-46)
 
 
 @triton.jit(do_not_specialize=["exponent"])
@@ -186,7 +183,7 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
     """Squared distances of one query to COUNT bank rows, in float64; infinite where not valid."""
     channel = tl.arange(0, BLOCK_D)
     total = tl.zeros((COUNT, BLOCK_D), tl.float64)
-    for first in range(0, dim, BLOCK_D):
+    for first in tl.range(0, dim, BLOCK_D, loop_unroll_factor=2):  # so that twice the loads are in flight
         d = first + channel
         q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0).to(tl.float64)
         b = tl.load(
@@ -222,22 +219,22 @@ def _limit(worst, bound, unit):
 
 
 @triton.jit
-def _worst(found, rows):
+def _worst(found, rows, tie):
     """The largest distance of a list, and of those that have it the highest row; places without a row come first."""
     worst = tl.max(found, axis=0)
-    return worst, tl.max(tl.where(found >= worst * _BELOW, tl.where(rows < 0, _NONE, rows), -1), axis=0)
+    return worst, tl.max(tl.where(found >= worst * (1 - tie), tl.where(rows < 0, _NONE, rows), -1), axis=0)
 
 
 @triton.jit
-def _nearer(distance, row, worst, worst_row):
-    tie = (distance <= worst * _ABOVE) & (row < worst_row) & (distance < float("inf"))
-    return (distance < worst * _BELOW) | tie
+def _nearer(distance, row, worst, worst_row, tie):
+    wins = (distance <= worst * (1 + tie)) & (row < worst_row) & (distance < float("inf"))
+    return (distance < worst * (1 - tie)) | wins
 
 
 @triton.jit
-def _replace(found, rows, worst, worst_row, distance, row, place, LIST: tl.constexpr):
+def _replace(found, rows, worst, worst_row, tie, distance, row, place, LIST: tl.constexpr):
     """A list with `row` in the place of its worst."""
-    is_worst = (found >= worst * _BELOW) & ((rows == worst_row) | (rows < 0))
+    is_worst = (found >= worst * (1 - tie)) & ((rows == worst_row) | (rows < 0))
     out = tl.min(tl.where(is_worst, place, LIST), axis=0)
     return tl.where(place == out, distance, found), tl.where(place == out, row, rows)
 
@@ -270,6 +267,10 @@ def refine_kernel(
     second_ptr += query * n_groups
     bound = tl.load(facts_ptr + query * 4 + 2)
     unit = tl.load(facts_ptr + query * 4 + 3)
+    # Distances that differ by less are a tie, which the lower index wins. Sums in another order do: a square passes at
+    # most dim / 8 additions of its thread (`refine_blocks`) and a few dozen across threads, each of which rounds by
+    # 2**-53, in both sums.
+    tie = 2.0**-46 + dim.to(tl.float64) * 2.0**-55
     lane = tl.arange(0, LANES)
     place = tl.arange(0, LIST)
 
@@ -289,7 +290,7 @@ def refine_kernel(
     found = _measure(q_ptr, b_ptr, rows, rows >= 0, dim, q_d, b_n, b_d, LIST, BLOCK_L)
     # Places past k never count as the worst.
     found = tl.where(place < k, found, -1.0)
-    worst, worst_row = _worst(found, rows)
+    worst, worst_row = _worst(found, rows, tie)
     limit = _limit(worst, bound, unit)
 
     member = tl.arange(0, 32)
@@ -306,32 +307,35 @@ def refine_kernel(
                 distances = _measure(q_ptr, b_ptr, candidates, valid, dim, q_d, b_n, b_d, 32, BLOCK_G)
                 # Each candidate that beats the worst of the list takes its place.
                 near = tl.min(distances, axis=0)
-                near_row = tl.min(tl.where(distances <= near * _ABOVE, candidates, _NONE), axis=0)
-                while _nearer(near, near_row, worst, worst_row):
+                near_row = tl.min(tl.where(distances <= near * (1 + tie), candidates, _NONE), axis=0)
+                while _nearer(near, near_row, worst, worst_row, tie):
                     near = tl.min(tl.where(candidates == near_row, distances, float("inf")), axis=0)
-                    found, rows = _replace(found, rows, worst, worst_row, near, near_row, place, LIST)
-                    worst, worst_row = _worst(found, rows)
+                    found, rows = _replace(found, rows, worst, worst_row, tie, near, near_row, place, LIST)
+                    worst, worst_row = _worst(found, rows, tie)
                     distances = tl.where(candidates == near_row, float("inf"), distances)
                     near = tl.min(distances, axis=0)
-                    near_row = tl.min(tl.where(distances <= near * _ABOVE, candidates, _NONE), axis=0)
+                    near_row = tl.min(tl.where(distances <= near * (1 + tie), candidates, _NONE), axis=0)
             else:
                 row = _column(group, (following >> 1) & 31)
                 in_list = tl.max(tl.where(rows == row, 1, 0), axis=0)
                 if (in_list == 0) & (row < n_bank):
                     distance = _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, BLOCK_1)
-                    if _nearer(distance, row, worst, worst_row):
-                        found, rows = _replace(found, rows, worst, worst_row, distance, row, place, LIST)
-                        worst, worst_row = _worst(found, rows)
+                    if _nearer(distance, row, worst, worst_row, tie):
+                        found, rows = _replace(found, rows, worst, worst_row, tie, distance, row, place, LIST)
+                        worst, worst_row = _worst(found, rows, tie)
             limit = _limit(worst, bound, unit)
             following = _following(value, second, limit, lane, following >> 6)
 
-    found = tl.where(place < k, found, float("inf"))
-    left = place < k
-    for j in range(k):
-        near = tl.min(tl.where(left, found, float("inf")), axis=0)
-        near_row = tl.min(tl.where(left & (found <= near * _ABOVE), rows, _NONE), axis=0)
-        # NaN equals nothing: a query that is not a number gets distance NaN and no neighbour.
-        number = near < float("inf")
-        tl.store(distance_ptr + query * k + j, tl.where(number, tl.sqrt(near), float("nan")).to(tl.float32))
-        tl.store(index_ptr + query * k + j, tl.where(number, near_row, -1).to(tl.int64))
-        left = left & (rows != near_row)
+    # NaN is not below infinity: a query that is not a number gets distance NaN and no neighbour.
+    number = (place < k) & (found < float("inf"))
+    found = tl.where(number, found, float("inf"))
+    rows = tl.where(number, rows, place)
+    # Every distance is the least of those that it ties with, so that (distance, row) orders the list.
+    ties = found[None, :] >= found[:, None] * (1 - tie)
+    found = tl.min(tl.where(ties, found[None, :], float("inf")), axis=1)
+    same = found[None, :] == found[:, None]
+    before = (found[None, :] < found[:, None]) | (same & (rows[None, :] < rows[:, None]))
+    rank = tl.sum(before.to(tl.int32), axis=1)
+    distance = tl.where(number, tl.sqrt(found), float("nan")).to(tl.float32)
+    tl.store(distance_ptr + query * k + rank, distance, mask=place < k)
+    tl.store(index_ptr + query * k + rank, tl.where(number, rows, -1).to(tl.int64), mask=place < k)

@@ -8,7 +8,8 @@ import triton.language as tl
 
 from ..gpu_common.svm import Samples
 
-NON_FINITE = 4
+NON_FINITE: tl.constexpr = tl.constexpr(4)
+"""The status of an image with a value that is not finite."""
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def decision_kernel(
         tl.store(low_ptr + image * cells + cell, total, mask=exists)
         # NaN and infinity survive a sum: infinities that cancel leave NaN.
         bad = tl.max(tl.where(exists & ~(tl.abs(total) < float("inf")), 1, 0), axis=0)
-        tl.atomic_max(status_ptr + image, 4, mask=bad > 0)
+        tl.atomic_max(status_ptr + image, NON_FINITE, mask=bad > 0)
 
 
 @triton.jit
@@ -121,7 +122,7 @@ def upsample_threshold_kernel(
     c = tl.load(low + bottom * w + left, mask=trained, other=0)
     d = tl.load(low + bottom * w + right, mask=trained, other=0)
     value = (a * (1 - dx) + b * dx) * (1 - dy) + (c * (1 - dx) + d * dx) * dy
-    value = tl.where(status == 4, float("nan"), value)
+    value = tl.where(status == NON_FINITE, float("nan"), value)
     out = image * height * width + pixel
     tl.store(decision_ptr + out, value, mask=exists)
     tl.store(mask_ptr + out, value > 0, mask=exists)

@@ -73,7 +73,7 @@ def cases() -> list[dict]:
                 f"upsample-{'nhwc' if last else 'nchw'}-{dtype}",
                 bilinear.upsample_kernel,
                 typed(bilinear.upsample_kernel, x_ptr=pointer, y_ptr=pointer, **tables),
-                {"BLOCK_C": block_c, "BLOCK_W": block_w, **unit},
+                {"BLOCK_C": block_c, "BLOCK_W": block_w, "CHANNELS_LAST": last, **unit},
             )
         add(
             f"sample-{dtype}",
@@ -142,8 +142,8 @@ def cases() -> list[dict]:
                 "UNIT": 8,
                 "PROGRAMS": 660,
                 "SPAN": 1024,
-                "BLOCK_N": coreset._BLOCK_N,
-                "BLOCK_D": coreset.block_d(kind),
+                "BLOCK_N": coreset.block_n_of(kind),
+                "BLOCK_D": coreset._BLOCK_D,
             },
             plain=("n", "dim", "x_n"),
             **coreset.OPTIONS,

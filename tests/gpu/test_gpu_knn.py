@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,13 @@ def test_copies_of_a_row_go_to_the_lowest_index_however_each_is_measured(device,
     check(torch.cat((torch.from_numpy(near), bank[100:102])), bank, k, device)
 
 
+def test_copies_of_a_long_row_are_a_tie_though_sums_lose_what_their_order_makes_them_lose(device):
+    """Squares below half the last place of the first: a thread's sum drops them one by one, a sum of them counts."""
+    row = np.full((1, 8192), np.sqrt(0.99 * 2.0**-53), np.float32)
+    row[0, 0] = 1
+    check(torch.zeros(1, 8192), torch.from_numpy(row.repeat(40, axis=0)), 40, device)
+
+
 def test_strided_query_and_bank(device, rng):
     query = torch.from_numpy(rng.standard_normal((6, 24)).astype(np.float32))[::2, ::3]
     bank = torch.from_numpy(rng.standard_normal((8, 90)).astype(np.float32)).T
@@ -79,6 +88,17 @@ def test_product_in_memory_gives_the_same(device, rng, k):
         index._search(query, k, distances, indices, gemm=gemm)
         found.append((distances, indices))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_no_product_in_memory_where_torch_may_sum_in_float16(monkeypatch, allowed):
+    from ttt4as_fast.kernels.knn import gpu
+
+    monkeypatch.setattr(gpu, "GEMM_FROM", {(9, 0): 100})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_fp16_accumulation=allowed))
+    index = SimpleNamespace(bank=SimpleNamespace(device=torch.device("cuda")), size=10)
+    assert gpu.Index.takes_gemm(index, 10) is not allowed
 
 
 def test_many_neighbours_and_values_beyond_float32_search_exhaustively(device, rng):
