@@ -375,7 +375,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         return;
     }
     __shared__ Problem p;
-    const int m = counts[0] + counts[2], length = padded(m), used = VECTORS * length * int(sizeof(double));
+    const int m = counts[0] + counts[2], length = padded(m);
+    const long long used = (long long)VECTORS * length * int(sizeof(double));
     const bool vectors_shared = used <= shared_bytes / 2, has_gram = m <= capacity;
     const bool gram_shared =
         has_gram && vectors_shared && used + (long long)length * length * int(sizeof(float)) <= shared_bytes;
