@@ -7,7 +7,9 @@ of this process; its pool is one for the whole process (see kernels/cpp/include/
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from . import arrays
-from .dispatch import native_core
+from .dispatch import BackendWarning, native_core
+
+_ISAS = ("generic", "avx2", "avx512")
 
 
 def why_not() -> str | None:
@@ -30,8 +34,22 @@ def core() -> ModuleType:
     found = native_core()
     if isinstance(found, str):
         raise RuntimeError(found)
+    check_environment()
     register_with_threadpoolctl()
     return found
+
+
+def check_environment() -> None:
+    """Warn of variables whose value the core passes over."""
+    number, isa = os.environ.get("TTT4AS_NUM_THREADS", ""), os.environ.get("TTT4AS_ISA", "")
+    if number and not (number.isdecimal() and int(number) >= 1):
+        _passed_over(f"TTT4AS_NUM_THREADS: expected an integer >= 1, got {number!r}")
+    if isa and isa not in _ISAS:
+        _passed_over(f"TTT4AS_ISA: expected one of {', '.join(map(repr, _ISAS))}, got {isa!r}")
+
+
+def _passed_over(message: str) -> None:
+    warnings.warn(f"{message}; the variable is passed over", BackendWarning, stacklevel=4)
 
 
 def threads() -> int:

@@ -149,7 +149,7 @@ class TestPreparedFiles:
         whole = path.read_bytes()
         begin = whole.index(b"TTT4ASKN")
         newer = whole[: begin + 8] + (3).to_bytes(4, "little") + whole[begin + 12 :]
-        other = whole[:128] + (bank + np.float32(1)).tobytes() + whole[begin:]
+        other = whole[:128] + (bank + np.float32(1)).tobytes() + whole[begin - 64 :]
         early = bytearray(whole)
         early[begin + 5000] ^= 1
         for bad, says in (
@@ -158,12 +158,18 @@ class TestPreparedFiles:
             (whole[: begin + 30], "at least 64 bytes"),
             (whole[:begin] + b"x" * 200, "other bytes"),
             (newer, "version 2 of the format, got version 3"),
-            (other, "another's"),
+            (other, "another's" if mmap else "vectors have changed"),
+            (whole[: begin - 64] + b"x" * 64 + whole[begin:], "other bytes behind the vectors"),
             (bytes(early), "its checksum differs"),
         ):
             path.write_bytes(bad)
             with pytest.raises(ValueError, match=r"path: expected an NPY file.*" + says):
                 kernels.KnnIndex.read(path, mmap=mmap, backend="cpu")
+        turned = bytearray(whole)
+        turned[128 + 7 * bank.itemsize] ^= 1  # one bit of one vector
+        path.write_bytes(turned)
+        with pytest.raises(ValueError, match="vectors have changed"):
+            kernels.KnnIndex.read(path, backend="cpu")
         late = bytearray(whole)
         late[-100] ^= 1
         path.write_bytes(late)

@@ -163,7 +163,8 @@ class KnnIndex:
         mmap : bool
             Map the file instead of reading it: vectors and codes stay on disk and pages are loaded as searches need
             them. Nothing is prepared, and the vectors are not read to be checked. Of the codes' checksums, the one
-            over what keeps a search within bounds is verified (34 bytes a vector); without `mmap` all are.
+            over what keeps a search within bounds is verified (34 bytes a vector); without `mmap` all are, and that of
+            the vectors.
         backend : str
             As in the constructor.
 

@@ -1,13 +1,15 @@
 """The file of a `KnnIndex`: its vectors as an NPY file, and behind them what the C++ core has prepared of them.
 
 NumPy reads the vectors and stops there, so the file is an NPY file to everyone else; files without the second part are
-read too. The second part begins on a multiple of 64 bytes and is the core's own block (kernels/cpp/src/prepared.hpp),
-with its version, its lengths and its checksums.
+read too. The second part begins on a multiple of 64 bytes: 64 bytes of a word and the vectors' CRC-32, then the core's
+own block (kernels/cpp/src/prepared.hpp) with its version, its lengths and its checksums.
 """
 
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from typing import IO
 
@@ -16,25 +18,29 @@ import numpy as np
 from ..files import atomic_path
 
 _ALIGN = 64
+_VECTORS = struct.Struct("<8sQ48x")
+_WORD = b"ttt4asv1"
 Save = Callable[[Callable[[memoryview], object]], None]
 
 
 def write(path: str | os.PathLike, bank: np.ndarray, save: Save | None) -> None:
     """Write `bank` (N, D), and what `save` hands to its argument; the file is there whole or not at all."""
     with atomic_path(path) as partial, open(partial, "wb") as file:
-        np.save(file, np.ascontiguousarray(bank), allow_pickle=False)
+        bank = np.ascontiguousarray(bank)
+        np.save(file, bank, allow_pickle=False)
         if save is not None:
             file.write(bytes(-file.tell() % _ALIGN))
+            file.write(_VECTORS.pack(_WORD, zlib.crc32(bank)))
             save(file.write)
 
 
 def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """The bank, and the prepared bytes if the file has them, aligned to 64; both mapped if `mmap`.
+    """The bank, and the prepared bytes if the file has them, aligned to 64; both mapped if `mmap`, and not checked.
 
     Raises
     ------
     ValueError
-        No NPY file of numbers, or cut short.
+        No NPY file of numbers, or cut short, or its vectors have changed.
     """
     try:
         bank = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
@@ -44,9 +50,16 @@ def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | 
             _skip_header(file)
             begin = file.tell() + bank.nbytes
             begin += -begin % _ALIGN
-            size = os.fstat(file.fileno()).st_size - begin
+            size = os.fstat(file.fileno()).st_size - begin - _VECTORS.size
             if size <= 0:
                 return bank, None
+            file.seek(begin)
+            begin += _VECTORS.size
+            word, checksum = _VECTORS.unpack(file.read(_VECTORS.size))
+            if word != _WORD:
+                raise ValueError("other bytes behind the vectors than it writes there")
+            if not mmap and zlib.crc32(np.ascontiguousarray(bank)) != checksum:
+                raise ValueError("its vectors have changed since")
             if mmap:
                 return bank, np.memmap(file, np.uint8, "r", begin, (size,))
             file.seek(begin)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from ttt4as_fast.kernels import native
+from ttt4as_fast.kernels.dispatch import BackendWarning
 
 # Each operation in a child of its own, which begins without a pool: a pool's threads are started when they are first
 # used, and stay. Under the limit there may be none; without it there must be one, or the input says nothing.
@@ -17,6 +19,7 @@ import os, sys
 import numpy as np, threadpoolctl, torch
 from ttt4as_fast import kernels
 from ttt4as_fast.kernels import native
+from ttt4as_fast.kernels.dispatch import BackendWarning
 
 core = native.core()
 rng = np.random.default_rng(0)
@@ -58,6 +61,20 @@ for name, call in operations.items():
         os._exit(0)
     os.waitpid(child, 0)
 """
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("TTT4AS_NUM_THREADS", "abc", "TTT4AS_NUM_THREADS: expected an integer >= 1, got 'abc'"),
+        ("TTT4AS_NUM_THREADS", "0", "TTT4AS_NUM_THREADS: expected an integer >= 1, got '0'"),
+        ("TTT4AS_ISA", "avx9", "TTT4AS_ISA: expected one of 'generic', 'avx2', 'avx512', got 'avx9'"),
+    ],
+)
+def test_a_variable_that_is_passed_over_is_said(monkeypatch, name, value, says):
+    monkeypatch.setenv(name, value)
+    with pytest.warns(BackendWarning, match=re.escape(says)):
+        native.check_environment()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
