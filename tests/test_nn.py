@@ -69,6 +69,11 @@ def test_bad_input_is_named(arguments, says):
         nn.TTT4AS()(*arguments)
 
 
+def test_arrays_are_for_the_function():
+    with pytest.raises(TypeError, match="features: expected a tensor, got ndarray"):
+        nn.TTT4AS()(torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3).numpy())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_cast_leaves_the_threshold(dtype):
     maps, features = torch.rand(2, 40, 44), torch.rand(2, 6, 5, 5)

@@ -98,9 +98,12 @@ class TTT4AS(torch.nn.Module):
 
         Raises
         ------
-        ValueError
-            Shapes that do not fit, or a non-finite value.
+        ValueError, TypeError
+            Shapes that do not fit, a non-finite value, or what is no tensor.
         """
+        for name, x in (("anomaly_map", anomaly_map), ("features", features)):
+            if not isinstance(x, torch.Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
         maps = anomaly_map.squeeze(1) if anomaly_map.ndim == 4 else anomaly_map
         if maps.ndim != 3 or features.ndim != 4 or features.shape[0] != maps.shape[0]:
             raise ValueError(
