@@ -30,7 +30,7 @@ def write(path: str | os.PathLike, bank: np.ndarray, save: Save | None) -> None:
         np.save(file, bank, allow_pickle=False)
         if save is not None:
             file.write(bytes(-file.tell() % _ALIGN))
-            file.write(_VECTORS.pack(_WORD, zlib.crc32(bank)))
+            file.write(_VECTORS.pack(_WORD, zlib.crc32(bank.data)))
             save(file.write)
 
 
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | 
             word, checksum = _VECTORS.unpack(file.read(_VECTORS.size))
             if word != _WORD:
                 raise ValueError("other bytes behind the vectors than it writes there")
-            if not mmap and zlib.crc32(np.ascontiguousarray(bank)) != checksum:
+            if not mmap and zlib.crc32(np.ascontiguousarray(bank).data) != checksum:
                 raise ValueError("its vectors have changed since")
             if mmap:
                 return bank, np.memmap(file, np.uint8, "r", begin, (size,))
