@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAP_FORMATS = ("tiff", "npy", "none")
 _KINDS = ("masks", "maps", "overlays")
 _FORMAT_VERSION = 1
+_STRIP = 1 << 20  # pixels that an overlay works on at a time, in some 60 bytes each
 
 
 # ---------------------------------------------------------------- back to the pixels of the file
@@ -162,19 +163,22 @@ def overlay(
     from PIL import Image
     from scipy import ndimage
 
-    picture = np.asarray(image.convert("RGB"), dtype=np.float32)
-    seen = np.isfinite(anomaly_map)
-    if scale is not None:
-        low, high = scale
-        share = np.clip((np.where(seen, anomaly_map, low) - low) / max(high - low, 1e-12), 0, 1)
-        colour = colormaps["inferno"](share)[..., :3].astype(np.float32) * 255
-        weight = (0.7 * share)[..., None].astype(np.float32)
-        picture = (1 - weight) * picture + weight * colour
-    picture[~seen] *= 0.4
+    picture = np.array(image.convert("RGB"))
+    rows = max(1, _STRIP // picture.shape[1])
+    for start in range(0, len(picture), rows):
+        strip, scores = picture[start : start + rows].astype(np.float32), anomaly_map[start : start + rows]
+        seen = np.isfinite(scores)
+        if scale is not None:
+            low, high = scale
+            share = np.clip((np.where(seen, scores, low) - low) / max(high - low, 1e-12), 0, 1)
+            colour = colormaps["inferno"](share)[..., :3].astype(np.float32) * 255
+            weight = (0.7 * share)[..., None].astype(np.float32)
+            strip = (1 - weight) * strip + weight * colour
+        strip[~seen] *= 0.4
+        picture[start : start + rows] = np.clip(np.rint(strip), 0, 255)
     thickness = max(1, round(min(mask.shape) / 256))
-    outline = mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=thickness, border_value=1)
-    picture[outline] = (0, 229, 255)
-    return Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8))
+    picture[mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=thickness, border_value=1)] = (0, 229, 255)
+    return Image.fromarray(picture)
 
 
 def mask_image(mask: np.ndarray) -> Image.Image:
