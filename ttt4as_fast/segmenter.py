@@ -170,6 +170,8 @@ class TTT4AS:
         """Pay for the first call now: load and compile what calls with inputs like these need.
 
         On a GPU their CUDA graph is captured, which the calls of the same shapes, dtypes, layouts and options replay.
+        Do it before other threads use the device: one that waits for all of it (`torch.cuda.synchronize`), or draws
+        random numbers on it, meets an error or breaks the capture off, and calls then launch kernels one by one.
 
         Parameters
         ----------
