@@ -472,6 +472,40 @@ def test_predict_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o" / "results.jsonl").exists()
 
 
+def test_predict_takes_names_that_are_not_utf8(work: Path, tmp_path: Path) -> None:
+    for raw in (b"bad\xff.png", b"other.png"):
+        shutil.copy(work / "one" / "grey.png", tmp_path / os.fsdecode(raw))
+    done = ttt4as("predict", work / "m.safetensors", tmp_path, "-o", tmp_path / "o", "--json")
+    found = records(tmp_path / "o")
+    assert [os.fsencode(Path(record["path"]).name) for record in found] == [b"bad\xff.png", b"other.png"]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == found
+    assert all((tmp_path / "o" / name).is_file() for record in found for name in record["files"].values())
+    done = ttt4as("predict", work / "m.safetensors", tmp_path, "-o", tmp_path / "o")
+    assert "0 done, 2 done earlier" in done.stdout
+
+
+def test_predict_on_a_full_disk_names_file_and_cause(work: Path, tmp_path: Path, full_disk: None) -> None:
+    output = tmp_path / "o"
+    line = one_line(ttt4as("predict", work / "m.safetensors", work / "one" / "grey.png", "-o", output, code=2))
+    assert "File too large" in line and str(output / "maps" / "grey.tiff") in line
+
+
+def test_predict_leaves_out_a_result_that_cannot_be_encoded(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttt4as_fast import runs
+
+    def write_map(path: Path, anomaly_map: np.ndarray) -> None:
+        if path.stem == "grey":
+            raise ValueError("no such colour")
+
+    monkeypatch.setattr(runs, "write_map", write_map)
+    images = (work / "one" / "grey.png", work / "one" / "rgba.png")
+    done = ttt4as("predict", work / "m.safetensors", *images, "-o", tmp_path / "o", code=1)
+    assert re.search(r"skipped: .*grey\.png: .*no such colour", done.stderr)
+    assert "1 done, 0 done earlier, 1 failed" in done.stdout
+
+
 def test_debug_shows_the_traceback(work: Path) -> None:
     wrong = ("predict", work / "absent", work / "one", "-o", work / "never")
     for arguments, more in ((("--debug", *wrong), {}), (wrong, {"TTT4AS_DEBUG": "1"})):

@@ -49,6 +49,25 @@ def test_writer_that_adds_a_suffix_is_caught(tmp_path):
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: path.write_bytes(bytes(8192)), lambda path: np.save(path, np.zeros(8192))],
+    ids=["bytes", "npy"],
+)
+def test_a_failed_write_names_the_file_and_the_cause(tmp_path, full_disk, write):
+    target = tmp_path / "a.npy"
+    with pytest.raises(OSError, match=r"large|requested and .* written") as caught, atomic_path(target) as file:
+        write(file)
+    assert repr(str(target)) in str(caught.value)
+    assert not os.listdir(tmp_path)
+
+
+def test_no_error_names_the_temporary_file(tmp_path):
+    with pytest.raises(PermissionError) as caught, atomic_path(tmp_path / "a.txt") as temporary:
+        raise PermissionError(13, "Permission denied", str(temporary))
+    assert caught.value.filename == str(tmp_path / "a.txt")
+
+
 def test_folder_must_exist_and_target_must_be_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="existing folder"), atomic_path(tmp_path / "no" / "a"):
         pass

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .kernels.files import atomic_path
+from .kernels.files import atomic_path, naming
 
-__all__ = ["atomic_path", "plain"]
+__all__ = ["atomic_path", "naming", "plain"]
 
 
 def plain(value: Any) -> Any:

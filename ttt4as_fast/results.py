@@ -7,6 +7,7 @@ skips the images they name and does the rest.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .io import atomic_path
+from .io import atomic_path, naming
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -184,10 +185,20 @@ def mask_image(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image as its suffix says (.png or .tiff), whole or not at all; `options` are Pillow's.
+
+    It is encoded in memory: libtiff takes no path that is not UTF-8, and says of a full disk neither that nor where.
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, format=path.suffix[1:], **options)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
+
+
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write a bool (H, W) as an 8-bit PNG of 0 and 255, whole or not at all."""
-    with atomic_path(path) as temporary:
-        mask_image(mask).save(temporary)
+    write_image(path, mask_image(mask))
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:
@@ -195,11 +206,11 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     from PIL import Image
 
     values = np.ascontiguousarray(anomaly_map, dtype=np.float32)
-    with atomic_path(path) as temporary:
-        if path.suffix == ".npy":
+    if path.suffix == ".npy":
+        with atomic_path(path) as temporary:
             np.save(temporary, values)
-        else:
-            Image.fromarray(values).save(temporary, compression="tiff_lzw")
+    else:
+        write_image(path, Image.fromarray(values), compression="tiff_lzw")
 
 
 # ---------------------------------------------------------------- the folder of a run
@@ -356,7 +367,7 @@ class ResultFolder:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the line of a finished image, whose files are in place."""
-        with open(self.lines, "ab") as file:
+        with naming(self.lines), open(self.lines, "ab") as file:
             file.write(_line(record))
         self.records[record["path"]] = record
 

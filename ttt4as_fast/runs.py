@@ -17,7 +17,7 @@ from .images import ImageError, read_image
 from .io import atomic_path
 from .kernels.arrays import check_float, check_int, check_option
 from .kernels.segment import OPERATION
-from .results import MAP_FORMATS, Placement, ResultFolder, overlay, regions, write_map, write_mask
+from .results import MAP_FORMATS, Placement, ResultFolder, overlay, regions, write_image, write_map, write_mask
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -245,8 +245,13 @@ def predict(
             outcome = predict_batch(model, segmenter, [image for _, _, image, _ in loaded], label_threshold)
             for (key, name, image, read), one in zip(loaded, outcome, strict=True):
                 one["milliseconds"]["decode"] += read
-                record = _write_result(model, folder, key, name, image, one, map_format, draw_overlay, scale)
-                folder.add(record)
+                try:
+                    record = _write_result(model, folder, key, name, image, one, map_format, draw_overlay, scale)
+                    folder.add(record)
+                except ValueError as error:  # what this image gives cannot be encoded; a full disk concerns all
+                    on_error(str(given[key]), f"its result cannot be written ({error})")
+                    count["failed"] += 1
+                    continue
                 on_result(record)
                 count["done"] += 1
         if progress:
@@ -312,8 +317,7 @@ def _write_result(
         write_map(folder.folder / files["map"], anomaly_map)
     if draw_overlay:
         files["overlay"] = f"overlays/{name}.png"
-        with atomic_path(folder.folder / files["overlay"]) as temporary:
-            overlay(image, anomaly_map, mask, scale).save(temporary)
+        write_image(folder.folder / files["overlay"], overlay(image, anomaly_map, mask, scale))
     record = {"path": key, "name": name, "width": image.width, "height": image.height, **one}
     record.update(mask_summary(mask, anomaly_map), files=files)
     record["milliseconds"]["write"] = 1e3 * (time.perf_counter() - began)
