@@ -220,6 +220,23 @@ def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) ->
         assert re.search(f"skipped: .*{re.escape(word)}", done.stderr), done.stderr
 
 
+def test_segment_does_again_what_changed(tmp_path: Path) -> None:
+    maps, features = arrays(tmp_path / "in")
+    other = tmp_path / "other.npy"
+    shutil.copy(features, other)
+
+    def run(path: Path) -> str:
+        return ttt4as("segment", maps, path, "-o", tmp_path / "o").stdout
+
+    assert "1 done, 0 done earlier" in run(features)
+    assert "0 done, 1 done earlier" in run(features)
+    np.save(features, -np.load(features))
+    assert "1 done, 0 done earlier" in run(features)
+    assert "1 done, 0 done earlier" in run(other)
+    assert "0 done, 1 done earlier" in run(other)
+    assert len(records(tmp_path / "o")) == 1
+
+
 @pytest.mark.parametrize("case", ["absent", "mixed", "text", "objects", "shapes", "names"])
 def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
     maps, features = arrays(tmp_path / "in")
@@ -379,6 +396,16 @@ def test_predict_a_second_time_does_nothing_but_retry(work: Path, predicted: Run
     done = ttt4as("predict", work / "m.safetensors", work / "one", work / "two [b]", "-o", output, code=1)
     assert "0 done, 6 done earlier, 1 failed" in done.stdout
     assert {name: time for name, time in tree(output).items() if name != "run.json"} == before
+
+
+def test_predict_does_again_what_changed(work: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copy(work / "one" / "good.png", tmp_path / f"{name}.png")
+    arguments = ("predict", work / "m.safetensors", tmp_path, "-o", tmp_path / "o")
+    assert "2 done" in ttt4as(*arguments).stdout
+    Image.fromarray(spoiled(101)).save(tmp_path / "a.png")
+    assert "1 done, 1 done earlier" in ttt4as(*arguments).stdout
+    assert {record["name"]: record["label"] for record in records(tmp_path / "o")} == {"a": "defective", "b": "nominal"}
 
 
 def test_predict_refuses_to_mix_settings(work: Path, predicted: Run) -> None:

@@ -226,7 +226,8 @@ def predict(
 ) -> None:
     """Mark the anomalous pixels of images: mask, anomaly map, overlay and a line of JSON for each.
 
-    A stopped run goes on where it was. Files that cannot be read are named and skipped; the exit code is then 1.
+    A stopped run goes on where it was; an image that has changed since is done again. Files that cannot be read are
+    named and skipped; the exit code is then 1.
     Masks and maps have the size of the image; a map is NaN, and a mask empty, outside the centre crop the model sees.
     """
     from . import runs
@@ -349,7 +350,8 @@ def segment(
     """The method alone, downstream of any detector: masks from arrays of anomaly maps and features.
 
     In an NPZ file the array is the only one, or called anomaly_map or features. Writes masks as PNG and NPY, and a line
-    of JSON for each with its status.
+    of JSON for each with its status. A stopped run goes on where it was; a pair of which a file has changed since is
+    done again. Files that cannot be used are named and skipped; the exit code is then 1.
     """
     from . import runs
     from .results import ResultFolder

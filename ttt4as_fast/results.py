@@ -1,7 +1,7 @@
 """What a run leaves behind for each image - mask, anomaly map, overlay, one line of JSON - written so that it can stop.
 
 Every file is written whole, the line of JSON last; a line is complete or absent. A run started again reads the lines,
-skips the images they name and does the rest.
+skips the images they name, unless their input files have changed since, and does the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -216,12 +216,30 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
 # ---------------------------------------------------------------- the folder of a run
 
 
+Inputs = dict[str, list[int]]  # absolute path -> size in bytes and time of change in nanoseconds
+
+
+def inputs(paths: Sequence[str | os.PathLike[str]]) -> Inputs:
+    """What tells the files that a result comes from from later ones of the same names; taken before they are read.
+
+    A file that is not there is left out: who reads it will say so.
+    """
+    found = {}
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except OSError:
+            continue
+        found[os.path.abspath(path)] = [state.st_size, state.st_mtime_ns]
+    return found
+
+
 class ResultFolder:
     """The output folder of a run: which images are done, what their files are called, and the lines of JSON.
 
-    ``results.jsonl`` has a line for each finished image, ``run.json`` the settings; the images' files lie in
-    ``masks/``, ``maps/`` and ``overlays/``. To be used as a context manager; meanwhile a second run on the same
-    folder is refused (where the system has POSIX locks).
+    ``results.jsonl`` has a line for each finished image, with the `inputs` it comes from, ``run.json`` the settings;
+    the images' files lie in ``masks/``, ``maps/`` and ``overlays/``. To be used as a context manager; meanwhile a
+    second run on the same folder is refused (where the system has POSIX locks).
 
     Parameters
     ----------
@@ -333,8 +351,8 @@ class ResultFolder:
         with atomic_path(self.lines) as temporary:
             temporary.write_bytes(b"".join(map(_line, self.records.values())))
 
-    def start(self, wanted: Mapping[str, str]) -> list[tuple[str, str]]:
-        """The images still to do with the names of their files, in order; those done are left out.
+    def start(self, wanted: Mapping[str, str], sources: Mapping[str, Inputs]) -> list[tuple[str, str]]:
+        """The images still to do with the names of their files, in order; those done from the same files are left out.
 
         Where a name is taken - ``a/000.png`` and ``b/000.png`` - a digest of the image's key is appended, so that no
         image writes over another's files, in this run or a later one.
@@ -343,14 +361,18 @@ class ResultFolder:
         ----------
         wanted : mapping of str to str
             What identifies an image (its absolute path: ``path`` in its record) -> the name its files should have.
+        sources : mapping of str to dict
+            The same keys -> what `inputs` says of the files that the image is made from.
 
         Returns
         -------
         list of (str, str)
         """
-        if self.overwrite and not self.records.keys().isdisjoint(wanted):
-            for key in wanted.keys() & self.records.keys():
-                self._remove_files(self.records.pop(key))
+        done = wanted.keys() & self.records.keys()
+        stale = [key for key in done if self.overwrite or self.records[key].get("inputs") != sources[key]]
+        for key in stale:
+            self._remove_files(self.records.pop(key))
+        if stale:
             self._rewrite()
         names = {key: _shortened(name) for key, name in wanted.items()}
         count = Counter(name.casefold() for name in names.values())

@@ -17,7 +17,17 @@ from .images import ImageError, read_image
 from .io import atomic_path
 from .kernels.arrays import check_float, check_int, check_option
 from .kernels.segment import OPERATION
-from .results import MAP_FORMATS, Placement, ResultFolder, overlay, regions, write_image, write_map, write_mask
+from .results import (
+    MAP_FORMATS,
+    Placement,
+    ResultFolder,
+    inputs,
+    overlay,
+    regions,
+    write_image,
+    write_map,
+    write_mask,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -202,7 +212,7 @@ def predict(
     segmenter : TTT4AS
         Its ``image_threshold``, if any, gates.
     paths : sequence of pathlib.Path
-        Image files. Those that `folder` holds a result of are skipped.
+        Image files. Those that `folder` holds a result of, and that have not changed since, are skipped.
     folder : ResultFolder
         Entered.
     label_threshold : float, optional
@@ -229,7 +239,8 @@ def predict(
     check_option(map_format, "map_format", MAP_FORMATS)
     batch_size = check_int(batch_size, "batch_size", 1)
     given = {os.path.abspath(path): path for path in paths}
-    todo = folder.start({key: path.stem for key, path in given.items()})
+    sources = {key: inputs([key]) for key in given}
+    todo = folder.start({key: path.stem for key, path in given.items()}, sources)
     count = {"done": 0, "skipped": len(given) - len(todo), "failed": 0}
     scale = overlay_scale(model) if draw_overlay else None
     for start in range(0, len(todo), batch_size):
@@ -247,6 +258,7 @@ def predict(
                 one["milliseconds"]["decode"] += read
                 try:
                     record = _write_result(model, folder, key, name, image, one, map_format, draw_overlay, scale)
+                    record["inputs"] = sources[key]
                     folder.add(record)
                 except ValueError as error:  # what this image gives cannot be encoded; a full disk concerns all
                     on_error(str(given[key]), f"its result cannot be written ({error})")
@@ -412,7 +424,8 @@ def segment(
     pairs : sequence of (pathlib.Path, pathlib.Path)
         As from `array_pairs`. Each holds (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w).
     folder : ResultFolder
-        Entered. Masks are written as PNG and as NPY (bool).
+        Entered. Masks are written as PNG and as NPY (bool). A result whose maps and features have not changed since
+        is kept.
     on_error, on_result, progress : callable, optional
         As for `predict`. A pair that cannot be used is reported and skipped.
 
@@ -424,6 +437,7 @@ def segment(
     OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
     count = {"done": 0, "skipped": 0, "failed": 0}
     for number, pair in enumerate(pairs):
+        source = inputs(pair)
         try:
             images = list(_images_of(*pair, pair[0].stem))
         except ValueError as error:
@@ -431,7 +445,7 @@ def segment(
             count["failed"] += 1
             continue
         by_key = {key: (name, anomaly_map, features) for key, name, anomaly_map, features in images}
-        todo = folder.start({key: name for key, (name, _, _) in by_key.items()})
+        todo = folder.start({key: name for key, (name, _, _) in by_key.items()}, dict.fromkeys(by_key, source))
         count["skipped"] += len(by_key) - len(todo)
         for key, name in todo:
             _, anomaly_map, features = by_key[key]
@@ -441,6 +455,7 @@ def segment(
                 on_error(key, str(error))
                 count["failed"] += 1
                 continue
+            record["inputs"] = source
             folder.add(record)
             on_result(record)
             count["done"] += 1
