@@ -53,6 +53,7 @@ class ModelFileError(ValueError):
 
 def save(model: PatchCore, path: Path) -> None:
     """Write a fitted model whole or not at all; see `PatchCore.save`."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from . import __version__
@@ -76,7 +77,13 @@ def save(model: PatchCore, path: Path) -> None:
     }
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: f"{digest(text, tensors)}\n{text}"})
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask leaves: safetensors puts a file of its own there, of 0600
+        try:
+            save_file(tensors, temporary, metadata={_KEY: f"{digest(text, tensors)}\n{text}"})
+        except SafetensorError as error:
+            raise OSError(f"cannot be written ({error})") from error
+        temporary.chmod(mode)
 
 
 def load(
