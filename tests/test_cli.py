@@ -220,6 +220,20 @@ def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) ->
         assert re.search(f"skipped: .*{re.escape(word)}", done.stderr), done.stderr
 
 
+def test_segment_counts_files_without_their_other_half(tmp_path: Path) -> None:
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    maps, features = arrays(tmp_path / "in")
+    for copy in ("maps/a.npy", "maps/b.npy"):
+        shutil.copy(maps, tmp_path / copy)
+    for copy in ("features/a.npy", "features/c.npy"):
+        shutil.copy(features, tmp_path / copy)
+    done = ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o", code=1)
+    assert "1 done, 0 done earlier, 2 failed" in done.stdout
+    for name in ("maps/b.npy", "features/c.npy"):
+        assert f"skipped: {tmp_path / name}: no file of the same name in the other folder" in done.stderr
+
+
 def test_segment_does_again_what_changed(tmp_path: Path) -> None:
     maps, features = arrays(tmp_path / "in")
     other = tmp_path / "other.npy"

@@ -356,13 +356,16 @@ def segment(
     from . import runs
     from .results import ResultFolder
 
-    pairs = runs.array_pairs(maps, features, failed)
+    pairs, alone = runs.array_pairs(maps, features)
+    for path in alone:
+        failed(str(path), "no file of the same name in the other folder")
     segmenter = _segmenter(ctx, image_threshold)
     with (
         ResultFolder(output, {"segmenter": _settings(segmenter)}, None, overwrite) as folder,
         progress_bars() as progress,
     ):
         count = runs.segment(segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress)
+    count["failed"] += len(alone)
     _summary(count, folder, as_json)
 
 

@@ -347,9 +347,15 @@ def mask_summary(mask: np.ndarray, anomaly_map: np.ndarray) -> dict[str, Any]:
 
 
 def array_pairs(
-    maps: str | os.PathLike[str], features: str | os.PathLike[str], on_error: OnError
-) -> list[tuple[Path, Path]]:
+    maps: str | os.PathLike[str], features: str | os.PathLike[str]
+) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Files of anomaly maps with the files of their features: one of each, or folders matched by stem.
+
+    Returns
+    -------
+    pairs : list of (pathlib.Path, pathlib.Path)
+    alone : list of pathlib.Path
+        Files with none of the same name in the other folder.
 
     Raises
     ------
@@ -363,14 +369,13 @@ def array_pairs(
     if maps.is_dir() != features.is_dir():
         raise ValueError(f"expected two files or two folders, got {str(maps)!r} and {str(features)!r}")
     if not maps.is_dir():
-        return [(maps, features)]
+        return [(maps, features)], []
     left, right = _arrays_in(maps), _arrays_in(features)
-    for stem in sorted(left.keys() ^ right.keys()):
-        on_error(str(left.get(stem, right.get(stem))), "no file of the same name in the other folder")
     pairs = [(left[stem], right[stem]) for stem in sorted(left.keys() & right.keys())]
     if not pairs:
         raise ValueError(f"no NPY or NPZ files with the same name in {str(maps)!r} and {str(features)!r}")
-    return pairs
+    alone = {**left, **right}
+    return pairs, [alone[stem] for stem in sorted(left.keys() ^ right.keys())]
 
 
 def _arrays_in(folder: Path) -> dict[str, Path]:
