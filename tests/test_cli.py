@@ -513,6 +513,24 @@ def test_predict_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o" / "results.jsonl").exists()
 
 
+def test_predict_skips_a_named_image_that_it_may_not_read(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked, image, openly = tmp_path / "locked.png", work / "one" / "grey.png", Image.open
+    shutil.copy(image, locked)
+
+    def refuse(path: object, *more: object) -> Image.Image:  # as the system does to all but root, who runs many tests
+        if Path(str(path)) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return openly(path, *more)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: Path(os.fsdecode(path)) != locked)
+    done = ttt4as("predict", work / "m.safetensors", locked, image, "-o", tmp_path / "o", code=1)
+    assert re.search(r"skipped: .*locked\.png: .*Permission denied", done.stderr)
+    assert "1 done, 0 done earlier, 1 failed" in done.stdout
+
+
 def test_predict_takes_names_that_are_not_utf8(work: Path, tmp_path: Path) -> None:
     for raw in (b"bad\xff.png", b"other.png"):
         shutil.copy(work / "one" / "grey.png", tmp_path / os.fsdecode(raw))

@@ -200,7 +200,9 @@ def fit(
 def predict(
     ctx: typer.Context,
     model: ModelFile,
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", show_default=False)],
+    images: Annotated[  # readable=False: whether a file can be read is found out file by file
+        list[Path], typer.Argument(help="Image files, and folders of them.", readable=False, show_default=False)
+    ],
     output: Output,
     map_format: Annotated[
         MapFormat, typer.Option(help="Anomaly maps: 32-bit float TIFF, NPY, or not written.")
