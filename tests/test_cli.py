@@ -575,6 +575,11 @@ def test_debug_shows_the_traceback(work: Path) -> None:
         assert "Traceback" in done.stderr
 
 
+@pytest.mark.parametrize("off", ["0", ""])
+def test_debug_can_be_off(tmp_path: Path, off: str) -> None:
+    one_line(ttt4as("predict", tmp_path / "absent", tmp_path, "-o", tmp_path / "never", code=2, TTT4AS_DEBUG=off))
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
 def test_unwritable_output(work: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
