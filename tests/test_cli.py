@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -288,6 +289,20 @@ def spoiled(seed: int, side: int = 96) -> np.ndarray:
     picture = texture(seed, side)
     picture[40:60, 30:56] = np.random.default_rng(seed).integers(0, 255, (20, 26, 3), dtype=np.uint8)
     return picture
+
+
+def labelled(work: Path, dataset: Path, n: int) -> Path:
+    """A data set with `n` test images of each kind."""
+    shutil.copytree(work / "train", dataset / "train")
+    truth = np.zeros((96, 96), np.uint8)
+    truth[40:60, 30:56] = 255
+    for kind in ("test/good", "test/noise", "ground_truth/noise"):
+        (dataset / kind).mkdir(parents=True)
+    for i in range(n):
+        Image.fromarray(texture(300 + i)).save(dataset / "test/good" / f"{i:03d}.png")
+        Image.fromarray(spoiled(310 + i)).save(dataset / "test/noise" / f"{i:03d}.png")
+        Image.fromarray(truth).save(dataset / "ground_truth/noise" / f"{i:03d}_mask.png")
+    return dataset
 
 
 @pytest.fixture(scope="module")
@@ -634,6 +649,28 @@ def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path:
     assert np.load(tmp_path / "o" / record["files"]["map"]).dtype == np.float32
 
 
+def test_weights_that_moved_can_be_named(work: Path, tmp_path: Path) -> None:
+    import timm
+    import torch
+
+    before, now, model = tmp_path / "w.pth", tmp_path / "elsewhere.pth", tmp_path / "m.safetensors"
+    torch.save(timm.create_model("resnet18", pretrained=False, num_classes=0).state_dict(), before)
+    small = ("--image-size", 64, "--coreset-ratio", 0.05)
+    ttt4as("fit", work / "train" / "good", "-m", model, "--backbone", "resnet18", "--weights", before, *small)
+    before.rename(now)
+    image, port = work / "one" / "grey.png", socket.create_server(("127.0.0.1", 0))
+    commands = {
+        "predict": ((model, image, "-o", tmp_path / "o"), 0),
+        "evaluate": ((model, labelled(work, tmp_path / "set", 1), "-o", tmp_path / "r"), 0),
+        "serve": ((model, "--port", port.getsockname()[1]), 2),
+    }
+    with port:
+        for name, (arguments, code) in commands.items():
+            assert "--weights" in one_line(ttt4as(name, *arguments, code=2))
+            done = ttt4as(name, *arguments, "--weights", now, code=code)
+            assert code == 0 or "cannot listen" in one_line(done)  # it came as far as the port, which is taken
+
+
 def test_fit_and_predict_are_the_same_twice(work: Path, tmp_path: Path) -> None:
     model = tmp_path / "m.safetensors"
     ttt4as("fit", work / "train" / "good", "-m", model, "--image-size", 96, "--crop-size", 80, "--seed", 3)
@@ -644,16 +681,7 @@ def test_fit_and_predict_are_the_same_twice(work: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
-    dataset = tmp_path / "set"
-    shutil.copytree(work / "train", dataset / "train")
-    truth = np.zeros((96, 96), np.uint8)
-    truth[40:60, 30:56] = 255
-    for kind in ("test/good", "test/noise", "ground_truth/noise"):
-        (dataset / kind).mkdir(parents=True)
-    for i in range(3):
-        Image.fromarray(texture(300 + i)).save(dataset / "test/good" / f"{i:03d}.png")
-        Image.fromarray(spoiled(310 + i)).save(dataset / "test/noise" / f"{i:03d}.png")
-        Image.fromarray(truth).save(dataset / "ground_truth/noise" / f"{i:03d}_mask.png")
+    dataset = labelled(work, tmp_path / "set", 3)
     done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r 1")
     report = json.loads((tmp_path / "r 1" / "report.json").read_text("utf-8"))
     assert len(report["images"]) == 6

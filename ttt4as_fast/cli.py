@@ -27,6 +27,7 @@ from .cli_options import (
     MapFormat,
     MaxIter,
     ModelFile,
+    MovedWeights,
     Nominal,
     NominalSampling,
     Output,
@@ -210,6 +211,7 @@ def predict(
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write overlays.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print each result's line of JSON as well.")] = False,
     overwrite: Overwrite = False,
+    weights: MovedWeights = None,
     image_threshold: ImageThreshold = None,
     gate: Gate = True,
     preset: PresetOption = Preset.paper,
@@ -237,7 +239,7 @@ def predict(
     from .results import ResultFolder
 
     paths = list_images(images)
-    detector, about = _load(model, device, backend)
+    detector, about = _load(model, weights, device, backend)
     threshold = _threshold(detector, image_threshold, gate)
     segmenter = _segmenter(ctx, threshold if gate else None, detector)
     settings = {
@@ -274,6 +276,7 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="Root of one category.", show_default=False)],
     output: Output,
     layout: Annotated[str, typer.Option(help="How the folder is laid out; a wrong name lists them all.")] = "auto",
+    weights: MovedWeights = None,
     preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
@@ -298,7 +301,7 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     from .evaluate import evaluate as run
 
-    detector, _ = _load(model, device, backend)
+    detector, _ = _load(model, weights, device, backend)
     segmenter = _segmenter(ctx, None, detector)
     with progress_bars() as progress:
         step = None if progress is None else lambda done, total: progress("evaluating", done, total)
@@ -388,6 +391,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Images the model takes at once.")] = 8,
     body_timeout: Annotated[float, typer.Option(help="Seconds in which a body must have arrived.")] = 10.0,
     drain_seconds: Annotated[int, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
+    weights: MovedWeights = None,
     image_threshold: ImageThreshold = None,
     gate: Gate = True,
     preset: PresetOption = Preset.paper,
@@ -412,7 +416,7 @@ def serve(
         from . import serve as service
     except ModuleNotFoundError as error:
         raise ValueError(f"serve needs {error.name}: pip install 'ttt4as_fast[serve]'") from None
-    detector, _ = _load(model, device, backend)
+    detector, _ = _load(model, weights, device, backend)
     threshold = _threshold(detector, image_threshold, gate)
     segmenter = _segmenter(ctx, threshold if gate else None, detector)
     limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout)
@@ -435,7 +439,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
 # ---------------------------------------------------------------- parts of commands
 
 
-def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str, str]]:
+def _load(model: Path, weights: Path | None, device: str | None, backend: str) -> tuple[Any, dict[str, str]]:
     """The detector in a model file, and what to record of it."""
     from .patchcore import PatchCore
     from .results import file_digest
@@ -443,7 +447,7 @@ def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str,
     if not model.is_file():
         what = "is a folder, not a file from ttt4as fit" if model.is_dir() else "does not exist"
         raise FileNotFoundError(f"model: {str(model)!r} {what}")
-    detector = PatchCore.load(model, device=device, backend=backend)
+    detector = PatchCore.load(model, device=device, backend=backend, weights=weights)
     return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
 
 

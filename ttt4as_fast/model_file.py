@@ -141,7 +141,7 @@ def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
     if model.weights is not None and not Path(model.weights).is_file():
         raise WeightsError(
             f"weights: the model {str(path)!r} was fitted with the local weights {str(model.weights)!r}, which are not "
-            "there; pass their present path as weights=..."
+            "there; pass their present path as weights (in a command: --weights)"
         )
     try:
         found = model.network.fingerprint
@@ -151,7 +151,7 @@ def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
         raise WeightsError(
             f"weights: those of {model.backbone!r} found here are not the ones that {str(path)!r} was fitted with "
             f"(SHA-256 {found[:12]} instead of {fitted_with[:12]}); pass the original ones as "
-            "weights=..., or fit again"
+            "weights (in a command: --weights), or fit again"
         )
 
 
