@@ -371,6 +371,21 @@ def test_the_command_refuses_wrong_usage(tmp_path: Path) -> None:
         assert "Examples" in _invoke(name, "--help").stdout
 
 
+@pytest.mark.parametrize("name", ["", "all", "cpu", "growth", "latency", "integrations", "masks"])
+def test_a_folder_that_cannot_be_written_is_said_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    def pin(threads: int) -> dict[str, int]:
+        raise AssertionError("it began to measure")
+
+    monkeypatch.setattr(machine, "pin", pin)
+    (tmp_path / "file").write_text("")
+    words = [name] * bool(name) + [tmp_path] * (name == "masks")
+    done = _invoke(*words, "--output", tmp_path / "file" / "below")
+    assert done.exit_code == 2, done.exception
+    assert done.stderr.startswith("error: output: expected a folder to write to")
+
+
 def test_the_command_measures_the_headline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(workloads.WORKLOADS, "tiny", TINY)
     monkeypatch.setitem(headline._BACKBONES, "tiny", "efficientnet_lite0")

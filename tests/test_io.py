@@ -1,4 +1,4 @@
-"""atomic_path: a file is whole or absent."""
+"""Output files: whole or absent, and what cannot be written is named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ttt4as_fast.io import atomic_path
+from ttt4as_fast.io import atomic_path, check_folder
 
 
 def test_file_appears_with_its_contents_only_at_the_end(tmp_path):
@@ -73,3 +73,11 @@ def test_folder_must_exist_and_target_must_be_no_folder(tmp_path):
         pass
     with pytest.raises(IsADirectoryError), atomic_path(tmp_path):
         pass
+
+
+def test_a_folder_is_tried_and_not_made(tmp_path):
+    check_folder(tmp_path / "a" / "b", "output")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"output: expected a folder to write to, got '.*below'"):
+        check_folder(tmp_path / "file" / "below", "output")

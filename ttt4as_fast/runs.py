@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .images import ImageError, read_image
-from .io import atomic_path
+from .io import atomic_path, check_folder
 from .kernels.arrays import check_float, check_int, check_option
 from .kernels.segment import OPERATION
 from .results import (
@@ -143,10 +143,7 @@ def fit(
         The model cannot be written.
     """
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output.parent / f"{output.name}.writable") as probe:  # before the minutes, not after them
-        probe.touch()
-    (output.parent / f"{output.name}.writable").unlink()
+    check_folder(output.parent, "output")
     good = readable(paths, on_error, progress)
     if not good:
         raise ValueError(f"none of the {len(paths)} images can be read")
@@ -156,6 +153,7 @@ def fit(
     model.fit(training, progress=stages)
     if validation:
         model.calibrate(validation, progress=stages)
+    output.parent.mkdir(parents=True, exist_ok=True)
     model.save(output)
     return {
         "model": str(output),
