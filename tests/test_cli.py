@@ -643,6 +643,8 @@ def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path:
     image = work / "one" / "grey.png"
     assert "--no-gate" in one_line(ttt4as("predict", model, image, "-o", tmp_path / "o", code=2))
     assert "--no-gate" in one_line(ttt4as("serve", model, "--port", 0, code=2))
+    assert "--validation-share > 0" in one_line(ttt4as("evaluate", model, mixed, "-o", tmp_path / "r", code=2))
+    assert not (tmp_path / "r").exists()
     ttt4as("predict", model, image, "-o", tmp_path / "o", "--no-gate", "--map-format", "npy")
     (record,) = records(tmp_path / "o")
     assert record["label"] is None
@@ -694,6 +696,8 @@ def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
     done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r 2", code=1)
     assert "000.png" in done.stderr
     one_line(ttt4as("evaluate", work / "m.safetensors", tmp_path / "absent", "-o", tmp_path / "r", code=2))
+    below = tmp_path / "r 1" / "report.csv" / "below"
+    assert str(below) in one_line(ttt4as("evaluate", work / "m.safetensors", dataset, "-o", below, code=2))
     assert (
         "layout" in ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path, "--layout", "x", code=2).stderr
     )

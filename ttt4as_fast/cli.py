@@ -298,14 +298,20 @@ def evaluate(
     from .datasets import load_dataset
 
     found = load_dataset(dataset, layout)
-    output.mkdir(parents=True, exist_ok=True)
     from .evaluate import evaluate as run
+    from .io import check_folder
 
+    check_folder(output, "output")
     detector, _ = _load(model, weights, device, backend)
+    if detector.nominal_statistics_ is None:
+        raise ValueError(
+            f"model: {str(model)!r} is not calibrated: fit it with validation images (--validation-share > 0)"
+        )
     segmenter = _segmenter(ctx, None, detector)
     with progress_bars() as progress:
         step = None if progress is None else lambda done, total: progress("evaluating", done, total)
         report = run(detector, found, segmenter, batch_size=batch_size, progress=step)
+    output.mkdir(parents=True, exist_ok=True)
     report.to_json(output / "report.json", images=True)
     report.to_csv(output / "report.csv")
     print_table(report.table())
