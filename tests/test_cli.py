@@ -631,6 +631,28 @@ def test_fit_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
     assert (work / "m.safetensors").stat().st_mtime_ns == before
 
 
+def test_fit_calibrates_on_the_validation_part_of_a_set(work: Path, tmp_path: Path) -> None:
+    from ttt4as_fast import PatchCore
+
+    train, validation = (tmp_path / "3d" / part / "good" / "rgb" for part in ("train", "validation"))
+    shutil.copytree(work / "train" / "good", train)
+    validation.mkdir(parents=True)
+    (tmp_path / "3d" / "test").mkdir()
+    for i in range(4):
+        Image.fromarray(texture(400 + i)).save(validation / f"{i}.png")
+    model, size = tmp_path / "m.safetensors", ("--image-size", 64, "--crop-size", 56)
+    done = ttt4as("fit", tmp_path / "3d", "-m", model, *size)
+    assert "16 images to train on, 4 to validate, 0 skipped" in done.stdout
+    expected = PatchCore(image_size=64, crop_size=56).fit(train).calibrate(validation)
+    assert PatchCore.load(model).image_threshold_ == expected.image_threshold_
+    done = ttt4as("fit", tmp_path / "3d", "-m", tmp_path / "without", *size, "--validation-share", 0)
+    assert "16 images to train on, 0 to validate, 0 skipped" in done.stdout
+    for path in validation.iterdir():
+        path.write_bytes(b"\x89PNG")
+    done = ttt4as("fit", tmp_path / "3d", "-m", tmp_path / "never", *size, code=2)
+    assert "none of the 4 validation images" in done.stderr
+
+
 def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(work / "train" / "good", mixed)

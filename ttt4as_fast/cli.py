@@ -131,7 +131,9 @@ def fit(
     train_dir: Annotated[
         Path,
         typer.Argument(
-            help="Folder of nominal images, or the root of a dataset (its training part is used).", show_default=False
+            help="Folder of nominal images, or the root of a dataset (its training part is used, and its validation "
+            "part if it has one).",
+            show_default=False,
         ),
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="Model file to write.", show_default=False)],
@@ -149,7 +151,12 @@ def fit(
     blur_sigma: Annotated[float, typer.Option(min=0, help="Gaussian blur of the anomaly map, in pixels.")] = 4.0,
     validation_share: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Share of the images held out for thresholds; 0 gives a model without."),
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of the images held out for thresholds, unless the dataset has a validation part; 0 gives a "
+            "model without thresholds.",
+        ),
     ] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the coreset.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model file.")] = False,
@@ -162,7 +169,7 @@ def fit(
         raise ValueError(f"model: {str(model)!r} {what}")
     from . import runs
 
-    paths = runs.nominal_images(train_dir)
+    paths, validation = runs.nominal_images(train_dir)
     from .patchcore import PatchCore
 
     detector = PatchCore(
@@ -179,7 +186,7 @@ def fit(
         backend=backend,
     )
     with progress_bars() as progress:
-        done = runs.fit(detector, paths, model, validation_share, seed, failed, progress)
+        done = runs.fit(detector, paths, model, validation_share, seed, failed, progress, validation)
     out(f"{done['n_training']} images to train on, {done['n_validation']} to validate, {done['n_failed']} skipped")
     out(
         f"memory bank {done['memory_bank'][0]} x {done['memory_bank'][1]}, image threshold "

@@ -42,8 +42,14 @@ Progress = Callable[[str, int, int], None]  # (description, done, total)
 # ---------------------------------------------------------------- fit
 
 
-def nominal_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The nominal training images that `folder` stands for: its own images, else the training part of the set it is.
+def nominal_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
+    """The nominal images that `folder` stands for: its own, else those of the set it is.
+
+    Returns
+    -------
+    training : list of pathlib.Path
+    validation : list of pathlib.Path
+        The set's own validation part; empty where it has none, as most have.
 
     Raises
     ------
@@ -57,7 +63,8 @@ def nominal_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise FileNotFoundError(f"no such folder: {str(folder)!r}")
     if not folder.is_dir():
         raise NotADirectoryError(f"expected a folder, got the file {str(folder)!r}")
-    return [sample.image for sample in load_dataset(folder).train]
+    dataset = load_dataset(folder)
+    return [sample.image for sample in dataset.train], [sample.image for sample in dataset.validation]
 
 
 def split_nominal(paths: Sequence[Path], validation_share: float, seed: int) -> tuple[list[Path], list[Path]]:
@@ -109,8 +116,9 @@ def fit(
     seed: int = 0,
     on_error: OnError = lambda path, reason: None,
     progress: Progress | None = None,
+    validation: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Fit a detector on nominal images, calibrate it on those held out, and save it.
+    """Fit a detector on nominal images, calibrate it on others, and save it.
 
     Parameters
     ----------
@@ -121,14 +129,16 @@ def fit(
     output : path-like
         Model file, made whole or not at all. Its folder is made if absent.
     validation_share : float
-        In [0, 0.9], default 0.2: held out for the nominal statistics and the image threshold. 0: none, and the
-        model neither thresholds nor gates.
+        In [0, 0.9], default 0.2: of `paths`, held out for the nominal statistics and the image threshold where there
+        is no `validation`. 0: no calibration at all, and the model neither thresholds nor gates.
     seed : int
         Of the split.
     on_error : callable
         Called as ``on_error(path, reason)`` for a file that cannot be read.
     progress : callable, optional
         Called as ``progress(description, done, total)``.
+    validation : sequence of pathlib.Path
+        Nominal images to calibrate on instead of a share of `paths`, all of which are then trained on.
 
     Returns
     -------
@@ -138,28 +148,32 @@ def fit(
     Raises
     ------
     ValueError
-        None of the images can be read, or too few are left.
+        None of the images, or of those for validation, can be read, or too few are left.
     OSError
         The model cannot be written.
     """
     output = Path(output)
     check_folder(output.parent, "output")
-    good = readable(paths, on_error, progress)
-    if not good:
-        raise ValueError(f"none of the {len(paths)} images can be read")
-    training, validation = split_nominal(good, validation_share, seed)
+    own = list(validation) if check_float(validation_share, "validation_share", 0.0, 0.9) > 0 else []
+    good = set(readable([*paths, *own], on_error, progress))
+    training, held_out = [path for path in paths if path in good], [path for path in own if path in good]
+    for name, found, given in (("", training, paths), (" validation", held_out, own)):
+        if given and not found:
+            raise ValueError(f"none of the {len(given)}{name} images can be read")
+    if not own:
+        training, held_out = split_nominal(training, validation_share, seed)
     began = time.perf_counter()
     stages = stage_progress(progress)
     model.fit(training, progress=stages)
-    if validation:
-        model.calibrate(validation, progress=stages)
+    if held_out:
+        model.calibrate(held_out, progress=stages)
     output.parent.mkdir(parents=True, exist_ok=True)
     model.save(output)
     return {
         "model": str(output),
         "n_training": len(training),
-        "n_validation": len(validation),
-        "n_failed": len(paths) - len(good),
+        "n_validation": len(held_out),
+        "n_failed": len(paths) + len(own) - len(training) - len(held_out),
         "memory_bank": list(model.memory_bank_.shape),
         "image_threshold": model.image_threshold_,
         "seconds": round(time.perf_counter() - began, 1),
