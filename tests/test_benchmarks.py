@@ -360,6 +360,15 @@ def test_the_command_reports_from_files(results: Path, tmp_path: Path) -> None:
     done = _invoke("--report", tmp_path, "--output", results)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "report.html").is_file() and (tmp_path / "digest.md").is_file()
+    assert str(results) in done.stdout
+
+
+def test_the_command_reports_of_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = _invoke("--report", tmp_path / "report", "--output", tmp_path / "empty")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: output: no result files in ")
+    assert not (tmp_path / "report").exists()
 
 
 def test_the_command_refuses_wrong_usage(tmp_path: Path) -> None:

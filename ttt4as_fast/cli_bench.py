@@ -104,7 +104,7 @@ def headline(
     if report is not None:
         results = _suite("results_file").RESULTS if output == _RESULTS and not output.is_dir() else output
         for path in _suite("report").write(results, report, readme):
-            out(f"wrote {path}")
+            out(f"wrote {path}, from the results in {results}")
         return
     if readme is not None:
         raise ValueError("readme: expected it beside --report only")
