@@ -113,8 +113,8 @@ def _model(
         return PatchCore.load(model_file)
     model = PatchCore(image_size=image_size, crop_size=crop_size)
     with tempfile.TemporaryDirectory() as folder:
-        paths = [sample.image for sample in dataset.train]
-        runs.fit(model, paths, Path(folder) / "model.safetensors", progress=progress)
+        paths, own = ([sample.image for sample in part] for part in (dataset.train, dataset.validation))
+        runs.fit(model, paths, Path(folder) / "model.safetensors", progress=progress, validation=own)
     return model
 
 

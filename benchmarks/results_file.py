@@ -69,7 +69,7 @@ def load(folder: str | Path) -> dict[str, dict[str, Any]]:
         elif path.name == "gpu.json" and "schema" in content:
             found["gpu"] = content
     if not found:
-        raise FileNotFoundError(f"results: no result files in {str(folder)!r}; run 'ttt4as bench' first")
+        raise FileNotFoundError(f"output: no result files in {str(folder)!r}; run 'ttt4as bench' first")
     return found
 
 

@@ -10,6 +10,19 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
+def naming(path: str | os.PathLike[str], temporary: Path | None = None) -> Iterator[None]:
+    """An OSError of the block names `path`: that of a full disk names no file, that of an open the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None and type(error) is OSError:  # NumPy's: "100000 requested and 992 written"
+            raise OSError(f"{os.fspath(path)!r}: {error}") from error
+        if error.filename is None or (temporary is not None and error.filename == os.fspath(temporary)):
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the folder of `path`, renamed to `path` when the block ends and removed if it raises.
 
@@ -33,6 +46,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         The folder of `path` does not exist, or the block wrote nothing (a writer may have added a suffix of its own).
     IsADirectoryError
         `path` is a folder.
+    OSError
+        The file cannot be written; the message names `path`.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -41,10 +56,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise IsADirectoryError(f"path: expected a file, got the folder {str(path)!r}")
     temporary = path.parent / f".{path.stem[:64]}-{secrets.token_hex(8)}{path.suffix}"
     try:
-        yield temporary
+        with naming(path, temporary):
+            yield temporary
         if not temporary.is_file():
             raise FileNotFoundError(f"nothing was written to the temporary file of {str(path)!r}")
-        with open(temporary, "rb+") as file:  # the rename must not reach the disk before the contents do
+        with (
+            naming(path, temporary),
+            open(temporary, "rb+") as file,
+        ):  # the rename must not reach the disk before the contents do
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -31,3 +32,13 @@ def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(np, "empty", poisoned_numpy)
     monkeypatch.setattr(torch, "empty", poisoned_torch)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Every file ends at 4 KiB: a write beyond fails as on a full disk, though with "File too large"."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -140,6 +140,13 @@ def test_by_turns_measures_all_in_every_round() -> None:
     assert slow.summary() == {"p20": 14.0, "p50": 20.0, "p80": 26.0, "n": 3}
 
 
+def test_a_ratio_lies_in_its_band() -> None:
+    """The rounds' own ratios are 1, 1 and 9 (percentiles 1 and 5.8), that of the medians is 9: the machine was busy."""
+    slow, fast = measure.Timing(((9.0,), (1.0,), (9.0,))), measure.Timing(((9.0,), (1.0,), (1.0,)))
+    assert measure.ratio(slow, fast) == {"ratio": 9.0, "low": 1.0, "high": 9.0}
+    assert measure.ratio(fast, slow) == {"ratio": 0.111, "low": 0.111, "high": 1.0}
+
+
 def test_peak_memory_counts_what_is_freed() -> None:
     peak = measure.peak_mebibytes(lambda: np.ones(64 << 17).sum())  # 64 MiB, gone again
     if peak is None:

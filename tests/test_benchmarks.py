@@ -360,6 +360,15 @@ def test_the_command_reports_from_files(results: Path, tmp_path: Path) -> None:
     done = _invoke("--report", tmp_path, "--output", results)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "report.html").is_file() and (tmp_path / "digest.md").is_file()
+    assert str(results) in done.stdout
+
+
+def test_the_command_reports_of_no_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = _invoke("--report", tmp_path / "report", "--output", tmp_path / "empty")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: output: no result files in ")
+    assert not (tmp_path / "report").exists()
 
 
 def test_the_command_refuses_wrong_usage(tmp_path: Path) -> None:
@@ -369,6 +378,21 @@ def test_the_command_refuses_wrong_usage(tmp_path: Path) -> None:
     assert _invoke("all", "--suites", "nonsense").exit_code == 2
     for name in ("all", "cpu", "growth", "latency", "integrations", "masks"):
         assert "Examples" in _invoke(name, "--help").stdout
+
+
+@pytest.mark.parametrize("name", ["", "all", "cpu", "growth", "latency", "integrations", "masks"])
+def test_a_folder_that_cannot_be_written_is_said_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    def pin(threads: int) -> dict[str, int]:
+        raise AssertionError("it began to measure")
+
+    monkeypatch.setattr(machine, "pin", pin)
+    (tmp_path / "file").write_text("")
+    words = [name] * bool(name) + [tmp_path] * (name == "masks")
+    done = _invoke(*words, "--output", tmp_path / "file" / "below")
+    assert done.exit_code == 2, done.exception
+    assert done.stderr.startswith("error: output: expected a folder to write to")
 
 
 def test_the_command_measures_the_headline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

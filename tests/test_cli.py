@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -221,6 +222,37 @@ def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) ->
         assert re.search(f"skipped: .*{re.escape(word)}", done.stderr), done.stderr
 
 
+def test_segment_counts_files_without_their_other_half(tmp_path: Path) -> None:
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    maps, features = arrays(tmp_path / "in")
+    for copy in ("maps/a.npy", "maps/b.npy"):
+        shutil.copy(maps, tmp_path / copy)
+    for copy in ("features/a.npy", "features/c.npy"):
+        shutil.copy(features, tmp_path / copy)
+    done = ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o", code=1)
+    assert "1 done, 0 done earlier, 2 failed" in done.stdout
+    for name in ("maps/b.npy", "features/c.npy"):
+        assert f"skipped: {tmp_path / name}: no file of the same name in the other folder" in done.stderr
+
+
+def test_segment_does_again_what_changed(tmp_path: Path) -> None:
+    maps, features = arrays(tmp_path / "in")
+    other = tmp_path / "other.npy"
+    shutil.copy(features, other)
+
+    def run(path: Path) -> str:
+        return ttt4as("segment", maps, path, "-o", tmp_path / "o").stdout
+
+    assert "1 done, 0 done earlier" in run(features)
+    assert "0 done, 1 done earlier" in run(features)
+    np.save(features, -np.load(features))
+    assert "1 done, 0 done earlier" in run(features)
+    assert "1 done, 0 done earlier" in run(other)
+    assert "0 done, 1 done earlier" in run(other)
+    assert len(records(tmp_path / "o")) == 1
+
+
 @pytest.mark.parametrize("case", ["absent", "mixed", "text", "objects", "shapes", "names"])
 def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
     maps, features = arrays(tmp_path / "in")
@@ -258,6 +290,20 @@ def spoiled(seed: int, side: int = 96) -> np.ndarray:
     picture = texture(seed, side)
     picture[40:60, 30:56] = np.random.default_rng(seed).integers(0, 255, (20, 26, 3), dtype=np.uint8)
     return picture
+
+
+def labelled(work: Path, dataset: Path, n: int) -> Path:
+    """A data set with `n` test images of each kind."""
+    shutil.copytree(work / "train", dataset / "train")
+    truth = np.zeros((96, 96), np.uint8)
+    truth[40:60, 30:56] = 255
+    for kind in ("test/good", "test/noise", "ground_truth/noise"):
+        (dataset / kind).mkdir(parents=True)
+    for i in range(n):
+        Image.fromarray(texture(300 + i)).save(dataset / "test/good" / f"{i:03d}.png")
+        Image.fromarray(spoiled(310 + i)).save(dataset / "test/noise" / f"{i:03d}.png")
+        Image.fromarray(truth).save(dataset / "ground_truth/noise" / f"{i:03d}_mask.png")
+    return dataset
 
 
 @pytest.fixture(scope="module")
@@ -382,6 +428,16 @@ def test_predict_a_second_time_does_nothing_but_retry(work: Path, predicted: Run
     assert {name: time for name, time in tree(output).items() if name != "run.json"} == before
 
 
+def test_predict_does_again_what_changed(work: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copy(work / "one" / "good.png", tmp_path / f"{name}.png")
+    arguments = ("predict", work / "m.safetensors", tmp_path, "-o", tmp_path / "o")
+    assert "2 done" in ttt4as(*arguments).stdout
+    Image.fromarray(spoiled(101)).save(tmp_path / "a.png")
+    assert "1 done, 1 done earlier" in ttt4as(*arguments).stdout
+    assert {record["name"]: record["label"] for record in records(tmp_path / "o")} == {"a": "defective", "b": "nominal"}
+
+
 def test_predict_refuses_to_mix_settings(work: Path, predicted: Run) -> None:
     output, _ = predicted
     before = tree(output)
@@ -473,6 +529,58 @@ def test_predict_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o" / "results.jsonl").exists()
 
 
+def test_predict_skips_a_named_image_that_it_may_not_read(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked, image, openly = tmp_path / "locked.png", work / "one" / "grey.png", Image.open
+    shutil.copy(image, locked)
+
+    def refuse(path: object, *more: object) -> Image.Image:  # as the system does to all but root, who runs many tests
+        if Path(str(path)) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return openly(path, *more)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: Path(os.fsdecode(path)) != locked)
+    done = ttt4as("predict", work / "m.safetensors", locked, image, "-o", tmp_path / "o", code=1)
+    assert re.search(r"skipped: .*locked\.png: .*Permission denied", done.stderr)
+    assert "1 done, 0 done earlier, 1 failed" in done.stdout
+
+
+def test_predict_takes_names_that_are_not_utf8(work: Path, tmp_path: Path) -> None:
+    for raw in (b"bad\xff.png", b"other.png"):
+        shutil.copy(work / "one" / "grey.png", tmp_path / os.fsdecode(raw))
+    done = ttt4as("predict", work / "m.safetensors", tmp_path, "-o", tmp_path / "o", "--json")
+    found = records(tmp_path / "o")
+    assert [os.fsencode(Path(record["path"]).name) for record in found] == [b"bad\xff.png", b"other.png"]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == found
+    assert all((tmp_path / "o" / name).is_file() for record in found for name in record["files"].values())
+    done = ttt4as("predict", work / "m.safetensors", tmp_path, "-o", tmp_path / "o")
+    assert "0 done, 2 done earlier" in done.stdout
+
+
+def test_predict_on_a_full_disk_names_file_and_cause(work: Path, tmp_path: Path, full_disk: None) -> None:
+    output = tmp_path / "o"
+    line = one_line(ttt4as("predict", work / "m.safetensors", work / "one" / "grey.png", "-o", output, code=2))
+    assert "File too large" in line and str(output / "maps" / "grey.tiff") in line
+
+
+def test_predict_leaves_out_a_result_that_cannot_be_encoded(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttt4as_fast import runs
+
+    def write_map(path: Path, anomaly_map: np.ndarray) -> None:
+        if path.stem == "grey":
+            raise ValueError("no such colour")
+
+    monkeypatch.setattr(runs, "write_map", write_map)
+    images = (work / "one" / "grey.png", work / "one" / "rgba.png")
+    done = ttt4as("predict", work / "m.safetensors", *images, "-o", tmp_path / "o", code=1)
+    assert re.search(r"skipped: .*grey\.png: .*no such colour", done.stderr)
+    assert "1 done, 0 done earlier, 1 failed" in done.stdout
+
+
 def test_debug_shows_the_traceback(work: Path) -> None:
     wrong = ("predict", work / "absent", work / "one", "-o", work / "never")
     for arguments, more in ((("--debug", *wrong), {}), (wrong, {"TTT4AS_DEBUG": "1"})):
@@ -481,6 +589,11 @@ def test_debug_shows_the_traceback(work: Path) -> None:
         )
         assert done.returncode == 1
         assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("off", ["0", ""])
+def test_debug_can_be_off(tmp_path: Path, off: str) -> None:
+    one_line(ttt4as("predict", tmp_path / "absent", tmp_path, "-o", tmp_path / "never", code=2, TTT4AS_DEBUG=off))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
@@ -519,6 +632,28 @@ def test_fit_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
     assert (work / "m.safetensors").stat().st_mtime_ns == before
 
 
+def test_fit_calibrates_on_the_validation_part_of_a_set(work: Path, tmp_path: Path) -> None:
+    from ttt4as_fast import PatchCore
+
+    train, validation = (tmp_path / "3d" / part / "good" / "rgb" for part in ("train", "validation"))
+    shutil.copytree(work / "train" / "good", train)
+    validation.mkdir(parents=True)
+    (tmp_path / "3d" / "test").mkdir()
+    for i in range(4):
+        Image.fromarray(texture(400 + i)).save(validation / f"{i}.png")
+    model, size = tmp_path / "m.safetensors", ("--image-size", 64, "--crop-size", 56)
+    done = ttt4as("fit", tmp_path / "3d", "-m", model, *size)
+    assert "16 images to train on, 4 to validate, 0 skipped" in done.stdout
+    expected = PatchCore(image_size=64, crop_size=56).fit(train).calibrate(validation)
+    assert PatchCore.load(model).image_threshold_ == expected.image_threshold_
+    done = ttt4as("fit", tmp_path / "3d", "-m", tmp_path / "without", *size, "--validation-share", 0)
+    assert "16 images to train on, 0 to validate, 0 skipped" in done.stdout
+    for path in validation.iterdir():
+        path.write_bytes(b"\x89PNG")
+    done = ttt4as("fit", tmp_path / "3d", "-m", tmp_path / "never", *size, code=2)
+    assert "none of the 4 validation images" in done.stderr
+
+
 def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(work / "train" / "good", mixed)
@@ -531,10 +666,34 @@ def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path:
     image = work / "one" / "grey.png"
     assert "--no-gate" in one_line(ttt4as("predict", model, image, "-o", tmp_path / "o", code=2))
     assert "--no-gate" in one_line(ttt4as("serve", model, "--port", 0, code=2))
+    assert "--validation-share > 0" in one_line(ttt4as("evaluate", model, mixed, "-o", tmp_path / "r", code=2))
+    assert not (tmp_path / "r").exists()
     ttt4as("predict", model, image, "-o", tmp_path / "o", "--no-gate", "--map-format", "npy")
     (record,) = records(tmp_path / "o")
     assert record["label"] is None
     assert np.load(tmp_path / "o" / record["files"]["map"]).dtype == np.float32
+
+
+def test_weights_that_moved_can_be_named(work: Path, tmp_path: Path) -> None:
+    import timm
+    import torch
+
+    before, now, model = tmp_path / "w.pth", tmp_path / "elsewhere.pth", tmp_path / "m.safetensors"
+    torch.save(timm.create_model("resnet18", pretrained=False, num_classes=0).state_dict(), before)
+    small = ("--image-size", 64, "--coreset-ratio", 0.05)
+    ttt4as("fit", work / "train" / "good", "-m", model, "--backbone", "resnet18", "--weights", before, *small)
+    before.rename(now)
+    image, port = work / "one" / "grey.png", socket.create_server(("127.0.0.1", 0))
+    commands = {
+        "predict": ((model, image, "-o", tmp_path / "o"), 0),
+        "evaluate": ((model, labelled(work, tmp_path / "set", 1), "-o", tmp_path / "r"), 0),
+        "serve": ((model, "--port", port.getsockname()[1]), 2),
+    }
+    with port:
+        for name, (arguments, code) in commands.items():
+            assert "--weights" in one_line(ttt4as(name, *arguments, code=2))
+            done = ttt4as(name, *arguments, "--weights", now, code=code)
+            assert code == 0 or "cannot listen" in one_line(done)  # it came as far as the port, which is taken
 
 
 def test_fit_and_predict_are_the_same_twice(work: Path, tmp_path: Path) -> None:
@@ -547,16 +706,7 @@ def test_fit_and_predict_are_the_same_twice(work: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
-    dataset = tmp_path / "set"
-    shutil.copytree(work / "train", dataset / "train")
-    truth = np.zeros((96, 96), np.uint8)
-    truth[40:60, 30:56] = 255
-    for kind in ("test/good", "test/noise", "ground_truth/noise"):
-        (dataset / kind).mkdir(parents=True)
-    for i in range(3):
-        Image.fromarray(texture(300 + i)).save(dataset / "test/good" / f"{i:03d}.png")
-        Image.fromarray(spoiled(310 + i)).save(dataset / "test/noise" / f"{i:03d}.png")
-        Image.fromarray(truth).save(dataset / "ground_truth/noise" / f"{i:03d}_mask.png")
+    dataset = labelled(work, tmp_path / "set", 3)
     done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r 1")
     report = json.loads((tmp_path / "r 1" / "report.json").read_text("utf-8"))
     assert len(report["images"]) == 6
@@ -569,6 +719,8 @@ def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
     done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r 2", code=1)
     assert "000.png" in done.stderr
     one_line(ttt4as("evaluate", work / "m.safetensors", tmp_path / "absent", "-o", tmp_path / "r", code=2))
+    below = tmp_path / "r 1" / "report.csv" / "below"
+    assert str(below) in one_line(ttt4as("evaluate", work / "m.safetensors", dataset, "-o", below, code=2))
     assert (
         "layout" in ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path, "--layout", "x", code=2).stderr
     )

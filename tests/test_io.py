@@ -1,4 +1,4 @@
-"""atomic_path: a file is whole or absent."""
+"""Output files: whole or absent, and what cannot be written is named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ttt4as_fast.io import atomic_path
+from ttt4as_fast.io import atomic_path, check_folder
 
 
 def test_file_appears_with_its_contents_only_at_the_end(tmp_path):
@@ -49,8 +49,35 @@ def test_writer_that_adds_a_suffix_is_caught(tmp_path):
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: path.write_bytes(bytes(8192)), lambda path: np.save(path, np.zeros(8192))],
+    ids=["bytes", "npy"],
+)
+def test_a_failed_write_names_the_file_and_the_cause(tmp_path, full_disk, write):
+    target = tmp_path / "a.npy"
+    with pytest.raises(OSError, match=r"large|requested and .* written") as caught, atomic_path(target) as file:
+        write(file)
+    assert repr(str(target)) in str(caught.value)
+    assert not os.listdir(tmp_path)
+
+
+def test_no_error_names_the_temporary_file(tmp_path):
+    with pytest.raises(PermissionError) as caught, atomic_path(tmp_path / "a.txt") as temporary:
+        raise PermissionError(13, "Permission denied", str(temporary))
+    assert caught.value.filename == str(tmp_path / "a.txt")
+
+
 def test_folder_must_exist_and_target_must_be_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="existing folder"), atomic_path(tmp_path / "no" / "a"):
         pass
     with pytest.raises(IsADirectoryError), atomic_path(tmp_path):
         pass
+
+
+def test_a_folder_is_tried_and_not_made(tmp_path):
+    check_folder(tmp_path / "a" / "b", "output")
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"output: expected a folder to write to, got '.*below'"):
+        check_folder(tmp_path / "file" / "below", "output")

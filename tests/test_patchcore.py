@@ -677,6 +677,21 @@ def test_no_damaged_byte_of_the_header_passes(saved, tmp_path):
             PatchCore.load(tmp_path / "bad.safetensors", device="cpu")
 
 
+def test_a_full_disk_is_an_os_error_that_names_the_file(model, tmp_path, full_disk):
+    with pytest.raises(OSError, match=r"m\.safetensors': .*too large"):
+        model.save(tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_permissions_are_those_of_a_plain_open(model, tmp_path):
+    before = os.umask(0o027)
+    try:
+        model.save(tmp_path / "m.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def rewrite(saved: Path, target: Path, change, seal: bool) -> Path:
     """The model file with `change(content, tensors)` made to it, and a hash that fits if `seal`."""
     from safetensors import safe_open

@@ -145,7 +145,12 @@ def finish(folder: ResultFolder, key: str, name: str, **more: Any) -> None:
     """What a run does for an image: its files, then its line."""
     mask = f"masks/{name}.png"
     (folder.folder / mask).write_bytes(b"png")
-    folder.add({"path": key, "name": name, "files": {"mask": mask}, **more})
+    folder.add({"path": key, "name": name, "files": {"mask": mask}, "inputs": {key: [1, 0]}, **more})
+
+
+def start(folder: ResultFolder, wanted: dict[str, str]) -> list[tuple[str, str]]:
+    """As a run starts, on the files that `finish` says it used."""
+    return folder.start(wanted, {key: {key: [1, 0]} for key in wanted})
 
 
 def keys(folder: Path) -> list[str]:
@@ -155,12 +160,30 @@ def keys(folder: Path) -> list[str]:
 def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     wanted = {"/x/a.png": "a", "/x/b.png": "b", "/x/c.png": "c"}
     with ResultFolder(tmp_path / "out" / "deep", {"k": 1}) as folder:
-        assert folder.start(wanted) == [("/x/a.png", "a"), ("/x/b.png", "b"), ("/x/c.png", "c")]
+        assert start(folder, wanted) == [("/x/a.png", "a"), ("/x/b.png", "b"), ("/x/c.png", "c")]
         finish(folder, "/x/a.png", "a")
     with ResultFolder(tmp_path / "out" / "deep", {"k": 1}) as folder:
-        assert folder.start(wanted) == [("/x/b.png", "b"), ("/x/c.png", "c")]
+        assert start(folder, wanted) == [("/x/b.png", "b"), ("/x/c.png", "c")]
         finish(folder, "/x/b.png", "b")
     assert keys(tmp_path / "out" / "deep") == ["/x/a.png", "/x/b.png"]
+
+
+@pytest.mark.parametrize("now", ["grown", "newer", "another", "of an older version"])
+def test_what_changed_since_is_done_again(tmp_path: Path, now: str) -> None:
+    sources = {"a": {"/m": [8, 1], "/f": [9, 2]}, "b": {"/m": [8, 1], "/f": [9, 2]}}
+    with ResultFolder(tmp_path, {}) as folder:
+        for name in sources:
+            finish(folder, name, name, inputs=sources[name])
+        assert folder.start({"a": "a", "b": "b"}, sources) == []
+        if now == "of an older version":
+            del folder.records["a"]["inputs"]
+            folder._rewrite()
+    changed = {"grown": {"/m": [8, 1], "/f": [10, 2]}, "newer": {"/m": [8, 3], "/f": [9, 2]}}
+    changed["another"] = {"/m": [8, 1], "/g": [9, 2]}
+    with ResultFolder(tmp_path, {}) as folder:
+        assert folder.start({"a": "a", "b": "b"}, {**sources, "a": changed.get(now, sources["a"])}) == [("a", "a")]
+    assert keys(tmp_path) == ["b"]
+    assert not (tmp_path / "masks" / "a.png").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
@@ -171,7 +194,7 @@ def test_half_a_line_is_dropped(tmp_path: Path, cut: int) -> None:
     text = (tmp_path / "results.jsonl").read_bytes()
     (tmp_path / "results.jsonl").write_bytes(text[:-cut])
     with ResultFolder(tmp_path, {}) as folder:
-        assert [key for key, _ in folder.start({"/a.png": "a", "/b.png": "b"})] == ["/b.png"]
+        assert [key for key, _ in start(folder, {"/a.png": "a", "/b.png": "b"})] == ["/b.png"]
         finish(folder, "/b.png", "b")
     assert (tmp_path / "results.jsonl").read_bytes() == text
 
@@ -181,13 +204,13 @@ def test_a_lost_file_is_done_again(tmp_path: Path) -> None:
         finish(folder, "/a.png", "a")
     (tmp_path / "masks" / "a.png").unlink()
     with ResultFolder(tmp_path, {}) as folder:
-        assert folder.start({"/a.png": "a"}) == [("/a.png", "a")]
+        assert start(folder, {"/a.png": "a"}) == [("/a.png", "a")]
     assert keys(tmp_path) == []
 
 
 def test_same_names_do_not_collide(tmp_path: Path) -> None:
     with ResultFolder(tmp_path, {}) as folder:
-        todo = folder.start({"/x/0.png": "0", "/y/0.png": "0", "/y/0.PNG": "0", "/y/1.png": "1"})
+        todo = start(folder, {"/x/0.png": "0", "/y/0.png": "0", "/y/0.PNG": "0", "/y/1.png": "1"})
         names = [name for _, name in todo]
         assert len({name.casefold() for name in names}) == 4
         assert names[3] == "1"
@@ -196,14 +219,14 @@ def test_same_names_do_not_collide(tmp_path: Path) -> None:
             finish(folder, key, name)
     with ResultFolder(tmp_path, {}) as folder:
         # A later run meets a name that an earlier one took.
-        ((_, later),) = folder.start({"/z/1.png": "1", "/x/0.png": "0"})
+        ((_, later),) = start(folder, {"/z/1.png": "1", "/x/0.png": "0"})
         assert later not in names
         assert later.startswith("1-")
 
 
 def test_names_are_short_enough_for_a_file_system(tmp_path: Path) -> None:
     with ResultFolder(tmp_path, {}) as folder:
-        for key, name in folder.start({"/x/a": "ü" * 250, "/y/a": "ü" * 250}):
+        for key, name in start(folder, {"/x/a": "ü" * 250, "/y/a": "ü" * 250}):
             finish(folder, key, name)
     assert len(list((tmp_path / "masks").iterdir())) == 2
 
@@ -213,7 +236,7 @@ def test_overwrite_redoes_the_given_and_keeps_the_others(tmp_path: Path) -> None
         finish(folder, "/a.png", "a")
         finish(folder, "/b.png", "b")
     with ResultFolder(tmp_path, {"k": 1}, overwrite=True) as folder:
-        assert folder.start({"/a.png": "a"}) == [("/a.png", "a")]
+        assert start(folder, {"/a.png": "a"}) == [("/a.png", "a")]
         assert keys(tmp_path) == ["/b.png"]
         assert not (tmp_path / "masks" / "a.png").exists()
         finish(folder, "/a.png", "a")
@@ -229,7 +252,7 @@ def test_other_settings_are_refused_or_drop_everything(tmp_path: Path) -> None:
         pass
     assert keys(tmp_path) == ["/a.png"]
     with ResultFolder(tmp_path, {"k": 2}, overwrite=True) as folder:
-        assert folder.start({"/b.png": "b"}) == [("/b.png", "b")]
+        assert start(folder, {"/b.png": "b"}) == [("/b.png", "b")]
     assert keys(tmp_path) == []
     assert not (tmp_path / "masks" / "a.png").exists()
     assert json.loads((tmp_path / "run.json").read_text("utf-8"))["settings"] == {"k": 2}

@@ -27,6 +27,7 @@ from .cli_options import (
     MapFormat,
     MaxIter,
     ModelFile,
+    MovedWeights,
     Nominal,
     NominalSampling,
     Output,
@@ -130,7 +131,9 @@ def fit(
     train_dir: Annotated[
         Path,
         typer.Argument(
-            help="Folder of nominal images, or the root of a dataset (its training part is used).", show_default=False
+            help="Folder of nominal images, or the root of a dataset (its training part is used, and its validation "
+            "part if it has one).",
+            show_default=False,
         ),
     ],
     model: Annotated[Path, typer.Option("--model", "-m", help="Model file to write.", show_default=False)],
@@ -148,7 +151,12 @@ def fit(
     blur_sigma: Annotated[float, typer.Option(min=0, help="Gaussian blur of the anomaly map, in pixels.")] = 4.0,
     validation_share: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Share of the images held out for thresholds; 0 gives a model without."),
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of the images held out for thresholds, unless the dataset has a validation part; 0 gives a "
+            "model without thresholds.",
+        ),
     ] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the coreset.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model file.")] = False,
@@ -161,7 +169,7 @@ def fit(
         raise ValueError(f"model: {str(model)!r} {what}")
     from . import runs
 
-    paths = runs.nominal_images(train_dir)
+    paths, validation = runs.nominal_images(train_dir)
     from .patchcore import PatchCore
 
     detector = PatchCore(
@@ -178,7 +186,7 @@ def fit(
         backend=backend,
     )
     with progress_bars() as progress:
-        done = runs.fit(detector, paths, model, validation_share, seed, failed, progress)
+        done = runs.fit(detector, paths, model, validation_share, seed, failed, progress, validation)
     out(f"{done['n_training']} images to train on, {done['n_validation']} to validate, {done['n_failed']} skipped")
     out(
         f"memory bank {done['memory_bank'][0]} x {done['memory_bank'][1]}, image threshold "
@@ -200,7 +208,9 @@ def fit(
 def predict(
     ctx: typer.Context,
     model: ModelFile,
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", show_default=False)],
+    images: Annotated[  # readable=False: whether a file can be read is found out file by file
+        list[Path], typer.Argument(help="Image files, and folders of them.", readable=False, show_default=False)
+    ],
     output: Output,
     map_format: Annotated[
         MapFormat, typer.Option(help="Anomaly maps: 32-bit float TIFF, NPY, or not written.")
@@ -208,6 +218,7 @@ def predict(
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Write overlays.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print each result's line of JSON as well.")] = False,
     overwrite: Overwrite = False,
+    weights: MovedWeights = None,
     image_threshold: ImageThreshold = None,
     gate: Gate = True,
     preset: PresetOption = Preset.paper,
@@ -226,7 +237,8 @@ def predict(
 ) -> None:
     """Mark the anomalous pixels of images: mask, anomaly map, overlay and a line of JSON for each.
 
-    A stopped run goes on where it was. Files that cannot be read are named and skipped; the exit code is then 1.
+    A stopped run goes on where it was; an image that has changed since is done again. Files that cannot be read are
+    named and skipped; the exit code is then 1.
     Masks and maps have the size of the image; a map is NaN, and a mask empty, outside the centre crop the model sees.
     """
     from . import runs
@@ -234,7 +246,7 @@ def predict(
     from .results import ResultFolder
 
     paths = list_images(images)
-    detector, about = _load(model, device, backend)
+    detector, about = _load(model, weights, device, backend)
     threshold = _threshold(detector, image_threshold, gate)
     segmenter = _segmenter(ctx, threshold if gate else None, detector)
     settings = {
@@ -271,6 +283,7 @@ def evaluate(
     dataset: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="Root of one category.", show_default=False)],
     output: Output,
     layout: Annotated[str, typer.Option(help="How the folder is laid out; a wrong name lists them all.")] = "auto",
+    weights: MovedWeights = None,
     preset: PresetOption = Preset.paper,
     percentile: Percentile = 99.0,
     neighbor_radius: Radius = 5,
@@ -292,14 +305,20 @@ def evaluate(
     from .datasets import load_dataset
 
     found = load_dataset(dataset, layout)
-    output.mkdir(parents=True, exist_ok=True)
     from .evaluate import evaluate as run
+    from .io import check_folder
 
-    detector, _ = _load(model, device, backend)
+    check_folder(output, "output")
+    detector, _ = _load(model, weights, device, backend)
+    if detector.nominal_statistics_ is None:
+        raise ValueError(
+            f"model: {str(model)!r} is not calibrated: fit it with validation images (--validation-share > 0)"
+        )
     segmenter = _segmenter(ctx, None, detector)
     with progress_bars() as progress:
         step = None if progress is None else lambda done, total: progress("evaluating", done, total)
         report = run(detector, found, segmenter, batch_size=batch_size, progress=step)
+    output.mkdir(parents=True, exist_ok=True)
     report.to_json(output / "report.json", images=True)
     report.to_csv(output / "report.csv")
     print_table(report.table())
@@ -349,18 +368,22 @@ def segment(
     """The method alone, downstream of any detector: masks from arrays of anomaly maps and features.
 
     In an NPZ file the array is the only one, or called anomaly_map or features. Writes masks as PNG and NPY, and a line
-    of JSON for each with its status.
+    of JSON for each with its status. A stopped run goes on where it was; a pair of which a file has changed since is
+    done again. Files that cannot be used are named and skipped; the exit code is then 1.
     """
     from . import runs
     from .results import ResultFolder
 
-    pairs = runs.array_pairs(maps, features, failed)
+    pairs, alone = runs.array_pairs(maps, features)
+    for path in alone:
+        failed(str(path), "no file of the same name in the other folder")
     segmenter = _segmenter(ctx, image_threshold)
     with (
         ResultFolder(output, {"segmenter": _settings(segmenter)}, None, overwrite) as folder,
         progress_bars() as progress,
     ):
         count = runs.segment(segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress)
+    count["failed"] += len(alone)
     _summary(count, folder, as_json)
 
 
@@ -381,6 +404,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Images the model takes at once.")] = 8,
     body_timeout: Annotated[float, typer.Option(help="Seconds in which a body must have arrived.")] = 10.0,
     drain_seconds: Annotated[int, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
+    weights: MovedWeights = None,
     image_threshold: ImageThreshold = None,
     gate: Gate = True,
     preset: PresetOption = Preset.paper,
@@ -405,7 +429,7 @@ def serve(
         from . import serve as service
     except ModuleNotFoundError as error:
         raise ValueError(f"serve needs {error.name}: pip install 'ttt4as_fast[serve]'") from None
-    detector, _ = _load(model, device, backend)
+    detector, _ = _load(model, weights, device, backend)
     threshold = _threshold(detector, image_threshold, gate)
     segmenter = _segmenter(ctx, threshold if gate else None, detector)
     limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout)
@@ -428,7 +452,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
 # ---------------------------------------------------------------- parts of commands
 
 
-def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str, str]]:
+def _load(model: Path, weights: Path | None, device: str | None, backend: str) -> tuple[Any, dict[str, str]]:
     """The detector in a model file, and what to record of it."""
     from .patchcore import PatchCore
     from .results import file_digest
@@ -436,7 +460,7 @@ def _load(model: Path, device: str | None, backend: str) -> tuple[Any, dict[str,
     if not model.is_file():
         what = "is a folder, not a file from ttt4as fit" if model.is_dir() else "does not exist"
         raise FileNotFoundError(f"model: {str(model)!r} {what}")
-    detector = PatchCore.load(model, device=device, backend=backend)
+    detector = PatchCore.load(model, device=device, backend=backend, weights=weights)
     return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
 
 

@@ -40,8 +40,14 @@ def _suite(name: str) -> ModuleType:
         raise ValueError("the benchmark suite is not installed with this copy: reinstall the package") from None
 
 
-def _threads(threads: int | None) -> int:
-    """The number to pin, set for libraries before they load; printed, with a warning where the machine is busy."""
+def _begin(threads: int | None, output: Path) -> int:
+    """What precedes every measurement: the folder is tried, threads are pinned before libraries load, all is printed.
+
+    Returns the number of threads. Warns where the machine is busy.
+    """
+    from .io import check_folder
+
+    check_folder(output, "output")
     machine = _suite("machine")
     threads = machine.processors() if threads is None else threads
     counts = machine.pin(threads)
@@ -98,11 +104,11 @@ def headline(
     if report is not None:
         results = _suite("results_file").RESULTS if output == _RESULTS and not output.is_dir() else output
         for path in _suite("report").write(results, report, readme):
-            out(f"wrote {path}")
+            out(f"wrote {path}, from the results in {results}")
         return
     if readme is not None:
         raise ValueError("readme: expected it beside --report only")
-    threads = _threads(threads)
+    threads = _begin(threads, output)
     suite = _suite("headline")
     names, seconds, bank = (suite.QUICK, 1.0, 4096) if quick else (suite.FULL, 6.0, 16_384)
     with progress_bars() as progress:
@@ -127,7 +133,7 @@ def everything(
     """
     runner = _suite("suites")
     chosen = runner.chosen(suites)
-    threads = _threads(threads)
+    threads = _begin(threads, output)
     options = () if data is None else ("--data", str(data.resolve()))
     outcomes = runner.run(chosen, output, threads, options, again, out)
     for outcome in outcomes:
@@ -146,7 +152,7 @@ def cpu(
     output: Results = _RESULTS,
 ) -> None:
     """Each operation on the CPU against its peers: scikit-learn, FAISS, SciPy, scikit-image, torch, anomalib."""
-    threads = _threads(threads)
+    threads = _begin(threads, output)
     suite = _suite("cpu")
     with progress_bars() as progress:
         content = suite.run(suite.Plan(seconds=seconds, data=data), threads, rows, **_watched(progress))
@@ -161,7 +167,7 @@ def growth(
     output: Results = _RESULTS,
 ) -> None:
     """How time and memory grow with map, channels, grid, samples, batch and bank."""
-    threads = _threads(threads)
+    threads = _begin(threads, output)
     suite = _suite("growth")
     with progress_bars() as progress:
         content = suite.run(suite.Plan(seconds=seconds, data=data), threads, **_watched(progress))
@@ -186,7 +192,7 @@ def latency(
     known = _suite("workloads").WORKLOADS
     if workload not in known:
         raise ValueError(f"workload: expected one of {', '.join(known)}, got {workload!r}")
-    threads = _threads(threads)
+    threads = _begin(threads, output)
     suite = _suite("latency")
     with progress_bars() as progress:
         content = suite.run(workload, threads, calls, rate, data=data, **_watched(progress))
@@ -202,7 +208,7 @@ def integrations(
     output: Results = _RESULTS,
 ) -> None:
     """anomalib, scikit-learn, PyTorch, FAISS and the HTTP service, each as it is and with one line switched."""
-    threads = _threads(threads)
+    threads = _begin(threads, output)
     suite = _suite("integrations")
     with progress_bars() as progress:
         content = suite.run(suite.Plan(seconds=seconds, data=data), threads, hosts, **_watched(progress))
@@ -226,7 +232,7 @@ def masks(
     output: Results = _RESULTS,
 ) -> None:
     """Every way to make a mask on identical maps, beside the figures printed in the paper where it has the category."""
-    threads = _threads(threads)
+    threads = _begin(threads, output)
     suite = _suite("binarisers")
     with progress_bars() as progress:
         content = suite.run(dataset, model, image_size, crop_size, threads, **_watched(progress))

@@ -83,3 +83,13 @@ Output = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do again what is done already.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="File from [b]ttt4as fit[/b].", show_default=False)]
+MovedWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        exists=True,
+        dir_okay=False,
+        help="Weight file of the backbone, where the model was fitted with a local one that is elsewhere now.",
+        show_default=False,
+    ),
+]

@@ -12,7 +12,7 @@ ENVIRONMENT_VARIABLES = {
     "TTT4AS_BACKEND": "the backend of every operation",
     "TTT4AS_NUM_THREADS": "threads of the C++ core (else OMP_NUM_THREADS, else all cores)",
     "TTT4AS_ISA": "the most that the C++ core may use: generic, avx2 or avx512",
-    "TTT4AS_DEBUG": "commands show tracebacks",
+    "TTT4AS_DEBUG": "commands show tracebacks, unless it is 0",
     "OMP_NUM_THREADS": "threads of torch and of the C++ core",
 }
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from .kernels.files import atomic_path
+from .kernels.files import atomic_path, naming
 
-__all__ = ["atomic_path", "plain"]
+__all__ = ["atomic_path", "check_folder", "naming", "plain"]
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Before long work: raise an OSError if `folder`, the argument `name`, cannot be made or written. Makes nothing."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise type(error)(f"{name}: expected a folder to write to, got {str(folder)!r} ({error.strerror})") from error
 
 
 def plain(value: Any) -> Any:

@@ -53,6 +53,7 @@ class ModelFileError(ValueError):
 
 def save(model: PatchCore, path: Path) -> None:
     """Write a fitted model whole or not at all; see `PatchCore.save`."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from . import __version__
@@ -76,7 +77,13 @@ def save(model: PatchCore, path: Path) -> None:
     }
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: f"{digest(text, tensors)}\n{text}"})
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask leaves: safetensors puts a file of its own there, of 0600
+        try:
+            save_file(tensors, temporary, metadata={_KEY: f"{digest(text, tensors)}\n{text}"})
+        except SafetensorError as error:
+            raise OSError(f"cannot be written ({error})") from error
+        temporary.chmod(mode)
 
 
 def load(
@@ -134,7 +141,7 @@ def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
     if model.weights is not None and not Path(model.weights).is_file():
         raise WeightsError(
             f"weights: the model {str(path)!r} was fitted with the local weights {str(model.weights)!r}, which are not "
-            "there; pass their present path as weights=..."
+            "there; pass their present path as weights (in a command: --weights)"
         )
     try:
         found = model.network.fingerprint
@@ -144,7 +151,7 @@ def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
         raise WeightsError(
             f"weights: those of {model.backbone!r} found here are not the ones that {str(path)!r} was fitted with "
             f"(SHA-256 {found[:12]} instead of {fitted_with[:12]}); pass the original ones as "
-            "weights=..., or fit again"
+            "weights (in a command: --weights), or fit again"
         )
 
 

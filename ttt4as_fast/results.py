@@ -1,23 +1,24 @@
 """What a run leaves behind for each image - mask, anomaly map, overlay, one line of JSON - written so that it can stop.
 
 Every file is written whole, the line of JSON last; a line is complete or absent. A run started again reads the lines,
-skips the images they name and does the rest.
+skips the images they name, unless their input files have changed since, and does the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .io import atomic_path
+from .io import atomic_path, naming
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -188,10 +189,20 @@ def mask_image(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
+def write_image(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image as its suffix says (.png or .tiff), whole or not at all; `options` are Pillow's.
+
+    It is encoded in memory: libtiff takes no path that is not UTF-8, and says of a full disk neither that nor where.
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, format=path.suffix[1:], **options)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.getbuffer())
+
+
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write a bool (H, W) as an 8-bit PNG of 0 and 255, whole or not at all."""
-    with atomic_path(path) as temporary:
-        mask_image(mask).save(temporary)
+    write_image(path, mask_image(mask))
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:
@@ -199,22 +210,40 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     from PIL import Image
 
     values = np.ascontiguousarray(anomaly_map, dtype=np.float32)
-    with atomic_path(path) as temporary:
-        if path.suffix == ".npy":
+    if path.suffix == ".npy":
+        with atomic_path(path) as temporary:
             np.save(temporary, values)
-        else:
-            Image.fromarray(values).save(temporary, compression="tiff_lzw")
+    else:
+        write_image(path, Image.fromarray(values), compression="tiff_lzw")
 
 
 # ---------------------------------------------------------------- the folder of a run
 
 
+Inputs = dict[str, list[int]]  # absolute path -> size in bytes and time of change in nanoseconds
+
+
+def inputs(paths: Sequence[str | os.PathLike[str]]) -> Inputs:
+    """What tells the files that a result comes from from later ones of the same names; taken before they are read.
+
+    A file that is not there is left out: who reads it will say so.
+    """
+    found = {}
+    for path in paths:
+        try:
+            state = os.stat(path)
+        except OSError:
+            continue
+        found[os.path.abspath(path)] = [state.st_size, state.st_mtime_ns]
+    return found
+
+
 class ResultFolder:
     """The output folder of a run: which images are done, what their files are called, and the lines of JSON.
 
-    ``results.jsonl`` has a line for each finished image, ``run.json`` the settings; the images' files lie in
-    ``masks/``, ``maps/`` and ``overlays/``. To be used as a context manager; meanwhile a second run on the same
-    folder is refused (where the system has POSIX locks).
+    ``results.jsonl`` has a line for each finished image, with the `inputs` it comes from, ``run.json`` the settings;
+    the images' files lie in ``masks/``, ``maps/`` and ``overlays/``. To be used as a context manager; meanwhile a
+    second run on the same folder is refused (where the system has POSIX locks).
 
     Parameters
     ----------
@@ -326,8 +355,8 @@ class ResultFolder:
         with atomic_path(self.lines) as temporary:
             temporary.write_bytes(b"".join(map(_line, self.records.values())))
 
-    def start(self, wanted: Mapping[str, str]) -> list[tuple[str, str]]:
-        """The images still to do with the names of their files, in order; those done are left out.
+    def start(self, wanted: Mapping[str, str], sources: Mapping[str, Inputs]) -> list[tuple[str, str]]:
+        """The images still to do with the names of their files, in order; those done from the same files are left out.
 
         Where a name is taken - ``a/000.png`` and ``b/000.png`` - a digest of the image's key is appended, so that no
         image writes over another's files, in this run or a later one.
@@ -336,14 +365,18 @@ class ResultFolder:
         ----------
         wanted : mapping of str to str
             What identifies an image (its absolute path: ``path`` in its record) -> the name its files should have.
+        sources : mapping of str to dict
+            The same keys -> what `inputs` says of the files that the image is made from.
 
         Returns
         -------
         list of (str, str)
         """
-        if self.overwrite and not self.records.keys().isdisjoint(wanted):
-            for key in wanted.keys() & self.records.keys():
-                self._remove_files(self.records.pop(key))
+        done = wanted.keys() & self.records.keys()
+        stale = [key for key in done if self.overwrite or self.records[key].get("inputs") != sources[key]]
+        for key in stale:
+            self._remove_files(self.records.pop(key))
+        if stale:
             self._rewrite()
         names = {key: _shortened(name) for key, name in wanted.items()}
         count = Counter(name.casefold() for name in names.values())
@@ -360,7 +393,7 @@ class ResultFolder:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the line of a finished image, whose files are in place."""
-        with open(self.lines, "ab") as file:
+        with naming(self.lines), open(self.lines, "ab") as file:
             file.write(_line(record))
         self.records[record["path"]] = record
 

@@ -14,10 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .images import ImageError, read_image
-from .io import atomic_path
+from .io import atomic_path, check_folder
 from .kernels.arrays import check_float, check_int, check_option
 from .kernels.segment import OPERATION
-from .results import MAP_FORMATS, Placement, ResultFolder, overlay, regions, write_map, write_mask
+from .results import (
+    MAP_FORMATS,
+    Placement,
+    ResultFolder,
+    inputs,
+    overlay,
+    regions,
+    write_image,
+    write_map,
+    write_mask,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,8 +42,14 @@ Progress = Callable[[str, int, int], None]  # (description, done, total)
 # ---------------------------------------------------------------- fit
 
 
-def nominal_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The nominal training images that `folder` stands for: its own images, else the training part of the set it is.
+def nominal_images(folder: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
+    """The nominal images that `folder` stands for: its own, else those of the set it is.
+
+    Returns
+    -------
+    training : list of pathlib.Path
+    validation : list of pathlib.Path
+        The set's own validation part; empty where it has none, as most have.
 
     Raises
     ------
@@ -47,7 +63,8 @@ def nominal_images(folder: str | os.PathLike[str]) -> list[Path]:
         raise FileNotFoundError(f"no such folder: {str(folder)!r}")
     if not folder.is_dir():
         raise NotADirectoryError(f"expected a folder, got the file {str(folder)!r}")
-    return [sample.image for sample in load_dataset(folder).train]
+    dataset = load_dataset(folder)
+    return [sample.image for sample in dataset.train], [sample.image for sample in dataset.validation]
 
 
 def split_nominal(paths: Sequence[Path], validation_share: float, seed: int) -> tuple[list[Path], list[Path]]:
@@ -99,8 +116,9 @@ def fit(
     seed: int = 0,
     on_error: OnError = lambda path, reason: None,
     progress: Progress | None = None,
+    validation: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Fit a detector on nominal images, calibrate it on those held out, and save it.
+    """Fit a detector on nominal images, calibrate it on others, and save it.
 
     Parameters
     ----------
@@ -111,14 +129,16 @@ def fit(
     output : path-like
         Model file, made whole or not at all. Its folder is made if absent.
     validation_share : float
-        In [0, 0.9], default 0.2: held out for the nominal statistics and the image threshold. 0: none, and the
-        model neither thresholds nor gates.
+        In [0, 0.9], default 0.2: of `paths`, held out for the nominal statistics and the image threshold where there
+        is no `validation`. 0: no calibration at all, and the model neither thresholds nor gates.
     seed : int
         Of the split.
     on_error : callable
         Called as ``on_error(path, reason)`` for a file that cannot be read.
     progress : callable, optional
         Called as ``progress(description, done, total)``.
+    validation : sequence of pathlib.Path
+        Nominal images to calibrate on instead of a share of `paths`, all of which are then trained on.
 
     Returns
     -------
@@ -128,30 +148,32 @@ def fit(
     Raises
     ------
     ValueError
-        None of the images can be read, or too few are left.
+        None of the images, or of those for validation, can be read, or too few are left.
     OSError
         The model cannot be written.
     """
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output.parent / f"{output.name}.writable") as probe:  # before the minutes, not after them
-        probe.touch()
-    (output.parent / f"{output.name}.writable").unlink()
-    good = readable(paths, on_error, progress)
-    if not good:
-        raise ValueError(f"none of the {len(paths)} images can be read")
-    training, validation = split_nominal(good, validation_share, seed)
+    check_folder(output.parent, "output")
+    own = list(validation) if check_float(validation_share, "validation_share", 0.0, 0.9) > 0 else []
+    good = set(readable([*paths, *own], on_error, progress))
+    training, held_out = [path for path in paths if path in good], [path for path in own if path in good]
+    for name, found, given in (("", training, paths), (" validation", held_out, own)):
+        if given and not found:
+            raise ValueError(f"none of the {len(given)}{name} images can be read")
+    if not own:
+        training, held_out = split_nominal(training, validation_share, seed)
     began = time.perf_counter()
     stages = stage_progress(progress)
     model.fit(training, progress=stages)
-    if validation:
-        model.calibrate(validation, progress=stages)
+    if held_out:
+        model.calibrate(held_out, progress=stages)
+    output.parent.mkdir(parents=True, exist_ok=True)
     model.save(output)
     return {
         "model": str(output),
         "n_training": len(training),
-        "n_validation": len(validation),
-        "n_failed": len(paths) - len(good),
+        "n_validation": len(held_out),
+        "n_failed": len(paths) + len(own) - len(training) - len(held_out),
         "memory_bank": list(model.memory_bank_.shape),
         "image_threshold": model.image_threshold_,
         "seconds": round(time.perf_counter() - began, 1),
@@ -202,7 +224,7 @@ def predict(
     segmenter : TTT4AS
         Its ``image_threshold``, if any, gates.
     paths : sequence of pathlib.Path
-        Image files. Those that `folder` holds a result of are skipped.
+        Image files. Those that `folder` holds a result of, and that have not changed since, are skipped.
     folder : ResultFolder
         Entered.
     label_threshold : float, optional
@@ -229,7 +251,8 @@ def predict(
     check_option(map_format, "map_format", MAP_FORMATS)
     batch_size = check_int(batch_size, "batch_size", 1)
     given = {os.path.abspath(path): path for path in paths}
-    todo = folder.start({key: path.stem for key, path in given.items()})
+    sources = {key: inputs([key]) for key in given}
+    todo = folder.start({key: path.stem for key, path in given.items()}, sources)
     count = {"done": 0, "skipped": len(given) - len(todo), "failed": 0}
     scale = overlay_scale(model) if draw_overlay else None
     for start in range(0, len(todo), batch_size):
@@ -245,8 +268,14 @@ def predict(
             outcome = predict_batch(model, segmenter, [image for _, _, image, _ in loaded], label_threshold)
             for (key, name, image, read), one in zip(loaded, outcome, strict=True):
                 one["milliseconds"]["decode"] += read
-                record = _write_result(model, folder, key, name, image, one, map_format, draw_overlay, scale)
-                folder.add(record)
+                try:
+                    record = _write_result(model, folder, key, name, image, one, map_format, draw_overlay, scale)
+                    record["inputs"] = sources[key]
+                    folder.add(record)
+                except ValueError as error:  # what this image gives cannot be encoded; a full disk concerns all
+                    on_error(str(given[key]), f"its result cannot be written ({error})")
+                    count["failed"] += 1
+                    continue
                 on_result(record)
                 count["done"] += 1
         if progress:
@@ -312,8 +341,7 @@ def _write_result(
         write_map(folder.folder / files["map"], anomaly_map)
     if draw_overlay:
         files["overlay"] = f"overlays/{name}.png"
-        with atomic_path(folder.folder / files["overlay"]) as temporary:
-            overlay(image, anomaly_map, mask, scale).save(temporary)
+        write_image(folder.folder / files["overlay"], overlay(image, anomaly_map, mask, scale))
     record = {"path": key, "name": name, "width": image.width, "height": image.height, **one}
     record.update(mask_summary(mask, anomaly_map), files=files)
     record["milliseconds"]["write"] = 1e3 * (time.perf_counter() - began)
@@ -331,9 +359,15 @@ def mask_summary(mask: np.ndarray, anomaly_map: np.ndarray) -> dict[str, Any]:
 
 
 def array_pairs(
-    maps: str | os.PathLike[str], features: str | os.PathLike[str], on_error: OnError
-) -> list[tuple[Path, Path]]:
+    maps: str | os.PathLike[str], features: str | os.PathLike[str]
+) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Files of anomaly maps with the files of their features: one of each, or folders matched by stem.
+
+    Returns
+    -------
+    pairs : list of (pathlib.Path, pathlib.Path)
+    alone : list of pathlib.Path
+        Files with none of the same name in the other folder.
 
     Raises
     ------
@@ -347,14 +381,13 @@ def array_pairs(
     if maps.is_dir() != features.is_dir():
         raise ValueError(f"expected two files or two folders, got {str(maps)!r} and {str(features)!r}")
     if not maps.is_dir():
-        return [(maps, features)]
+        return [(maps, features)], []
     left, right = _arrays_in(maps), _arrays_in(features)
-    for stem in sorted(left.keys() ^ right.keys()):
-        on_error(str(left.get(stem, right.get(stem))), "no file of the same name in the other folder")
     pairs = [(left[stem], right[stem]) for stem in sorted(left.keys() & right.keys())]
     if not pairs:
         raise ValueError(f"no NPY or NPZ files with the same name in {str(maps)!r} and {str(features)!r}")
-    return pairs
+    alone = {**left, **right}
+    return pairs, [alone[stem] for stem in sorted(left.keys() ^ right.keys())]
 
 
 def _arrays_in(folder: Path) -> dict[str, Path]:
@@ -408,7 +441,8 @@ def segment(
     pairs : sequence of (pathlib.Path, pathlib.Path)
         As from `array_pairs`. Each holds (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w).
     folder : ResultFolder
-        Entered. Masks are written as PNG and as NPY (bool).
+        Entered. Masks are written as PNG and as NPY (bool). A result whose maps and features have not changed since
+        is kept.
     on_error, on_result, progress : callable, optional
         As for `predict`. A pair that cannot be used is reported and skipped.
 
@@ -420,6 +454,7 @@ def segment(
     OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
     count = {"done": 0, "skipped": 0, "failed": 0}
     for number, pair in enumerate(pairs):
+        source = inputs(pair)
         try:
             images = list(_images_of(*pair, pair[0].stem))
         except ValueError as error:
@@ -427,7 +462,7 @@ def segment(
             count["failed"] += 1
             continue
         by_key = {key: (name, anomaly_map, features) for key, name, anomaly_map, features in images}
-        todo = folder.start({key: name for key, (name, _, _) in by_key.items()})
+        todo = folder.start({key: name for key, (name, _, _) in by_key.items()}, dict.fromkeys(by_key, source))
         count["skipped"] += len(by_key) - len(todo)
         for key, name in todo:
             _, anomaly_map, features = by_key[key]
@@ -437,6 +472,7 @@ def segment(
                 on_error(key, str(error))
                 count["failed"] += 1
                 continue
+            record["inputs"] = source
             folder.add(record)
             on_result(record)
             count["done"] += 1

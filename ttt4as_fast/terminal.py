@@ -15,6 +15,11 @@ from rich.console import Console
 DEBUG = "TTT4AS_DEBUG"
 
 
+def debugging() -> bool:
+    """Whether tracebacks are wanted."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
 def _err() -> Console:
     return Console(stderr=True, highlight=False)
 
@@ -100,12 +105,12 @@ def user_errors() -> Iterator[None]:
     except typer.Exit:
         raise
     except KeyboardInterrupt:
-        if os.environ.get(DEBUG):
+        if debugging():
             raise
         say_error("interrupted")
         raise typer.Exit(130) from None
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        if os.environ.get(DEBUG):
+        if debugging():
             raise
         say_error(" ".join(str(error).split()) or type(error).__name__)
         raise typer.Exit(2) from None
