@@ -51,6 +51,18 @@ def test_ties_across_parts_take_the_lowest_index():
     assert index.search(np.zeros((1, 1)), 4)[1].tolist() == [[1, 5, 0, 2]]
 
 
+def test_parts_are_merged_by_what_float32_cannot_tell():
+    """Squares of 1 and of 1 + 1e-8 are one number in float32."""
+    bank = np.array([[1, 1e-4], *[[9, 9]] * 11, [1, 0], [1, 0]], np.float32)
+    for kind in (np.asarray, torch.from_numpy):
+        index = kernels.KnnIndex(kind(bank[:12]))
+        index.add(kind(bank[12:13]))
+        index.add(kind(bank[13:]))
+        assert len(index._parts) > 1
+        _, indices = index.search(kind(np.zeros((70, 2), np.float32)), 3)
+        assert np.asarray(indices).tolist() == [[12, 13, 0]] * 70
+
+
 def test_a_bad_add_leaves_the_index_as_it_was(vectors):
     bank, query = vectors
     index = kernels.KnnIndex(bank)

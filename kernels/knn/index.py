@@ -132,7 +132,7 @@ class KnnIndex:
         template, query = query, self._native(query, "query")
         with arrays.device_of(query):
             found = [part.search(query, min(k, _rows(part.bank))) for part in self._parts]
-        distances, indices = found[0] if len(found) == 1 else _merge(found, self._starts, k)
+        distances, indices = found[0] if len(found) == 1 else self._merge(query, found, k)
         return arrays.like((distances * distances if squared else distances, indices), template)
 
     def write(self, path: str | os.PathLike) -> None:
@@ -198,6 +198,25 @@ class KnnIndex:
         name = self._module.__name__.rpartition(".")[2] if self._module else self._backend
         return _rebuild, (self.bank if self._parts else None, self.dim, name)
 
+    def _merge(self, query: Array, found: list[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
+        """The k nearest of what the parts found, each in the order of float64 and ties by lowest index.
+
+        Distances that are the same in float32 may differ in float64: where a query has such, its candidates are
+        measured again. On a device that waits for it.
+        """
+        distances = _beside([distance for distance, _ in found])
+        indices = _beside([index + start for (_, index), start in zip(found, self._starts[:-1], strict=True)])
+        order = _order(distances)
+        each = arrays.like(np.arange(_rows(query))[:, None], query)
+        nearest = distances[each, order[:, : k + 1]]
+        tied = np.flatnonzero(arrays.to_numpy((nearest[:, 1:] == nearest[:, :-1]).any(1)))
+        for start in range(0, len(tied), _TIED_AT_ONCE):
+            rows = arrays.like(tied[start : start + _TIED_AT_ONCE], query)
+            points = [part.bank[index[rows]] for part, (_, index) in zip(self._parts, found, strict=True)]
+            order[rows] = _order(((_double(_beside(points)) - _double(query[rows])[:, None]) ** 2).sum(-1))
+        order = order[:, :k]
+        return distances[each, order], indices[each, order]
+
     def _append(self, points: Array, name: str, *, keep: bool) -> None:
         """`keep`: the caller's memory may become the index's."""
         points = self._checked(points, name)
@@ -247,18 +266,28 @@ def _concatenate(banks: list[Array]) -> Array:
     return np.concatenate(banks)
 
 
-def _merge(found: list[tuple[Array, Array]], starts: list[int], k: int) -> tuple[Array, Array]:
-    """The k nearest of what the parts found. Parts are in the order of their indices, so a stable sort keeps ties."""
-    distances = [distance for distance, _ in found]
-    indices = [index + start for (_, index), start in zip(found, starts[:-1], strict=True)]
-    if arrays.is_tensor(distances[0]):
+_TIED_AT_ONCE = 64
+"""Queries whose candidates are measured again together: scratch of this many times parts times k vectors in float64."""
+
+
+def _beside(blocks: list[Array]) -> Array:
+    """Blocks (Q, n, ...) joined along their second axis."""
+    if arrays.is_tensor(blocks[0]):
         import torch
 
-        nearest, order = torch.cat(distances, 1).sort(dim=1, stable=True)
-        return nearest[:, :k].contiguous(), torch.cat(indices, 1).gather(1, order[:, :k])
-    joined = np.concatenate(distances, 1)
-    order = np.argsort(joined, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(joined, order, 1), np.take_along_axis(np.concatenate(indices, 1), order, 1)
+        return torch.cat(blocks, 1)
+    return np.concatenate(blocks, 1)
+
+
+def _order(x: Array) -> Array:
+    """What sorts each row of `x`; equal values stay in their order."""
+    if arrays.is_tensor(x):
+        return x.argsort(dim=1, stable=True)  # type: ignore[call-arg]
+    return np.argsort(x, axis=1, kind="stable")  # type: ignore[arg-type]
+
+
+def _double(x: Array) -> Array:
+    return x.double() if arrays.is_tensor(x) else x.astype(np.float64)  # type: ignore[union-attr]
 
 
 def _rebuild(bank: Array | None, dim: int, backend: str) -> KnnIndex:

@@ -107,7 +107,8 @@ def segment(
     anomaly_map : array or tensor, (H, W) or (B, H, W)
         Any range, higher is more anomalous; float16, bfloat16, float32 or float64.
     features : array or tensor, (C, h, w) or (B, C, h, w)
-        Frozen backbone features of the same images; any float dtype, contiguous or channels-last.
+        Frozen backbone features of the same images; any float dtype, contiguous or channels-last (decisions of the two
+        layouts may differ in the last bits).
         ``anomaly_map[None]`` makes the score the only feature.
     pred_score : number or (B,) array, optional
         Image scores that `image_threshold` gates; each map's maximum when absent.
@@ -217,7 +218,8 @@ def check_finite(backend: ModuleType, anomaly_map: Array, features: Array, score
     if not checks_finite(backend):
         arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
         arrays.check_finite(arrays.to_numpy(features), "features")
-    if score is not None:
+    if score is not None and not np.isfinite(arrays.to_numpy(score)).all():
+        arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")  # whose maximum it may be
         arrays.check_finite(arrays.to_numpy(score), "pred_score")
 
 
@@ -262,6 +264,7 @@ def gate(anomaly_map: Array, score: Array | None, image_threshold: float | None)
     if score is None:
         flat = anomaly_map.reshape(anomaly_map.shape[0], -1)
         score = flat.amax(1) if arrays.is_tensor(flat) else flat.max(1)  # type: ignore[union-attr]
+    score = score.double() if arrays.is_tensor(score) else score.astype(np.float64)  # type: ignore[union-attr]
     below = score < image_threshold
     return _beside(below, anomaly_map) if arrays.is_tensor(below) else below
 

@@ -154,7 +154,9 @@ def segment_robust(
     image_threshold : float, optional
         Images whose score is below it are called nominal: an empty mask, no training.
     tol, max_iter : float, int
-        Relative duality gap of the SVM, default 1e-4, and its iterations at most, default 1000.
+        Relative duality gap of the SVM, default 1e-4, and its iterations at most, default 1000. Recentring amplifies
+        what the gap leaves open: at the default a mask may differ from that of a tighter one by a few pixels, and by
+        more where the features hardly separate.
     backend : str
         ``"auto"``, ``"cpu"`` or ``"reference"``. CUDA tensors make the trip to the host and back.
 

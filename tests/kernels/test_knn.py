@@ -70,6 +70,15 @@ def test_ties_take_the_lowest_index(backend):
     np.testing.assert_array_equal(distances, [[1, 1, 1, 3]])
 
 
+def test_products_beyond_float32(backend, rng):
+    """Far from the bank and on one side of it, where a dot product is minus infinity in float32."""
+    bank = -np.abs(rng.standard_normal((300, 64))).astype(np.float32) * np.float32(1e20)
+    query = np.full((9, 64), 1e21, np.float32)
+    exact = cdist(query.astype(np.float64), bank.astype(np.float64))
+    _, indices = kernels.nearest_neighbors(query, bank, 4, backend=backend)
+    np.testing.assert_array_equal(indices, np.argsort(exact, 1, kind="stable")[:, :4])
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1e15])
 def test_tiny_and_huge_values(backend, rng, scale):
     query = (rng.standard_normal((20, 24)) * scale).astype(np.float32)

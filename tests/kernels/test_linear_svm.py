@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from sklearn.datasets import load_digits, load_wine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
@@ -33,6 +34,18 @@ def liblinear(X, y, C, loss, weight=None, tol=1e-8):
         warnings.simplefilter("error", ConvergenceWarning)
         model.fit(X.astype(np.float64), y, sample_weight=weight)
     return model.coef_[0], model.intercept_[0]
+
+
+@pytest.mark.parametrize(("name", "label", "C", "close"), [("digits", 0, 1.0, 1.001), ("wine", 1, 100.0, 1.03)])
+def test_hinge_goes_on_from_what_it_has(name, label, C, close):
+    """Unscaled data in float32: the working set stops short of `tol`, and coordinate descent must not start afresh."""
+    data = load_digits() if name == "digits" else load_wine()
+    X = (data.data * (16 if name == "digits" else 1)).astype(np.float32)
+    y = np.where(data.target == label, 1.0, -1.0)
+    got = kernels.fit_linear_svm(X, y, C=C, loss="hinge", backend="auto")
+    best = kernels.fit_linear_svm(X.astype(np.float64), y, C=C, loss="hinge", tol=1e-5, max_iter=20_000, backend="auto")
+    reached, optimum = (objective(X.astype(np.float64), y, one.coef, one.intercept, C, "hinge") for one in (got, best))
+    assert reached <= close * optimum
 
 
 @pytest.mark.parametrize("loss", LOSSES)

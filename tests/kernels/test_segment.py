@@ -229,6 +229,17 @@ def test_gate(backend, rng, as_tensor):
     assert got.status == ["nominal", "ok", "ok"]
     assert not got.pred_mask[0].any()
     assert not got.pseudo_labels[0].any()
+    # A threshold that float32 rounds to the score itself: compared in float64, the score lies below or above it.
+    for score, threshold in ((0.7, 0.7), (0.1, 0.1)):
+        at = np.full(3, score, np.float32)
+        status = kernels.segment(
+            maps,
+            features,
+            pred_score=torch.from_numpy(at) if as_tensor else at,
+            image_threshold=threshold,
+            backend=backend,
+        ).status
+        assert (status[0] == "nominal") == (float(np.float32(score)) < threshold)
     by_maximum = kernels.segment(maps, features, image_threshold=float(maps[1].max()), backend=backend)
     assert by_maximum.status == ["nominal" if m.max() < maps[1].max() else "ok" for m in maps]
     one = kernels.segment(maps[0], features[0], pred_score=0.1, image_threshold=0.5, backend=backend)

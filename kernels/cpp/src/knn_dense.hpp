@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -79,7 +80,7 @@ void dense_search(const Matrix<const T>& bank, const double* lengths, const Matr
                     for (std::int64_t i = begin; i < end; ++i) {
                         const double squared = (squares[q] + lengths[i] * lengths[i]) * slack;
                         const double least = squared - 2 * dot[i - begin] - off * lengths[i] - lost;
-                        if (least > nearest.worst()) continue;  // false where something overflowed
+                        if (least > nearest.worst() && std::isfinite(dot[i - begin])) continue;  // it may overflow
                         const double* row = mine.rows.data() + q * columns;
                         nearest.offer(exact(row, i, nearest.worst()), static_cast<std::int32_t>(i));
                     }

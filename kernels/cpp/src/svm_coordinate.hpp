@@ -33,14 +33,16 @@ void SvmSolver<T, Samples>::coordinate() {
     alpha_.resize(static_cast<std::size_t>(n_));
     order_.resize(static_cast<std::size_t>(n_));
     padded_vector(u_, points.points);
-    // The multipliers that the current w suggests: at the bound where a margin is violated.
+    // The working set's multipliers where it comes first, else those that w suggests: at the bound where a margin is
+    // violated.
     evaluate();
     scan(values.data(), b * sigma_);
-    const bool warm = norm2(w.data()) + b * b > 0;
+    const bool warm = !from_set_ && norm2(w.data()) + b * b > 0;
     for (std::int64_t i = 0; i < n_; ++i) {
         order_[i] = static_cast<std::int32_t>(i);
         alpha_[i] = warm && labels[i] * f_[i] < 1 ? weight(i) : 0.0;
     }
+    for (std::int64_t j = 0; from_set_ && j < set_; ++j) alpha_[ids_[j]] = a_[j];
     // w, b, the values and the gap of alpha_.
     double dual = 0;
     const auto settle = [&] {

@@ -79,13 +79,14 @@ class SvmSolver {
             // A set that was cut short may say less than nothing.
             double nothing = 0;
             for (std::int64_t i = 0; i < n_; ++i) nothing += weight(i);
-            if (!(result_.objective <= nothing)) start_over();
+            from_set_ = result_.objective <= nothing;
+            if (!from_set_) start_over();
         }
         result_.route = route;
         if (route == SvmRoute::newton) {
             newton();
         } else {
-            coordinate();
+            coordinate_from_here();
         }
         return finish();
     }
@@ -130,6 +131,7 @@ class SvmSolver {
                                              &gathered_,
                                              &round_trip_.sums,
                                              &subset_weight_,
+                                             &kept_,
                                              &alpha_}) {
             bytes += buffer->bytes();
         }
@@ -145,6 +147,22 @@ class SvmSolver {
     // From row to row of a square matrix of doubles: an odd number of cache lines.
     static std::int64_t apart(std::int64_t n) { return (n + 7) / 8 * 8 + ((n + 7) / 8 % 2 ? 0 : 8); }
 
+    // Coordinate descent raises the dual, and the objective with it for a while: where it stops early, the better of
+    // its end and the working set's is kept.
+    void coordinate_from_here() {
+        const SvmResult before = result_;
+        kept_.resize(w.size());
+        std::copy(w.begin(), w.end(), kept_.begin());
+        const double kept_b = b;
+        coordinate();
+        if (!from_set_ || result_.converged || result_.objective <= before.objective) return;
+        std::copy(kept_.begin(), kept_.end(), w.begin());
+        b = kept_b;
+        evaluate();
+        result_.objective = before.objective;
+        result_.gap = before.gap;
+    }
+
     SvmRoute fallback() const { return squared_ ? SvmRoute::newton : SvmRoute::coordinate; }
     double weight(std::int64_t i) const { return sample_weight ? cost_ * sample_weight[i] : cost_; }
 
@@ -154,6 +172,7 @@ class SvmSolver {
         max_iter_ = options.max_iter;
         squared_ = options.loss == Loss::squared_hinge;
         result_ = SvmResult{};
+        from_set_ = false;
         // Enormous features would overflow products in T. Scaling the points and the constant feature by a power of two
         // scales the objective: w' = w / sigma, C' = C / sigma^2, the same decisions.
         sigma_ = magnitude > kEnormous ? normaliser(magnitude) : 1.0;
@@ -303,7 +322,7 @@ class SvmSolver {
 
     std::int64_t capacity_ = 0, patience_ = 0, violators_ = 0, set_ = 0, n_free_ = 0;
     std::int64_t width_ = 0, side_ = 0;  // the set that its matrices hold, and from row to row
-    bool refined_ = false;
+    bool refined_ = false, from_set_ = false;
     std::int64_t chosen_[kMostChosen] = {};
     PointMatrix<T> members_;  // the set, a row each
     Buffer<T> rows_, sample_;
@@ -332,7 +351,7 @@ class SvmSolver {
     double square_ = 0;         // |x|^2 of a typical sample
 
     // coordinate
-    Buffer<double> alpha_;
+    Buffer<double> alpha_, kept_;
     Buffer<T> transposed_;
     Buffer<std::int32_t> order_;
 };
