@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAP_FORMATS = ("tiff", "npy", "none")
 _KINDS = ("masks", "maps", "overlays")
 _FORMAT_VERSION = 1
-_STRIP = 1 << 20  # pixels that an overlay works on at a time, in some 60 bytes each
+_STRIP = 1 << 20  # pixels that an overlay works on at a time
 
 
 # ---------------------------------------------------------------- back to the pixels of the file

@@ -52,8 +52,8 @@ class Limits:
     max_bytes : int
         Of a request's body, default 32 MiB; more is refused (413), not kept, and read no further than twice that.
     max_pixels : int
-        Of an image, default 50 million; more is refused (413) without being decoded. Every processor decodes or answers
-        one image at a time, which takes some 12 bytes a pixel; what waits is as small as what the model looks at.
+        Of an image, default 50 million; more is refused (413) without being decoded. No more images than there are
+        processors are whole in memory at a time; what waits is as small as what the model looks at.
     queue_size : int
         Images that may wait, default 64; what comes beyond is turned away (503).
     max_batch : int
