@@ -15,9 +15,10 @@ def naming(path: str | os.PathLike[str], temporary: Path | None = None) -> Itera
     try:
         yield
     except OSError as error:
-        if error.errno is None and type(error) is OSError:  # NumPy's: "100000 requested and 992 written"
-            raise OSError(f"{os.fspath(path)!r}: {error}") from error
-        if error.filename is None or (temporary is not None and error.filename == os.fspath(temporary)):
+        if error.errno is None:  # a text of its own, which a file name would hide
+            if type(error) is OSError:  # NumPy's: "100000 requested and 992 written"
+                raise OSError(f"{os.fspath(path)!r}: {error}") from error
+        elif error.filename is None or (temporary is not None and error.filename == os.fspath(temporary)):
             error.filename = os.fspath(path)
         raise
 
@@ -58,13 +59,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         with naming(path, temporary):
             yield temporary
-        if not temporary.is_file():
-            raise FileNotFoundError(f"nothing was written to the temporary file of {str(path)!r}")
-        with (
-            naming(path, temporary),
-            open(temporary, "rb+") as file,
-        ):  # the rename must not reach the disk before the contents do
-            os.fsync(file.fileno())
+            if not temporary.is_file():
+                raise FileNotFoundError(f"nothing was written to the temporary file of {str(path)!r}")
+            with open(temporary, "rb+") as file:  # the rename must not reach the disk before the contents do
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

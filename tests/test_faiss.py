@@ -168,6 +168,8 @@ class TestPreparedFiles:
             (whole[:-64], "cut short or has grown"),
             (whole + bytes(64), "cut short or has grown"),
             (whole[: begin + 30], "at least 64 bytes"),
+            (whole[:begin], "other bytes behind the vectors"),
+            (whole[: begin - 30], "other bytes behind the vectors"),
             (whole[:begin] + b"x" * 200, "other bytes"),
             (newer, "version 2 of the format, got version 3"),
             (other, "another's" if mmap else "vectors have changed"),

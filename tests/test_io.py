@@ -68,6 +68,14 @@ def test_no_error_names_the_temporary_file(tmp_path):
     assert caught.value.filename == str(tmp_path / "a.txt")
 
 
+def test_an_error_with_a_text_of_its_own_keeps_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.txt"):
+        raise FileNotFoundError("no such weights")
+    assert str(caught.value) == "no such weights"
+    with pytest.raises(FileNotFoundError, match=r"nothing was written to .*a\.txt"), atomic_path(tmp_path / "a.txt"):
+        pass
+
+
 def test_folder_must_exist_and_target_must_be_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="existing folder"), atomic_path(tmp_path / "no" / "a"):
         pass

@@ -60,7 +60,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     ValueError
         A value outside the ranges there.
     """
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return _to_rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
 
 
 def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
@@ -113,10 +113,15 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
 
     def upright(image: Image.Image) -> tuple[int, int]:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # 0x0112: Orientation; 5 to 8 swap the axes
+        turned = _orientation(image) in (5, 6, 7, 8)  # these swap the axes
         return (image.width, image.height) if turned else (image.height, image.width)
 
     return _guarded(path, upright)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, 1 to 8 in the terms of EXIF; 1 is upright."""
+    return image.getexif().get(0x0112, 1)
 
 
 def list_images(

@@ -51,12 +51,12 @@ def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | 
             begin = file.tell() + bank.nbytes
             begin += -begin % _ALIGN
             size = os.fstat(file.fileno()).st_size - begin - _VECTORS.size
-            if size <= 0:
+            if size <= -_VECTORS.size:
                 return bank, None
             file.seek(begin)
             begin += _VECTORS.size
-            word, checksum = _VECTORS.unpack(file.read(_VECTORS.size))
-            if word != _WORD:
+            word, checksum = _VECTORS.unpack(file.read(_VECTORS.size).ljust(_VECTORS.size))
+            if word != _WORD or size <= 0:
                 raise ValueError("other bytes behind the vectors than it writes there")
             if not mmap and zlib.crc32(np.ascontiguousarray(bank).data) != checksum:
                 raise ValueError("its vectors have changed since")

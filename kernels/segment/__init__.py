@@ -266,10 +266,10 @@ def gate(anomaly_map: Array, score: Array | None, image_threshold: float | None)
         score = flat.amax(1) if arrays.is_tensor(flat) else flat.max(1)  # type: ignore[union-attr]
     score = score.double() if arrays.is_tensor(score) else score.astype(np.float64)  # type: ignore[union-attr]
     below = score < image_threshold
-    return _beside(below, anomaly_map) if arrays.is_tensor(below) else below
+    return _to_device_of(below, anomaly_map) if arrays.is_tensor(below) else below
 
 
-def _beside(flags: Any, anomaly_map: Any) -> Any:
+def _to_device_of(flags: Any, anomaly_map: Any) -> Any:
     """A tensor on the device of another, without waiting for what that device is doing."""
     import torch
 

@@ -123,7 +123,6 @@ class _Plan:
         can_retry: bool = True,
     ) -> _Outputs:
         """Launch the stages on the current stream, in parts if the batch needs more than `SCRATCH_BYTES`."""
-        features = stages.dense(features)
         batch = len(anomaly_map)
         shape, device = anomaly_map.shape, anomaly_map.device
         mask = torch.empty(shape, dtype=torch.bool, device=device)
@@ -132,7 +131,8 @@ class _Plan:
         codes = torch.empty((batch,), dtype=torch.int8, device=device)
         capacity, _ = self.capacity(anomaly_map, features)
         height, width = shape[1:]
-        part = max(1, min(batch, 65535, SCRATCH_BYTES // (capacity.bytes + 8 * height * width)))
+        scratch = capacity.bytes + 8 * height * width + features[0].nbytes  # of an image; its features may be copied
+        part = max(1, min(batch, 65535, SCRATCH_BYTES // scratch))
 
         def work(start: int, stop: int) -> None:
             gate = None if skip is None else skip[start:stop]
@@ -167,6 +167,7 @@ class _Plan:
     ) -> None:
         """The stages for images that fit at once: writes mask, decision, labels and codes."""
         mask, decision, labels, codes = outputs
+        features = stages.dense(features)
         batch, height, width = anomaly_map.shape
         h, w = features.shape[2:]
         device = features.device

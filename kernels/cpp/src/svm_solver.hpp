@@ -150,12 +150,13 @@ class SvmSolver {
     // Coordinate descent raises the dual, and the objective with it for a while: where it stops early, the better of
     // its end and the working set's is kept.
     void coordinate_from_here() {
+        if (!from_set_) return coordinate();
         const SvmResult before = result_;
         kept_.resize(w.size());
         std::copy(w.begin(), w.end(), kept_.begin());
         const double kept_b = b;
         coordinate();
-        if (!from_set_ || result_.converged || result_.objective <= before.objective) return;
+        if (result_.converged || result_.objective <= before.objective) return;
         std::copy(kept_.begin(), kept_.end(), w.begin());
         b = kept_b;
         evaluate();
