@@ -66,6 +66,26 @@ def test_masks_match_a_dense_statement(backend, rng, size, shape, loss):
     assert_close_masks(got, *dense_statement(anomaly_map, features, loss=loss))
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**60], ids=["", "enormous"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", [96, 24], ids=["by products", "by vectors"])
+def test_hinge_of_a_map_of_noise(rng, channels, layout, dtype, scale):
+    """Thousands of support vectors: what the C++ core solves by coordinate descent, in two ways."""
+    anomaly_map = rng.random((60, 52)).astype(dtype)
+    features = structured_features(rng, channels, 13, 11).astype(dtype) * dtype(scale)
+    if layout == "channels_last":
+        features = np.ascontiguousarray(features.transpose(1, 2, 0)).transpose(2, 0, 1)
+    options = {"percentile": 80.0, "C": 0.01 / scale**2, "loss": "hinge"}
+    got = kernels.segment(
+        anomaly_map, features, tol=1e-8, max_iter=20_000, neighbor_radius=1, n_nominal=2000, backend="cpu", **options
+    )
+    assert got.status == "ok"
+    decision, labels = dense_statement(anomaly_map, features, radius=1, n_nominal=2000, **options)
+    assert (labels == 1).sum() > 1000
+    assert_close_masks(got, decision, labels)
+
+
 @pytest.mark.parametrize(
     "options",
     [

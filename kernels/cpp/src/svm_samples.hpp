@@ -17,6 +17,12 @@ struct PointSamples {
     std::int64_t size() const { return n; }
     double value(std::int64_t i, const double* v) const { return v[i]; }
     void scatter(std::int64_t i, double a, double* u) const { u[i] += a; }
+    // The points that sample i is made of and their shares; returns how many.
+    int taps(std::int64_t i, std::int32_t* at, double* by) const {
+        at[0] = static_cast<std::int32_t>(i);
+        by[0] = 1;
+        return 1;
+    }
     // out = scale * sample i.
     void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* out) const {
         const T* row = m.data + i * m.stride;
@@ -68,6 +74,25 @@ struct GridSamples {
         u[at.b] += top * x;
         u[at.c] += bottom * (1 - x);
         u[at.d] += bottom * x;
+    }
+    int taps(std::int64_t i, std::int32_t* at, double* by) const {
+        if (is_point(i)) {
+            at[0] = static_cast<std::int32_t>(own + i);
+            by[0] = 1;
+            return 1;
+        }
+        const Corners corner = corners(i);
+        const double x = cols[pixels[i].col].weight, y = rows[pixels[i].row].weight;
+        int n = 0;
+        const auto put = [&](std::int64_t point, double share) {
+            at[n] = static_cast<std::int32_t>(point);
+            by[n++] = share;
+        };
+        put(corner.a, (1 - y) * (1 - x));
+        put(corner.b, (1 - y) * x);
+        put(corner.c, y * (1 - x));
+        put(corner.d, y * x);
+        return n;
     }
     void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* out) const {
         mix(i, m, scale, 0, m.dims, [&](std::int64_t c, T value) { out[c] = value; });
