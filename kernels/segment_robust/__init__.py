@@ -155,8 +155,8 @@ def segment_robust(
         Images whose score is below it are called nominal: an empty mask, no training.
     tol, max_iter : float, int
         Relative duality gap of the SVM, default 1e-4, and its iterations at most, default 1000. Recentring amplifies
-        what the gap leaves open: at the default a mask may differ from that of a tighter one by a few pixels, and by
-        more where the features hardly separate.
+        what the gap leaves open, so that ``"cpu"`` goes on to a ten-thousandth of it where it can: masks are then those
+        of the optimum, to a pixel or two.
     backend : str
         ``"auto"``, ``"cpu"`` or ``"reference"``. CUDA tensors make the trip to the host and back.
 

@@ -1,7 +1,8 @@
 """The robust preset fused in C++: see kernels/cpp/include/ttt4as/robust.hpp.
 
 Reads the map three times and the features twice: samples are mixed where they lie, and the decision is made on the
-features' own grid. A batch is spread over threads, a single image is given all of them. The SVM is solved to `tol`.
+features' own grid. A batch is spread over threads, a single image is given all of them. The SVM is solved
+to `tol` and, where that is possible, well below it (see `segment_robust`).
 """
 
 from __future__ import annotations

@@ -212,6 +212,16 @@ def test_more_samples_than_an_integer_holds(backend, rng):
     np.testing.assert_array_equal(more.decision_map, most.decision_map)
 
 
+@pytest.mark.parametrize("channels", [8, 24, 64, 200])
+def test_masks_of_noise_are_those_of_the_optimum(rng, channels):
+    """Classes that hardly differ are stretched to means of 1 and -1, and with them what the solver leaves open."""
+    psi, features = rng.random((3, 60, 60)), rng.normal(size=(3, channels, 12, 12))
+    got = kernels.segment_robust(psi.astype(np.float32), features.astype(np.float32), backend="cpu")
+    best = kernels.segment_robust(psi, features, tol=1e-10, max_iter=100_000, backend="reference")
+    assert got.status == ["ok"] * 3
+    assert (got.pred_mask != best.pred_mask).sum() <= 2
+
+
 @pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
 def test_recentred_means_are_one_and_minus_one(backend, rng, loss):
     psi, features = smooth_map(rng, 96, 80), structured_features(rng, 24, 12, 10)

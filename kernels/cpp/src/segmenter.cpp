@@ -180,7 +180,7 @@ SvmResult BasicSegmenter<T>::State::train(const PointMatrix<T>& grid_points, con
     }
     solver.labels = labels.data();
     solver.magnitude = magnitude;
-    solver.refine = true;
+    solver.aim = solver.kOptimal;
     const std::int64_t spare = grid_points.points - (compact ? solver.points.points : 0);
     solver.most_bytes =
         std::max<std::int64_t>(kLittle, spare * grid_points.dims * static_cast<std::int64_t>(sizeof(T)));

@@ -221,7 +221,7 @@ void SvmSolver<T, Samples>::newton() {
     if constexpr (Samples::kIsPoint) {
         if (n_ >= kSubset * 128 && norm2(w.data()) == 0) newton_from_subset();
     }
-    newton_steps(refine ? std::min(tol_, kOptimal) : 0.9 * tol_);
+    newton_steps(std::min(aim, 0.9 * tol_));
 }
 
 // Newton steps from w and b until the relative gap is `aim`.

@@ -44,7 +44,9 @@ class SvmSolver {
     double magnitude = 0;
     std::int64_t most_bytes = 0;                 // for the working set
     static constexpr double kEnormous = 0x1p40;  // magnitudes above it are scaled
-    bool refine = false;  // go on below `tol` to the optimum in single precision where that is cheap
+    static constexpr double kOptimal = 1e-9;     // a gap at the optimum in single precision
+    // The gap to go on to, below `tol`, where that is possible.
+    double aim = std::numeric_limits<double>::infinity();
 
     // The solution: w (dims), b, and the points' values x_p . w, all in double.
     Buffer<double> w;
@@ -244,7 +246,6 @@ class SvmSolver {
     bool minimise_free();
     double linear_part(std::int64_t j) const;
     double verify();
-    static constexpr double kOptimal = 1e-9;
     enum State : std::uint8_t { kLower = 0, kFree = 1, kUpper = 2 };
     static constexpr double kSettled = 1e-8;
     static constexpr double kRidge = sizeof(T) == 4 ? 1e-6 : 1e-11;  // above the rounding of products in T

@@ -38,9 +38,9 @@ bool SvmSolver<T, Samples>::working_set() {
     state_.resize(cap);
     set_ = n_free_ = 0;
     refined_ = false;
-    // To refine is to go on until nothing violates, which takes a round or two more than the gap: the decision is
+    // To aim at kOptimal is to go on until nothing violates, a round or two more than the gap takes: the decision is
     // then that of the optimum to single precision, whatever the order of the rounds.
-    double inner_tol = refine ? std::min(0.7 * tol_, kOptimal) : 0.7 * tol_;
+    double inner_tol = std::min(aim, 0.7 * tol_);
     int refinements = 0, idle = 0;
     std::int64_t review = patience_, before = 2 * n_ / 3;
     if (initial) {
