@@ -77,6 +77,37 @@ def request(port: int, method: str, path: str, body: bytes | None = None, **head
         connection.close()
 
 
+def test_answers_do_not_wait_for_an_acknowledgement(monkeypatch):
+    """An answer is two packets; held back by Nagle's algorithm, the second took 40 ms."""
+    import asyncio
+
+    import uvicorn
+
+    from ttt4as_fast import serve as module
+
+    delayed = []
+
+    def run(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        async def accept_one() -> None:
+            with socket.create_connection(sockets[0].getsockname()):
+                accepted, _ = sockets[0].accept()
+                transport, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, accepted)
+                with_socket = transport.get_extra_info("socket")
+                delayed.append(not with_socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                transport.close()
+
+        asyncio.run(accept_one())
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr(module, "create_app", lambda *_: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        module.serve(None, None, None, "127.0.0.1", 0, None, 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert delayed == [False]
+
+
 def png(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE), mode: str = "RGB") -> bytes:
     crop = texture_crops("brick", "test", 1, SIDE, seed)[0]
     crop = crop.copy()
