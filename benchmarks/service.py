@@ -1,4 +1,4 @@
-"""The HTTP service's rows of `integrations`: images that wait for one another against images asked for together.
+"""The HTTP service's rows of `integrations`: images one by one against images that were asked for together.
 
 Two servers, each a process of its own with the threads that are pinned here: one takes an image at a time
 (``--max-batch 1``), one what waits, up to eight. A client keeps its connection for a round; the answers are checked.
@@ -90,7 +90,7 @@ def _ask(connection: http.client.HTTPConnection, body: bytes) -> bytes:
 
 
 def rows(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
-    """Micro-batches for many clients against images one by one, and against as many clients without batches."""
+    """Micro-batches against images one by one, for one client and for many."""
     from .integrations import row
 
     model, bodies, masks = _model(plan, folder)
@@ -104,17 +104,16 @@ def rows(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
             stack.callback(found.close)
             return found
 
-        ours = clients(batched, plan.clients)
-        verdict = _check(ours.post(requests), masks)
-        switched = f"{plan.clients} clients, micro-batches of up to {_MAX_BATCH}"
-        for number, stock in ((1, "one client, batch size 1"), (plan.clients, f"{plan.clients} clients, batch size 1")):
-            theirs = clients(single, number)
+        for number in (1, plan.clients):
+            theirs, ours = clients(single, number), clients(batched, number)
+            verdict = _check(ours.post(requests), masks)
+            who = "one client" if number == 1 else f"{number} clients"
             turns = {"theirs": partial(theirs.post, requests), "ours": partial(ours.post, requests)}
             each = {name: _an_image(one, len(requests)) for name, one in measure.by_turns(turns, plan.seconds).items()}
             yield row(
                 "HTTP",
                 f"POST /segment, PNG of {plan.side} px: milliseconds an image",
-                (stock, switched),
+                (f"{who}, batch size 1", f"{who}, micro-batches of up to {_MAX_BATCH}"),
                 peers.versions("starlette", "uvicorn"),
                 each,
                 verdict,
