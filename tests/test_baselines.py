@@ -236,6 +236,12 @@ def test_oracle_of_separable_maps_is_perfect(dtype):
         np.testing.assert_array_equal(maps > threshold, masks)
 
 
+def test_oracle_refuses_maps_of_several_dtypes():
+    maps = [np.zeros((2, 2), np.float32), np.zeros((2, 2))]
+    with pytest.raises(ValueError, match="maps: expected arrays of one dtype, got float32 and float64"):
+        baselines.oracle_threshold(maps, [np.ones((2, 2), bool)] * 2)
+
+
 def test_oracle_objectives_differ_where_images_differ():
     # A high scorer among the nominal images matters to the pooled F1 only.
     masks = np.zeros((2, 4, 4), bool)

@@ -726,6 +726,24 @@ def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
     )
 
 
+def test_evaluate_says_when_the_set_cannot_tell_masks_apart(work: Path, tmp_path: Path) -> None:
+    dataset = labelled(work, tmp_path / "set", 2)
+    shutil.rmtree(dataset / "ground_truth")
+    shutil.rmtree(dataset / "test" / "good")
+    done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r", "--layout", "folder")
+    said = " ".join(done.stderr.split())
+    assert "warning: dataset: no defective image has a mask" in said
+    assert "warning: dataset: no good images" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break otherwise there")
+def test_a_reader_who_has_had_enough_is_no_error() -> None:
+    process = subprocess.Popen(command("info"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() != 0
+
+
 def test_demo_runs(tmp_path: Path) -> None:
     done = ttt4as("demo", "--texture", "brick", "--output", tmp_path / "d", "--seed", 1)
     summary = json.loads((tmp_path / "d" / "summary.json").read_text("utf-8"))

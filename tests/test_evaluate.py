@@ -117,13 +117,13 @@ def test_rankings_are_over_the_kind_and_the_nominal_images(known, kind):
     assert row["i_auroc"] == metrics.auroc(maps.max(axis=(1, 2)), labels)
     assert row["p_auroc"] == pytest.approx(metrics.pixel_auroc(maps, masks))
     assert row["aupro"] == pytest.approx(metrics.aupro(maps, masks))
-    assert (row["n_defective"], row["n_nominal"]) == (sum(labels), 4)
+    assert (row["n_defective"], row["n_marked"], row["n_nominal"]) == (sum(labels), sum(labels), 4)
     assert row["p_auroc"] > 0.8
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
-    stats, ungated = known.model.nominal_statistics_, TTT4AS()
+    stats, ungated, alone = known.model.nominal_statistics_, TTT4AS(), TTT4AS(C=10.0)
     batch = known.model.predict([s.image for s in known.data.test], 99)
     gated = TTT4AS(image_threshold=known.model.image_threshold_)
     robust = TTT4AS(preset="robust").calibrate(known.model.nominal_maps)
@@ -137,7 +137,7 @@ def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
         "otsu": lambda i, psi: baselines.otsu_mask(psi),
         "ttt4as": lambda i, psi: gated(psi, batch.features[i], pred_score=batch.pred_score[i]).pred_mask,
         "ttt4as_ungated": lambda i, psi: ungated(psi, batch.features[i]).pred_mask,
-        "ttt4as_score_only": lambda i, psi: ungated(psi, ((psi - psi.mean()) / psi.std())[None]).pred_mask,
+        "ttt4as_score_only": lambda i, psi: alone(psi, ((psi - psi.mean()) / psi.std())[None]).pred_mask,
         "ttt4as_robust": lambda i, psi: robust_gated(psi, batch.features[i], batch.pred_score[i]).pred_mask,
         "ttt4as_robust_ungated": lambda i, psi: robust(psi, batch.features[i]).pred_mask,
         "oracle_image_f1": lambda i, psi: psi > baselines.oracle_threshold(known.maps, known.masks)[0],
@@ -338,6 +338,10 @@ def test_defect_outside_the_crop_is_counted_and_no_part_of_the_means(tmp_path):
     write(root / "ground_truth/dim/0_mask.png", mask)
     report = evaluate(BrightnessDetector(), root)
     assert report.counts["mask_outside_crop"] == 1
+    whole = report.row("otsu")
+    assert whole["n_marked"] == whole["n_defective"] - 1
+    text = " ".join(shown(report).split())
+    assert f"{whole['n_marked']} defective images of {whole['n_defective']} (0 without a mask file, 1 with" in text
     f1 = [e["f1"]["otsu"] for e in report.images if e["label"] and e["image"] != "test/dim/0.png"]
     assert report.row("otsu")["f1"] == pytest.approx(np.mean(f1))
     assert report.row("otsu")["fpr_images_nominal"] == 1.0  # Otsu marks all four nominal images; the fifth is not one

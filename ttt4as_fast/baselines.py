@@ -262,7 +262,8 @@ def oracle_threshold(
     Raises
     ------
     ValueError
-        As `ttt4as_fast.metrics.pixel_auroc`, or an unknown `objective`.
+        As `ttt4as_fast.metrics.pixel_auroc`, an unknown `objective`, or maps of several dtypes: a threshold between two
+        values of one may not exist in the other.
 
     Notes
     -----
@@ -273,6 +274,8 @@ def oracle_threshold(
     """
     check_option(objective, "objective", OBJECTIVES)
     pairs = as_pairs(maps, masks)
+    if len(dtypes := sorted({psi.dtype.name for psi, _ in pairs})) > 1:
+        raise ValueError(f"maps: expected arrays of one dtype, got {' and '.join(dtypes)}")
     if objective == "image_f1":
         curves = [_F1Curve(psi[mask], psi[~mask]) for psi, mask in pairs if mask.any()]
     else:

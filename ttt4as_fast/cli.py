@@ -323,6 +323,11 @@ def evaluate(
     report.to_csv(output / "report.csv")
     print_table(report.table())
     out(f"wrote {output / 'report.csv'} and {output / 'report.json'}")
+    whole = report.row("ttt4as")
+    if not whole["n_marked"]:
+        warn("dataset: no defective image has a mask that marks a pixel of the crop: nothing tells the masks apart")
+    if not whole["n_nominal"]:
+        warn("dataset: no good images to test: no rankings of images, no false alarms")
     for failure in report.failures:
         failed(failure["path"], failure["reason"])
     if report.failures:

@@ -48,12 +48,14 @@ METHODS = {
     "otsu": "Otsu's threshold of the map itself",
     "ttt4as": "TTT4AS, gated by the image threshold",
     "ttt4as_ungated": "TTT4AS on every image",
-    "ttt4as_score_only": "TTT4AS on every image, its anomaly score, standardised, as the only feature",
+    "ttt4as_score_only": "TTT4AS on every image, its anomaly score, standardised, as the only feature, at C = 10",
     "ttt4as_robust": "TTT4AS, preset robust, calibrated, gated by the image threshold",
     "ttt4as_robust_ungated": "TTT4AS, preset robust, calibrated, on every image",
     "oracle_image_f1": "one threshold, best for the mean per-image F1 (sees the ground truth)",
     "oracle_pooled_f1": "one threshold, best for the pooled F1 (sees the ground truth)",
 }
+_SCORE_ONLY_C = 10.0
+"""One feature of variance 1 is weak beside a backbone's hundreds: a C for those would leave it no weight."""
 _ORACLES = {"oracle_image_f1": "image_f1", "oracle_pooled_f1": "pooled_f1"}
 
 _RANKINGS = ("i_auroc", "p_auroc", "aupro")
@@ -67,7 +69,7 @@ _MASK_METRICS = (
     "fpr_pixels_nominal",
     "fpr_images_nominal",
 )
-COLUMNS = ("kind", "method", "n_defective", "n_nominal", *_RANKINGS, *_MASK_METRICS, "milliseconds")
+COLUMNS = ("kind", "method", "n_defective", "n_marked", "n_nominal", *_RANKINGS, *_MASK_METRICS, "milliseconds")
 
 _Method = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, str]]
 
@@ -82,8 +84,9 @@ class Report:
     rows : list of dict
         One for each method and kind of defect (its images against all nominal ones), ``"mean"`` (the plain mean over
         the kinds) and ``"all"`` (all defective images together); keys are `COLUMNS`, undefined values NaN. The
-        rankings are the detector's and so the same for every method. ``milliseconds`` is the mean over images; an
-        oracle, which no line can run, has none.
+        rankings are the detector's and so the same for every method. ``n_marked`` is the number of defective images
+        whose ground truth marks a pixel of the crop: the means over images are theirs. ``milliseconds`` is the mean
+        over images; an oracle, which no line can run, has none.
     images : list of dict
         One for each image judged: path below the set's root, kind, label, score, TTT4AS's status, and the F1 of every
         method (None where the image has no marked pixel).
@@ -153,7 +156,7 @@ class Report:
             detector.add_row(kind, str(row["n_defective"]), *(_shown(row[name]) for name in _RANKINGS))
         heads = ("precision", "recall", "F1", "IoU", "pooled F1", "good px %", "good img %", "ms")
         names = ("precision", "recall", "f1", "iou", "pooled_f1", "fpr_pixels_nominal", "fpr_images_nominal")
-        masks = Table("method", *heads, title=f"{self.dataset}: masks, all defective images", caption=_CAPTION)
+        masks = Table("method", *heads, title=f"{self.dataset}: masks, all defective images", caption=self._caption())
         by_kind = Table("method", *kinds, title=f"{self.dataset}: mean per-image F1 by kind of defect")
         for method in METHODS:
             row = self.row(method)
@@ -165,8 +168,15 @@ class Report:
                 column.justify = "right"
         return Group(detector, masks, by_kind)
 
-
-_CAPTION = "precision, recall, F1, IoU: means over defective images; good px/img: share of nominal pixels/images marked"
+    def _caption(self) -> str:
+        row = self.row(next(iter(METHODS)))
+        text = f"precision, recall, F1, IoU: means over {row['n_marked']} defective images"
+        if row["n_marked"] < row["n_defective"]:
+            text += (
+                f" of {row['n_defective']} ({self.counts['without_mask']} without a mask file, "
+                f"{self.counts['mask_outside_crop']} with nothing marked in the crop)"
+            )
+        return text + "; good px/img: share of nominal pixels/images marked"
 
 
 def evaluate(
@@ -260,6 +270,7 @@ def _methods(stats: baselines.NominalStatistics, gate: float, segmenter: TTT4AS,
     robust = params if params["preset"] == "robust" else _robust_params(stats, params["backend"])
     gated, robust_gated = (TTT4AS(**{**given, "image_threshold": gate}) for given in (params, robust))
     ungated, robust_ungated = (TTT4AS(**{**given, "image_threshold": None}) for given in (params, robust))
+    score_only = TTT4AS(**{**params, "image_threshold": None, "C": _SCORE_ONLY_C})
 
     def threshold(mask: Callable[[np.ndarray], np.ndarray]) -> _Method:
         return lambda psi, features, score: (mask(psi), "ok")
@@ -280,7 +291,7 @@ def _methods(stats: baselines.NominalStatistics, gate: float, segmenter: TTT4AS,
         "otsu": threshold(baselines.otsu_mask),
         "ttt4as": test_time(gated),
         "ttt4as_ungated": test_time(ungated),
-        "ttt4as_score_only": test_time(ungated, only_score=True),
+        "ttt4as_score_only": test_time(score_only, only_score=True),
         "ttt4as_robust": test_time(robust_gated),
         "ttt4as_robust_ungated": test_time(robust_ungated),
     }
@@ -430,7 +441,11 @@ class _Run:
             "aupro": metrics.aupro(maps, masks),
         }
         masked_labels = np.array([self.samples[i].label for i in masked], dtype=bool)
-        sizes = {"n_defective": int(labels.sum()), "n_nominal": int((~labels).sum())}
+        sizes = {
+            "n_defective": int(labels.sum()),
+            "n_marked": sum(bool(mask.any()) for mask in masks),
+            "n_nominal": int((~labels).sum()),
+        }
         return [
             {
                 "kind": kind,
@@ -446,8 +461,8 @@ class _Run:
     @staticmethod
     def _mean_row(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         mean = {name: _mean([row[name] for row in rows]) for name in (*_RANKINGS, *_MASK_METRICS)}
-        n_defective = sum(row["n_defective"] for row in rows)
-        fixed = {"kind": "mean", "method": method, "n_defective": n_defective, "n_nominal": rows[0]["n_nominal"]}
+        sizes = {name: sum(row[name] for row in rows) for name in ("n_defective", "n_marked")}
+        fixed = {"kind": "mean", "method": method, **sizes, "n_nominal": rows[0]["n_nominal"]}
         return {**fixed, **mean, "milliseconds": rows[0]["milliseconds"]}
 
     def image_entries(self) -> list[dict[str, Any]]:
