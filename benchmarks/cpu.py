@@ -435,7 +435,7 @@ def table(content: dict[str, Any]) -> Any:
         shown.add_row(
             row["operation"],
             row["shape"],
-            row["peer"],
+            row["peer"] + (f" ({row['extrapolated']})" if row.get("extrapolated") else ""),
             f"{row['theirs']['p50']:.4g}",
             f"{row['ours']['p50']:.3g}",
             "-" if speedup is None else f"{speedup['ratio']:.3g}x ({speedup['low']:.3g}-{speedup['high']:.3g})",

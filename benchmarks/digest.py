@@ -128,7 +128,8 @@ def _cpu(content: Content) -> str:
     by_peer: dict[tuple[str, str], list[float]] = {}
     for row in content["rows"]:
         if row.get("speedup"):
-            key = row["operation"], f"{row['peer']}, {row['peer_version']}"
+            note = f" ({row['extrapolated']})" if row.get("extrapolated") else ""
+            key = row["operation"], f"{row['peer']}, {row['peer_version']}{note}"
             by_peer.setdefault(key, []).append(row["speedup"]["ratio"])
     rows = [
         (

@@ -71,7 +71,8 @@ def _arrows(text: str) -> str:
 def _speedup(found: dict[str, float] | None) -> Cell:
     if found is None:
         return None
-    return f"{found['ratio']:.3g}x ({found['low']:.3g} to {found['high']:.3g})", found["ratio"]
+    band = f" ({found['low']:.3g} to {found['high']:.3g})" if found["low"] < found["high"] else ""  # of several rounds
+    return f"{found['ratio']:.3g}x{band}", found["ratio"]
 
 
 def _gate(found: dict[str, Any]) -> str:
@@ -155,7 +156,7 @@ def _cpu(content: Content) -> str:
             (
                 row["operation"],
                 row["shape"],
-                f"{row['peer']} ({row['peer_version']})",
+                f"{row['peer']} ({row['peer_version']})" + (f"; {row['extrapolated']}" if row.get("extrapolated") else ""),
                 row["theirs"]["p50"],
                 row["ours"]["p50"],
                 _speedup(row["speedup"]),

@@ -113,9 +113,8 @@ class PatchCore:
         Local weights of the backbone.
     standardize : bool
         Scale each channel to zero mean and unit variance over the nominal patches before distances are taken. The
-        paper does not, and with EfficientNet-Lite0 it does not help: on MVTec AD "screw" the image AUROC goes from
-        0.951 to 0.942 and the mean F1 of TTT4AS from 0.366 to 0.359, on magnetic tiles (every sixth training image)
-        from 0.909 to 0.907 and from 0.200 to 0.171. Default False.
+        paper does not; on real images it moved the image AUROC up or down by less than 0.01 and lowered the mean F1 of
+        TTT4AS. Default False.
     max_patches : int, optional
         Upper bound on the nominal patches held while fitting: each image gives an equal share of its patches, drawn at
         random. Default None: all of them.
