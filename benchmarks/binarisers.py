@@ -51,6 +51,7 @@ def run(
     crop_size: int = 224,
     threads: int = 1,
     progress: Progress = silent,
+    weights: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate every method on a data set; returns the content of ``masks-<name>.json``.
 
@@ -64,6 +65,8 @@ def run(
         Of the model that is fitted.
     threads : int
     progress : callable, optional
+    weights : path-like, optional
+        Weight file of the backbone of `model_file`, where it was fitted with a local one that is elsewhere now.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def run(
     pinned = machine.pin(threads)
     watch = machine.Watch()
     dataset = load_dataset(root)
-    model = _model(dataset, model_file, image_size, crop_size, progress)
+    model = _model(dataset, model_file, weights, image_size, crop_size, progress)
     report = evaluate(model, dataset, progress=lambda done, total: progress("masks", done, total))
     rows = []
     for method, meaning in METHODS.items():
@@ -104,13 +107,18 @@ def _plain(value: float) -> float | None:
 
 
 def _model(
-    dataset: Dataset, model_file: str | Path | None, image_size: int, crop_size: int, progress: Progress
+    dataset: Dataset,
+    model_file: str | Path | None,
+    weights: str | Path | None,
+    image_size: int,
+    crop_size: int,
+    progress: Progress,
 ) -> PatchCore:
     from ttt4as_fast import runs
     from ttt4as_fast.patchcore import PatchCore
 
     if model_file is not None:
-        return PatchCore.load(model_file)
+        return PatchCore.load(model_file, weights=weights)
     model = PatchCore(image_size=image_size, crop_size=crop_size)
     with tempfile.TemporaryDirectory() as folder:
         paths, own = ([sample.image for sample in part] for part in (dataset.train, dataset.validation))

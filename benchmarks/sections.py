@@ -156,7 +156,8 @@ def _cpu(content: Content) -> str:
             (
                 row["operation"],
                 row["shape"],
-                f"{row['peer']} ({row['peer_version']})" + (f"; {row['extrapolated']}" if row.get("extrapolated") else ""),
+                f"{row['peer']} ({row['peer_version']})"
+                + (f"; {row['extrapolated']}" if row.get("extrapolated") else ""),
                 row["theirs"]["p50"],
                 row["ours"]["p50"],
                 _speedup(row["speedup"]),

@@ -726,6 +726,15 @@ def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
     )
 
 
+def test_bench_masks_takes_moved_weights_with_a_model_alone(work: Path, tmp_path: Path) -> None:
+    dataset = labelled(work, tmp_path / "set", 1)
+    other = tmp_path / "weights.bin"
+    other.write_bytes(b"no weights")
+    common = ("bench", "masks", dataset, "-o", tmp_path / "r", "--threads", 1, "--weights", other)
+    assert "give --model" in one_line(ttt4as(*common, code=2))
+    assert "weights" in ttt4as(*common, "--model", work / "m.safetensors", code=2).stderr
+
+
 def test_evaluate_says_when_the_set_cannot_tell_masks_apart(work: Path, tmp_path: Path) -> None:
     dataset = labelled(work, tmp_path / "set", 2)
     shutil.rmtree(dataset / "ground_truth")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_options import MovedWeights
 from .terminal import command, out, print_table, progress_bars, user_errors, warn
 
 bench_app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
@@ -226,14 +227,17 @@ def masks(
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model from [b]ttt4as fit[/b].", show_default="one is fitted")
     ] = None,
+    weights: MovedWeights = None,
     image_size: Annotated[int, typer.Option(min=8, help="Of the model that is fitted.")] = 256,
     crop_size: Annotated[int, typer.Option(min=8, help="Of the model that is fitted.")] = 224,
     threads: Threads = None,
     output: Results = _RESULTS,
 ) -> None:
     """Every way to make a mask on identical maps, beside the figures printed in the paper where it has the category."""
+    if weights is not None and model is None:
+        raise ValueError("weights: belong to a model that was fitted with them: give --model")
     threads = _begin(threads, output)
     suite = _suite("binarisers")
     with progress_bars() as progress:
-        content = suite.run(dataset, model, image_size, crop_size, threads, **_watched(progress))
+        content = suite.run(dataset, model, image_size, crop_size, threads, **_watched(progress), weights=weights)
     _finish(content, suite.tables(content), output)
