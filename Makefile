@@ -2,6 +2,7 @@
 # make test    the whole test suite, with the branch coverage of both packages
 # make lint    format, lint, types
 # make sanitize the C++ tests under ASan and UBSan (SANITIZE=thread: TSan)
+# make clang   the same by Clang, as a shared library (CLANG=clang++-19 names another)
 # make bench   every benchmark whose results are committed, about half an hour; goes on where it was stopped; the README's digest
 # make cross-aarch64, cross-baseline  the C++ core and its tests for aarch64, and for the oldest x86-64, under QEMU
 # make bench-compare BASE=main  HEAD against another commit, built and measured by turns; fails where it is slower
@@ -16,6 +17,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 SANITIZE ?= address,undefined
+CLANG ?= clang++
 PYTEST_ARGS ?=
 WORKERS ?= 2
 BASE ?= HEAD~1
@@ -30,7 +32,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
 CPP_FILES = $(shell find kernels tests $(wildcard benchmarks examples) -type f | \
 	grep -E '\.(c|h|cpp|hpp|inl|cu|cuh)$$')
 
-.PHONY: demo test lint typecheck sanitize cross-aarch64 cross-baseline bench bench-compare install clean
+.PHONY: demo test lint typecheck sanitize clang cross-aarch64 cross-baseline bench bench-compare install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ttt4as demo --output demo-output
@@ -50,6 +52,14 @@ sanitize: $(VENV)/.installed-test
 		-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
+
+# Another compiler sees what GCC lets through, and what a shared library does not export does not link.
+clang: $(VENV)/.installed-test
+	$(BIN)/cmake -S . -B build/clang -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DCMAKE_CXX_COMPILER=$(CLANG) -DBUILD_SHARED_LIBS=ON \
+		-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
+	$(BIN)/cmake --build build/clang
+	$(BIN)/ctest --test-dir build/clang --output-on-failure -j 2
 
 # The core on processors that are not at hand: a cross compiler and QEMU's user mode (Debian: g++-aarch64-linux-gnu,
 # qemu-user). kvm64 has SSE3 and nothing later: an instruction of a newer set outside the dispatched files ends a test.

@@ -71,8 +71,8 @@ void dense_search(const Matrix<const T>& bank, const double* lengths, const Matr
         for (std::int64_t begin = 0; begin < bank.rows; begin += kRows) {
             const std::int64_t end = std::min(bank.rows, begin + kRows);
             for (std::int64_t first = 0; first < n; first += kMaxRhs) {
-                product_with_all(bank.data, bank.stride, columns, nullptr, begin, end,
-                                 mine.packed.data() + first * stride, stride, dots - begin, kRows);
+                product_with_all(bank.row(begin), bank.stride, columns, nullptr, 0, end - begin,
+                                 mine.packed.data() + first * stride, stride, dots, kRows);
                 for (std::int64_t q = first; q < std::min(n, first + kMaxRhs); ++q) {
                     Nearest& nearest = mine.nearest[q];
                     const double* dot = dots + (q - first) * kRows;

@@ -95,7 +95,8 @@ class PointMatrix {
         const std::int64_t tasks = (count + kTaskPoints - 1) / kTaskPoints;
         scratch.sums.resize(static_cast<std::size_t>(2 * tasks * dims));
         scratch.turned.resize(static_cast<std::size_t>(tasks * kBlockPoints));
-        const auto there = linear_kernels<T, T>().product[0], back = linear_kernels<T, T>().transposed[0];
+        const auto there = linear_kernels<T, T>().product[0];
+        const auto back = linear_kernels<T, T>().transposed[0];
         parallel_for(tasks, 2 * count * dims < kSerial ? 1 : threads, [&](std::int64_t task, int) {
             T* turned = scratch.turned.data() + task * kBlockPoints;
             double *sums = scratch.sums.data() + 2 * task * dims, *part = sums + dims;

@@ -5,14 +5,25 @@
 #include <cstring>
 #include <initializer_list>
 
+#if defined(TTT4AS_HAVE_X86_VARIANTS)
+#include <cpuid.h>
+#endif
+
 namespace ttt4as {
 namespace {
+
+#if defined(TTT4AS_HAVE_X86_VARIANTS)
+bool has_f16c() noexcept {  // which __builtin_cpu_supports of GCC 10 and Clang 16 does not know
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
 
 Isa detect() noexcept {
     Isa best = Isa::generic;
 #if defined(TTT4AS_HAVE_X86_VARIANTS)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
         best = Isa::avx2;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {

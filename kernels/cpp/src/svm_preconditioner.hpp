@@ -65,7 +65,8 @@ class HessianFactor {
         const double up = narrowed(x, dims, vector_);
         const std::int64_t work = side_ * dims;
         const int threads = work < kSerial ? 1 : points.threads;
-        const auto there = linear_kernels<T, T>().product[0], back = linear_kernels<T, T>().transposed[0];
+        const auto there = linear_kernels<T, T>().product[0];
+        const auto back = linear_kernels<T, T>().transposed[0];
         parallel_for((side_ + kRows - 1) / kRows, threads, [&](std::int64_t task, int) {
             there(points.data, points.stride, dims, ids_.data(), task * kRows, std::min(side_, (task + 1) * kRows),
                   vector_.data(), padded(dims), values_.data(), 0);

@@ -133,7 +133,7 @@ int SvmSolver<T, Samples>::choose() {
     std::int64_t outside = 0;
     for (std::int64_t i = 0; i < n_; ++i) {  // no branch: which ones violate is hard to foresee
         outside_[outside] = static_cast<std::int32_t>(i);
-        outside += (labels[i] * f_[i] < 1) & (in_set_[i] == 0);
+        outside += static_cast<int>(labels[i] * f_[i] < 1) & static_cast<int>(in_set_[i] == 0);
     }
     for (std::int64_t next = 0; next < outside; ++next) {
         const std::int64_t i = outside_[next];

@@ -178,7 +178,7 @@ TTT4AS_INLINE unsigned at_least(vd a, vd b) {
 #if defined(TTT4AS_BUILD_AVX512)
     return _mm512_cmp_pd_mask(reinterpret_cast<__m512d>(a), reinterpret_cast<__m512d>(b), _CMP_GE_OQ);
 #else
-    return bits(a >= b);
+    return bits(reinterpret_cast<vl>(a >= b));  // Clang's is a vector of long long, another type
 #endif
 }
 
