@@ -129,8 +129,10 @@ void check_bad_input() {
     in.height = 0;
     CHECK_THROWS(ttt4as::InvalidArgument, run(segmenter, in));
     in = image(32, 32, 8, 4, 4, 9);
-    in.channels = 0;
-    CHECK_THROWS(ttt4as::InvalidArgument, run(segmenter, in));
+    for (const std::int64_t channels : {std::int64_t(0), std::int64_t(1) << 37, std::int64_t(1) << 58}) {
+        in.channels = channels;
+        CHECK_THROWS(ttt4as::InvalidArgument, run(segmenter, in));
+    }
 }
 
 // The message that names an option, what it takes and what it got.

@@ -144,6 +144,12 @@ int main() {
         CHECK(index.counts().unstructured == 48);
         check_saved(index, bank, query);
         CHECK_THROWS(ttt4as::InvalidArgument, check_search(index, bank, query, 1501, 1));
+        float distance = 0;
+        std::int64_t place = 0;
+        for (const std::int64_t rows : {std::int64_t(-1), std::numeric_limits<std::int64_t>::max()}) {
+            const ttt4as::Matrix<const float> odd{query.data(), rows, 300, 300};
+            CHECK_THROWS(ttt4as::InvalidArgument, index.search(odd, 1, &distance, &place, 1));
+        }
     }
     {
         // Queries far out along one coordinate: no code reaches there, and all points are nearly as far away.

@@ -20,6 +20,26 @@ int main() {
     }
     check_many_callers<ttt4as::Segmenter>(images[0]);
     check_bad_input<ttt4as::Segmenter>();
+    {
+        Image in = image(32, 32, 8, 4, 4, 9);
+        const std::vector<std::int64_t> candidates = {3, 500, 1000};
+        std::vector<std::uint8_t> mask(32 * 32);
+        std::vector<float> decision(32 * 32);
+        std::vector<std::int8_t> labels(32 * 32);
+        ttt4as::SegmentInput<float> input;
+        input.anomaly_map = in.map.data();
+        input.height = input.width = 32;
+        input.features = in.features.data();
+        input.channels = 8;
+        input.feature_height = input.feature_width = 4;
+        input.candidates = candidates.data();
+        ttt4as::Segmenter segmenter;
+        for (const auto& [n, limit] : {std::pair{3, -500}, {3, -1}, {-3, 3}}) {
+            input.n_candidates = n;
+            input.limit = limit;
+            CHECK_THROWS(ttt4as::InvalidArgument, segmenter(input, {mask.data(), decision.data(), labels.data()}));
+        }
+    }
     using Options = ttt4as::SegmenterOptions;
     refuses<ttt4as::Segmenter, Options>([](Options& o) { o.C = -1; }, "C: expected a finite number > 0, got -1");
     refuses<ttt4as::Segmenter, Options>([](Options& o) { o.tol = std::numeric_limits<double>::infinity(); },

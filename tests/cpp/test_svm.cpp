@@ -119,6 +119,19 @@ int main() {
     ttt4as::LinearSvm<float> svm;
     CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2, 2}, y.data(), {}, w.data()));
     CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 0, 2, 2}, y.data(), {}, w.data()));
+    x = {1, 2, 3, 4};
+    const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
+    for (const double bad : {-1.0, nan, inf}) {
+        const std::vector<double> weight = {1, bad}, start = {0, bad, 0}, labels = {1, nan};
+        SvmOptions options;
+        options.sample_weight = weight.data();
+        CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2, 2}, y.data(), options, w.data()));
+        CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2, 2}, labels.data(), {}, w.data()));
+        if (bad == -1) continue;
+        options.sample_weight = nullptr;
+        options.initial = start.data();
+        CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2, 2}, y.data(), options, w.data()));
+    }
     for (float huge : {1e30f, 3e38f, 1e-30f, 1e-44f}) {
         x = {huge, 2 * (huge / 4), -huge, huge};
         const SvmResult result = svm.fit({x.data(), 2, 2, 2}, y.data(), {}, w.data());

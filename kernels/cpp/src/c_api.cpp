@@ -7,6 +7,7 @@
 #include <limits>
 #include <new>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <variant>
@@ -41,6 +42,8 @@ int guarded(Body&& body) noexcept {
     } catch (const ttt4as::InvalidArgument& error) {
         return fail(TTT4AS_INVALID_ARGUMENT, error.what());
     } catch (const std::bad_alloc&) {
+        return fail(TTT4AS_OUT_OF_MEMORY, "out of memory");
+    } catch (const std::length_error&) {  // more than any memory holds
         return fail(TTT4AS_OUT_OF_MEMORY, "out of memory");
     } catch (const std::exception& error) {
         return fail(TTT4AS_UNKNOWN_ERROR, error.what());

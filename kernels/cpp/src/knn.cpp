@@ -177,6 +177,9 @@ class IndexOf final : public KnnIndex::Impl {
             throw InvalidArgument("k: expected an integer in [1, " + std::to_string(bank_.rows) + "], got " +
                                   std::to_string(k));
         }
+        if (query.rows < 0 || query.rows > std::numeric_limits<std::int32_t>::max()) {
+            throw InvalidArgument("query: expected 0 to 2147483647 rows, got " + std::to_string(query.rows));
+        }
         if (query.rows < 1) return;
         std::vector<std::int64_t> probes, others, raw;
         for (std::int64_t i = 0; i < query.rows; ++i) {

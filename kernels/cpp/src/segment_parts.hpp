@@ -13,7 +13,8 @@ namespace ttt4as {
 // Throws unless the shapes are possible and every buffer is there.
 template <class T>
 void check_images(const SegmentInput<T>& in, const SegmentOutput& out) {
-    constexpr std::int64_t kMostSide = std::int64_t(1) << 24, kMostPixels = std::int64_t(1) << 31;
+    constexpr std::int64_t kMostSide = std::int64_t(1) << 24, kMostPixels = std::int64_t(1) << 31,
+                           kMostValues = std::int64_t(1) << 40;
     const auto check = [](bool holds, const char* takes, const std::string& got) {
         if (!holds) throw InvalidArgument(std::string(takes) + ", got " + got);
     };
@@ -26,6 +27,9 @@ void check_images(const SegmentInput<T>& in, const SegmentOutput& out) {
     check(in.channels >= 1, "features: expected at least one channel", std::to_string(in.channels));
     check(side(in.feature_height) && side(in.feature_width) && in.feature_height * in.feature_width < kMostPixels,
           "features: expected at least one and fewer than 2^31 cells", size(in.feature_height, in.feature_width));
+    check(in.channels < kMostValues / (in.feature_height * in.feature_width),
+          "features: expected fewer than 2^40 values",
+          std::to_string(in.channels) + " x " + size(in.feature_height, in.feature_width));
 }
 
 // Where each row and column of the map lies on the features' grid.

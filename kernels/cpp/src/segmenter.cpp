@@ -224,6 +224,7 @@ template <class T>
 SegmentResult BasicSegmenter<T>::operator()(const SegmentInput<T>& input, const SegmentOutput& output) {
     check_images(input, output);
     check_option(!input.candidates || input.n_candidates >= 0, "n_candidates", input.n_candidates, "an integer >= 0");
+    check_option(!input.candidates || input.limit >= 0, "limit", input.limit, "an integer >= 0");
     return state_->run(input, output);
 }
 

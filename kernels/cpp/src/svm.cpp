@@ -37,6 +37,15 @@ SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmO
                               std::to_string(n) + ", " + std::to_string(dims) + ")");
     }
     check_solver(options.C, options.tol, options.max_iter);
+    for (std::int64_t i = 0; i < n; ++i) {
+        check_option(!std::isnan(y[i]), "y", y[i], "numbers");
+        if (!options.sample_weight) continue;
+        const double weight = options.sample_weight[i];
+        check_option(weight >= 0 && std::isfinite(weight), "sample_weight", weight, "finite numbers >= 0");
+    }
+    for (std::int64_t c = 0; options.initial && c <= dims; ++c) {
+        check_option(std::isfinite(options.initial[c]), "initial", options.initial[c], "finite numbers");
+    }
     constexpr std::int64_t kRows = 64;
     const auto max_abs = max_abs_kernel<T>();
     const int threads = resolve_threads(options.threads);
