@@ -67,7 +67,10 @@ class BuildCore(build_ext):
             self.cmake_build(build_dir)
         except (CompileError, OSError, subprocess.CalledProcessError) as error:
             self.warn(f"THE C++ CORE WAS NOT BUILT: {error}")
-            self.warn("ttt4as_fast works without it, slower. To have it, install a C++17 compiler and reinstall.")
+            self.warn(
+                "ttt4as_fast works without it, slower. To have it, install a C++17 compiler and reinstall "
+                "with TTT4AS_BUILD_CORE=1 and --no-cache-dir."
+            )
             raise CompileError(str(error)) from error
 
     def cmake_build(self, build_dir: Path) -> None:

@@ -137,4 +137,7 @@ def native_core() -> ModuleType | str:
     try:
         return importlib.import_module(f"{__package__}._core")
     except ImportError as error:
-        return f"the C++ core is not built ({error}); reinstall with a C++ compiler present"
+        return (
+            f"the C++ core is not built ({error}); reinstalled with a C++17 compiler, TTT4AS_BUILD_CORE=1 and pip's "
+            "--force-reinstall --no-cache-dir it is, or the reason is shown"
+        )

@@ -35,8 +35,11 @@ def example(tmp_path_factory) -> Path:
     if not (ROOT / "examples" / "cpp").is_dir():
         pytest.skip("not a checkout")
     base = tmp_path_factory.mktemp("embed")
+    # The shared library, its headers in a place of the installer's choice; the C++ tests build the static one.
+    options = ["-DTTT4AS_BUILD_PYTHON=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"]
+    options.append("-DCMAKE_INSTALL_INCLUDEDIR=include/one")
     steps = [
-        ["-S", str(ROOT), "-B", str(base / "library"), "-DTTT4AS_BUILD_PYTHON=OFF", "-DCMAKE_BUILD_TYPE=Release"],
+        ["-S", str(ROOT), "-B", str(base / "library"), *options],
         ["--build", str(base / "library"), "--parallel"],
         ["--install", str(base / "library"), "--component", "embed", "--prefix", str(base / "prefix")],
         ["-S", str(ROOT / "examples" / "cpp"), "-B", str(base / "example"), f"-DCMAKE_PREFIX_PATH={base / 'prefix'}"],
@@ -87,3 +90,64 @@ def test_the_example_refuses_what_it_cannot_read(example, tmp_path):
 def test_the_c_example_runs(example):
     done = subprocess.run([example / "segment_c"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def cmake_project(folder: Path, text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Configure a project of one CMakeLists.txt."""
+    folder.mkdir(exist_ok=True)
+    (folder / "CMakeLists.txt").write_text(f"cmake_minimum_required(VERSION 3.20)\n{text}\n", "utf-8")
+    command = [find_cmake(), "-S", str(folder), "-B", str(folder / "build"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_every_installed_header_is_exported(example, tmp_path):
+    """Functions of the headers that no class of the examples calls, against the shared library."""
+    prefix = f"-DCMAKE_PREFIX_PATH={example.parent / 'prefix'}"
+    project = """project(user LANGUAGES CXX)
+        find_package(ttt4as REQUIRED)
+        add_executable(user main.cpp)
+        target_link_libraries(user PRIVATE ttt4as::ttt4as)"""
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "main.cpp").write_text(
+        """
+        #include "ttt4as/bilinear.hpp"
+        #include "ttt4as/peaks.hpp"
+        template <class T>
+        bool upsamples() {
+            const T in[4] = {};
+            T out[16];
+            const ttt4as::FeatureView<T> view{in, 1, 2, 2, 4, 2, 1};
+            ttt4as::bilinear_upsample<T>(view, 4, 4, out, 1);
+            return true;
+        }
+        int main() {
+            const float map[4] = {0, 1, 2, 3};
+            ttt4as::PeakScratch<float> scratch;
+            const bool right = ttt4as::map_percentile<float>(map, 4, 50, scratch) == 1.5;
+            const bool found = ttt4as::map_range<float>(map, 4).greatest == 3;
+            return right && found && upsamples<float>() && upsamples<ttt4as::Half>() ? 0 : 1;
+        }""",
+        "utf-8",
+    )
+    done = cmake_project(tmp_path / "user", project, prefix)
+    assert done.returncode == 0, done.stderr
+    build = subprocess.run([find_cmake(), "--build", str(tmp_path / "user" / "build")], capture_output=True, text=True)
+    assert build.returncode == 0, build.stdout[-3000:]
+    assert subprocess.run([tmp_path / "user" / "build" / "user"]).returncode == 0
+
+
+def test_a_project_in_c_alone_is_told_what_it_lacks(example, tmp_path):
+    text = "project(user LANGUAGES C)\nfind_package(ttt4as REQUIRED)"
+    done = cmake_project(tmp_path / "c", text, f"-DCMAKE_PREFIX_PATH={example.parent / 'prefix'}")
+    assert done.returncode != 0
+    assert "project(... LANGUAGES C CXX)" in " ".join(done.stderr.split())
+
+
+def test_within_another_project_it_leaves_that_one_as_it_is(example, tmp_path):
+    done = cmake_project(
+        tmp_path / "host", f'project(host LANGUAGES CXX)\nadd_subdirectory("{ROOT.as_posix()}" ttt4as)'
+    )
+    assert done.returncode == 0, done.stderr
+    cache = (tmp_path / "host" / "build" / "CMakeCache.txt").read_text("utf-8")
+    assert "TTT4AS_BUILD_PYTHON:BOOL=OFF" in cache and "TTT4AS_INSTALL:BOOL=OFF" in cache
+    assert "BUILD_SHARED_LIBS" not in cache and "CMAKE_BUILD_TYPE:STRING=Release" not in cache

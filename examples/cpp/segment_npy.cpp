@@ -19,7 +19,7 @@ int main(int argc, char** argv) try {
     std::vector<float> decision(size);
     std::vector<std::int8_t> labels(size);
 
-    ttt4as::Segmenter segmenter;  // the paper's options; keep it: it allocates in its first call only
+    ttt4as::Segmenter segmenter;  // the paper's options; keep it: it keeps its memory
     ttt4as::SegmentInput<float> input;
     input.anomaly_map = map.values.data();
     input.height = height;

@@ -30,21 +30,21 @@ inline Tap bilinear_tap(std::int64_t position, std::int64_t out_size, std::int64
 // std::bad_alloc; scratch: 2 * (out_height + out_width) taps and, for each thread, one input row, and for inputs
 // without adjacent columns 16 channels of the input.
 template <class T>
-void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
-                       int threads = 1);
+TTT4AS_API void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width,
+                                  T* out, int threads = 1);
 
 // The same with channels last: out, C-contiguous (out_height, out_width, channels). Fast where the features' channels
 // are adjacent too. Rows are shared among the threads; scratch: the taps, those of the width once a channel below 16 of
 // them, and, for each thread, some channels of a row.
 template <class T>
-void bilinear_upsample_last(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width, T* out,
-                            int threads = 1);
+TTT4AS_API void bilinear_upsample_last(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width,
+                                       T* out, int threads = 1);
 
 // Pixels (rows[i], cols[i]) of the upsampled map -> out, C-contiguous (count, channels), in Element<T>::Compute.
 // The caller has checked 0 <= rows[i] < out_height and 0 <= cols[i] < out_width. Allocates nothing.
 template <class T>
-void bilinear_sample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width,
-                     const std::int64_t* rows, const std::int64_t* cols, std::int64_t count,
-                     typename Element<T>::Compute* out);
+TTT4AS_API void bilinear_sample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width,
+                                const std::int64_t* rows, const std::int64_t* cols, std::int64_t count,
+                                typename Element<T>::Compute* out);
 
 }  // namespace ttt4as

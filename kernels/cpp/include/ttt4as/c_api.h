@@ -2,6 +2,10 @@
  *
  * A function that can fail returns a negative ttt4as_error (or NULL); ttt4as_last_error() then has the message, of the
  * last failure on the calling thread, until the next. Handles serve one thread at a time; different handles any number.
+ *
+ * The library is C++: in CMake enable both languages, else link with -lttt4as -lstdc++ -lm -pthread. It keeps threads
+ * and so must stay loaded: the shared library does by itself; a plugin that has the static one within must not be
+ * unloaded (on Linux: link it with -Wl,-z,nodelete).
  */
 #ifndef TTT4AS_C_API_H
 #define TTT4AS_C_API_H
@@ -83,7 +87,8 @@ TTT4AS_C_API void ttt4as_segmenter_destroy(ttt4as_segmenter* segmenter);
 
 /* anomaly_map (height, width) and features (channels, feature_height, feature_width), or with channels_last
  * (feature_height, feature_width, channels) -> pred_mask 0 or 1, decision_map, pseudo_labels 1, -1 or 0, each (height,
- * width). Returns a ttt4as_status, or a ttt4as_error. After the first call, one with the same shapes allocates nothing.
+ * width). Returns a ttt4as_status, or a ttt4as_error. A call that needs no more memory than those before allocates
+ * none: it grows with the shapes and the number of labelled pixels.
  */
 TTT4AS_C_API int ttt4as_segment(ttt4as_segmenter* segmenter, const float* anomaly_map, int64_t height, int64_t width,
                                 const float* features, int64_t channels, int64_t feature_height, int64_t feature_width,

@@ -25,7 +25,7 @@ class TTT4AS_API InvalidArgument : public std::invalid_argument {
 };
 
 // Uninitialised memory for plain values, aligned to a cache line, that keeps its capacity: `resize` allocates only when
-// it must grow, so a call repeated with the same shapes allocates nothing.
+// it must grow, so that a call that needs no more than those before allocates nothing.
 template <class T>
 class Buffer {
   public:

@@ -27,32 +27,32 @@ struct MapRange {
 
 // T: float, double. The map is contiguous, n >= 1.
 template <class T>
-MapRange<T> map_range(const T* map, std::int64_t n) noexcept;
+TTT4AS_API MapRange<T> map_range(const T* map, std::int64_t n) noexcept;
 
 // numpy.percentile(map, percentile) of the values as doubles, linear interpolation, without sorting: values near the
 // wanted rank, bracketed by a sample, are picked out in one pass; where the bracket misses (many equal values), a radix
 // selection reads the map a few times more. The values are finite, percentile in [0, 100].
 template <class T>
-double map_percentile(const T* map, std::int64_t n, double percentile, PeakScratch<T>& scratch);
+TTT4AS_API double map_percentile(const T* map, std::int64_t n, double percentile, PeakScratch<T>& scratch);
 
 // numpy.quantile, likewise; quantile in [0, 1].
 template <class T>
-double map_quantile(const T* map, std::int64_t n, double quantile, PeakScratch<T>& scratch);
+TTT4AS_API double map_quantile(const T* map, std::int64_t n, double quantile, PeakScratch<T>& scratch);
 
 // Pixels of the contiguous (height, width) map that are >= tau and not below any of their up to 8 neighbours become 1
 // in `peaks`, the others 0.
 template <class T>
-void mark_peaks(const T* map, std::int64_t height, std::int64_t width, double tau, std::uint8_t* peaks,
-                PeakScratch<T>& scratch);
+TTT4AS_API void mark_peaks(const T* map, std::int64_t height, std::int64_t width, double tau, std::uint8_t* peaks,
+                           PeakScratch<T>& scratch);
 
 // The same peaks, grown by `radius` >= 0 in each direction. Returns how many pixels are 1.
 template <class T>
-std::int64_t mark_dilated_peaks(const T* map, std::int64_t height, std::int64_t width, double tau, std::int64_t radius,
-                                std::uint8_t* labels, PeakScratch<T>& scratch);
+TTT4AS_API std::int64_t mark_dilated_peaks(const T* map, std::int64_t height, std::int64_t width, double tau,
+                                           std::int64_t radius, std::uint8_t* labels, PeakScratch<T>& scratch);
 
 // Nonzero pixels of `mask` grown by `radius` -> 0 or 1 in `out`, which is not `mask`.
 template <class T>
-void dilate(const std::uint8_t* mask, std::int64_t height, std::int64_t width, std::int64_t radius, std::uint8_t* out,
-            PeakScratch<T>& scratch);
+TTT4AS_API void dilate(const std::uint8_t* mask, std::int64_t height, std::int64_t width, std::int64_t radius,
+                       std::uint8_t* out, PeakScratch<T>& scratch);
 
 }  // namespace ttt4as

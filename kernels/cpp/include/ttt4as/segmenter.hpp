@@ -42,7 +42,7 @@ struct SegmentInput {
     const std::int64_t* candidates =
         nullptr;  // pixels that may be nominal samples, in the order they are taken; null: the grid
     std::int64_t n_candidates = 0;
-    std::int64_t limit = 0;  // how many of them are taken
+    std::int64_t limit = 0;  // how many of them are taken, at most
 };
 
 struct SegmentOutput {
@@ -59,10 +59,10 @@ struct SegmentResult {
     SvmResult svm;
 };
 
-// Segments one image after another in memory that it keeps: after the first call, one with the same shapes allocates
-// nothing. That memory is at most twice the features, plus 40 bytes for each labelled pixel, an eighth of the map and 1
-// MiB. An object serves one thread at a time; make one for each. The result is the same to the bit on any number of
-// threads.
+// Segments one image after another in memory that it keeps and only grows, with the shapes and the number of labelled
+// pixels: a call that needs no more than those before allocates nothing. That memory is at most twice the features,
+// plus 40 bytes for each labelled pixel, an eighth of the map and 1 MiB. An object serves one thread at a time; make
+// one for each. The result is the same to the bit on any number of threads.
 template <class T>
 class TTT4AS_API BasicSegmenter {
   public:

@@ -22,7 +22,7 @@ struct SvmOptions {
     int max_iter = 1000;  // rounds of the working set, or Newton steps, or epochs
     int threads = 0;      // 0: max_threads()
     SvmRoute route = SvmRoute::automatic;
-    const double* sample_weight = nullptr;  // s_i >= 0, or all 1
+    const double* sample_weight = nullptr;  // s_i, finite and >= 0, or all 1
     const double* initial = nullptr;        // w and then b to start from, dims + 1 values
 };
 
@@ -36,8 +36,8 @@ struct SvmResult {
     int passes = 0;                        // over the points: of the working set's rounds, or Newton's Hessian products
 };
 
-// Solves one problem after another in memory that it keeps: repeated shapes allocate nothing. Not for two threads at
-// once. T: float, double. Deterministic: the same input gives the same bits on any number of threads.
+// Solves one problem after another in memory that it keeps and only grows. Not for two threads at once. T: float,
+// double. Deterministic: the same input gives the same bits on any number of threads.
 template <class T>
 class TTT4AS_API LinearSvm {
   public:
@@ -46,7 +46,7 @@ class TTT4AS_API LinearSvm {
     LinearSvm(LinearSvm&&) noexcept;
     LinearSvm& operator=(LinearSvm&&) noexcept;
 
-    // samples: (n, dims), finite; y: n values, > 0 for the positive class; coef: dims values, written.
+    // samples: (n, dims), finite; y: n values, > 0 for the positive class, no NaN; coef: dims values, written.
     // Throws InvalidArgument for an empty or non-finite problem, std::bad_alloc.
     SvmResult fit(Matrix<const T> samples, const double* y, const SvmOptions& options, double* coef);
 

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "ttt4as/common.hpp"
+
 namespace ttt4as {
 
 // IEEE 754 binary16, as NumPy and torch store float16: storage only, arithmetic happens in float.
-struct Half {
+struct TTT4AS_API Half {
     std::uint16_t bits;
 };
 
@@ -51,7 +53,7 @@ inline Half to_half(float value) {
 }
 
 // The upper half of a float, as torch stores bfloat16: storage only, arithmetic happens in float.
-struct BFloat16 {
+struct TTT4AS_API BFloat16 {
     std::uint16_t bits;
 };
 

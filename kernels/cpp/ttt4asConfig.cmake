@@ -1,0 +1,11 @@
+# find_package(ttt4as) -> the target ttt4as::ttt4as.
+get_property(ttt4as_languages GLOBAL PROPERTY ENABLED_LANGUAGES)
+if(NOT "CXX" IN_LIST ttt4as_languages)
+  set(ttt4as_FOUND FALSE)
+  set(ttt4as_NOT_FOUND_MESSAGE "ttt4as is C++ behind a C interface: link with C++, project(... LANGUAGES C CXX)")
+  return()
+endif()
+include(CMakeFindDependencyMacro)
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_dependency(Threads)
+include("${CMAKE_CURRENT_LIST_DIR}/ttt4asTargets.cmake")
