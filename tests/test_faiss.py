@@ -63,6 +63,26 @@ def test_parts_are_merged_by_what_float32_cannot_tell():
         assert np.asarray(indices).tolist() == [[12, 13, 0]] * 70
 
 
+def test_a_search_is_of_the_vectors_before_an_add(vectors, monkeypatch):
+    """Another thread adds while the parts are searched, which merges them."""
+    bank, query = vectors
+    for kind in (np.asarray, torch.from_numpy):
+        index = kernels.KnnIndex(kind(bank[:100]))
+        index.add(kind(bank[90:102]))  # some twice: ties, for which the vectors are read again
+        want = index.search(kind(query), 5)
+        search = index._parts[0].search
+
+        def meanwhile(*arguments, index=index, search=search, kind=kind):
+            index.add(kind(bank[102:]))
+            return search(*arguments)
+
+        assert len(index._parts) == 2
+        monkeypatch.setattr(index._parts[0], "search", meanwhile)
+        for got, expected in zip(index.search(kind(query), 5), want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        assert len(index._parts) == 1 and index.ntotal == 510
+
+
 def test_a_bad_add_leaves_the_index_as_it_was(vectors):
     bank, query = vectors
     index = kernels.KnnIndex(bank)

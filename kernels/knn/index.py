@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ class KnnIndex:
 
     A bank that grows is kept in parts: `add` prepares the new vectors alone and merges parts of like size, so that
     N vectors added one by one are prepared O(log N) times each and a search visits O(log N) parts.
+
+    Several threads may search while one adds: each search is of the vectors before or after. Threads that add take
+    turns by a lock of their own.
 
     Parameters
     ----------
@@ -52,8 +56,7 @@ class KnnIndex:
         self._backend = backend
         self._module: ModuleType | None = None
         self._device: str | None = None
-        self._parts: list[Any] = []
-        self._starts: list[int] = [0]
+        self._parts: tuple[Any, ...] = ()  # replaced whole, and read once a call: another thread may add meanwhile
         if dim is not None:
             self.dim = arrays.check_int(dim, "dim", 1)
         if bank is not None:
@@ -64,7 +67,7 @@ class KnnIndex:
     @property
     def ntotal(self) -> int:
         """Vectors in the index."""
-        return self._starts[-1]
+        return sum(_rows(part.bank) for part in self._parts)
 
     def __len__(self) -> int:
         return self.ntotal
@@ -78,9 +81,7 @@ class KnnIndex:
         ValueError
             The index is empty.
         """
-        if not self._parts:
-            raise ValueError("bank: the index is empty")
-        return _concatenate([part.bank for part in self._parts])
+        return _bank(self._parts)
 
     def add(self, points: Array) -> None:
         """Append a copy of vectors; they take the indices from `ntotal` on.
@@ -99,7 +100,7 @@ class KnnIndex:
 
     def reset(self) -> None:
         """Remove all vectors."""
-        self._parts, self._starts = [], [0]
+        self._parts = ()
 
     def search(self, query: Array, k: int = 1, *, squared: bool = False) -> tuple[Array, Array]:
         """The `k` nearest vectors of every query, nearest first, ties by lowest index.
@@ -126,13 +127,14 @@ class KnnIndex:
             Wrong rank, channel count or device of `query`, a non-finite value, k beyond the bank, or an empty index.
         """
         query = self._checked(query, "query")
-        if not self._parts:
+        parts = self._parts
+        if not parts:
             raise ValueError("query: the index is empty; add vectors before searching")
-        k = arrays.check_int(k, "k", 1, self.ntotal)
+        k = arrays.check_int(k, "k", 1, sum(_rows(part.bank) for part in parts))
         template, query = query, self._native(query, "query")
         with arrays.device_of(query):
-            found = [part.search(query, min(k, _rows(part.bank))) for part in self._parts]
-        distances, indices = found[0] if len(found) == 1 else self._merge(query, found, k)
+            found = [part.search(query, min(k, _rows(part.bank))) for part in parts]
+        distances, indices = found[0] if len(found) == 1 else _merge(query, [part.bank for part in parts], found, k)
         return arrays.like((distances * distances if squared else distances, indices), template)
 
     def write(self, path: str | os.PathLike) -> None:
@@ -146,10 +148,11 @@ class KnnIndex:
         path : path
             The file; ``.npy`` is not appended.
         """
-        bank = arrays.to_numpy(self.bank)
+        parts = self._parts
+        bank = arrays.to_numpy(_bank(parts))
         save = None
         if hasattr(self._module.Index, "open"):  # type: ignore[union-attr]
-            part = self._parts[0] if len(self._parts) == 1 else self._module.Index(bank)  # type: ignore[union-attr]
+            part = parts[0] if len(parts) == 1 else self._module.Index(bank)  # type: ignore[union-attr]
             save = part.save
         index_file.write(path, bank, save)
 
@@ -191,31 +194,13 @@ class KnnIndex:
             raise index_file.refused(path, error) from error
         index = cls(dim=bank.shape[1], backend=backend)
         index._module, index._device = module, "cpu"
-        index._parts, index._starts = [part], [0, len(bank)]
+        index._parts = (part,)
         return index
 
     def __reduce__(self) -> tuple:
         name = self._module.__name__.rpartition(".")[2] if self._module else self._backend
-        return _rebuild, (self.bank if self._parts else None, self.dim, name)
-
-    def _merge(self, query: Array, found: list[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
-        """The k nearest of what the parts found, each in the order of float64 and ties by lowest index.
-
-        Distances that are the same in float32 may differ in float64: where a query has such, its candidates are
-        measured again. On a device that waits for it.
-        """
-        distances = _beside([distance for distance, _ in found])
-        indices = _beside([index + start for (_, index), start in zip(found, self._starts[:-1], strict=True)])
-        order = _order(distances)
-        each = arrays.like(np.arange(_rows(query))[:, None], query)
-        nearest = distances[each, order[:, : k + 1]]
-        tied = np.flatnonzero(arrays.to_numpy((nearest[:, 1:] == nearest[:, :-1]).any(1)))
-        for start in range(0, len(tied), _TIED_AT_ONCE):
-            rows = arrays.like(tied[start : start + _TIED_AT_ONCE], query)
-            points = [part.bank[index[rows]] for part, (_, index) in zip(self._parts, found, strict=True)]
-            order[rows] = _order(((_double(_beside(points)) - _double(query[rows])[:, None]) ** 2).sum(-1))
-        order = order[:, :k]
-        return distances[each, order], indices[each, order]
+        parts = self._parts
+        return _rebuild, (_bank(parts) if parts else None, self.dim, name)
 
     def _append(self, points: Array, name: str, *, keep: bool) -> None:
         """`keep`: the caller's memory may become the index's."""
@@ -224,16 +209,16 @@ class KnnIndex:
             self._device = arrays.device_type(points)
             self._module = OPERATION.resolve(self._backend, self._device)
         points = self._native(points, name)
-        kept = len(self._parts)
-        while kept and _rows(self._parts[kept - 1].bank) < 2 * len(points):
+        parts = self._parts
+        kept = len(parts)
+        while kept and _rows(parts[kept - 1].bank) < 2 * len(points):
             kept -= 1
-            points = _concatenate([self._parts[kept].bank, points])
-        if not keep and kept == len(self._parts):  # what was put together is a copy already
+            points = _concatenate([parts[kept].bank, points])
+        if not keep and kept == len(parts):  # what was put together is a copy already
             points = points.clone() if arrays.is_tensor(points) else points.copy()  # type: ignore[union-attr]
         with arrays.device_of(points):
             part = self._module.Index(points)
-        self._parts = [*self._parts[:kept], part]
-        self._starts = [*self._starts[: kept + 1], self._starts[kept] + len(points)]
+        self._parts = (*parts[:kept], part)
 
     def _checked(self, x: Array, name: str) -> Array:
         x = arrays.as_float_array(x, name, (2,))
@@ -256,6 +241,13 @@ def _rows(bank: Array) -> int:
     return int(bank.shape[0])
 
 
+def _bank(parts: tuple[Any, ...]) -> Array:
+    """The vectors of all parts."""
+    if not parts:
+        raise ValueError("bank: the index is empty")
+    return _concatenate([part.bank for part in parts])
+
+
 def _concatenate(banks: list[Array]) -> Array:
     if len(banks) == 1:
         return banks[0]
@@ -268,6 +260,27 @@ def _concatenate(banks: list[Array]) -> Array:
 
 _TIED_AT_ONCE = 64
 """Queries whose candidates are measured again together: scratch of this many times parts times k vectors in float64."""
+
+
+def _merge(query: Array, banks: list[Array], found: list[tuple[Array, Array]], k: int) -> tuple[Array, Array]:
+    """The k nearest of what the parts found, each in the order of float64 and ties by lowest index.
+
+    Distances that are the same in float32 may differ in float64: where a query has such, its candidates are
+    measured again. On a device that waits for it.
+    """
+    starts = [0, *accumulate(map(_rows, banks[:-1]))]
+    distances = _beside([distance for distance, _ in found])
+    indices = _beside([index + start for (_, index), start in zip(found, starts, strict=True)])
+    order = _order(distances)
+    each = arrays.like(np.arange(_rows(query))[:, None], query)
+    nearest = distances[each, order[:, : k + 1]]
+    tied = np.flatnonzero(arrays.to_numpy((nearest[:, 1:] == nearest[:, :-1]).any(1)))
+    for start in range(0, len(tied), _TIED_AT_ONCE):
+        rows = arrays.like(tied[start : start + _TIED_AT_ONCE], query)
+        points = [bank[index[rows]] for bank, (_, index) in zip(banks, found, strict=True)]
+        order[rows] = _order(((_double(_beside(points)) - _double(query[rows])[:, None]) ** 2).sum(-1))
+    order = order[:, :k]
+    return distances[each, order], indices[each, order]
 
 
 def _beside(blocks: list[Array]) -> Array:
