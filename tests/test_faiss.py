@@ -267,6 +267,14 @@ def test_flat_index_calls(vectors, tmp_path):
         index.search(query, 1.5)
 
 
+def test_squares_beyond_float32_are_infinite(recwarn):
+    index = IndexFlatL2(2)
+    index.add(np.array([[0, 0], [3e25, 4e25]], np.float32))
+    distances, indices = index.search(np.zeros((1, 2), np.float32), 2)
+    assert distances.tolist() == [[0, np.inf]] and indices.tolist() == [[0, 1]]
+    assert not recwarn.list
+
+
 def test_patchcores_object(vectors, tmp_path):
     bank, query = vectors
     nn = FaissNN(on_gpu=False, num_workers=2)

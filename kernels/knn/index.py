@@ -112,7 +112,7 @@ class KnnIndex:
         k : int
             Neighbours, 1 to N.
         squared : bool
-            Return squared distances, as FAISS does for its L2 metric.
+            Return squared distances, as FAISS does for its L2 metric; infinity where float32 cannot hold them.
 
         Returns
         -------
@@ -135,7 +135,10 @@ class KnnIndex:
         with arrays.device_of(query):
             found = [part.search(query, min(k, _rows(part.bank))) for part in parts]
         distances, indices = found[0] if len(found) == 1 else _merge(query, [part.bank for part in parts], found, k)
-        return arrays.like((distances * distances if squared else distances, indices), template)
+        if squared:
+            with np.errstate(over="ignore"):
+                distances = distances * distances
+        return arrays.like((distances, indices), template)
 
     def write(self, path: str | os.PathLike) -> None:
         """Save the vectors as one NPY file, written whole or not at all, and behind them what the backend prepared.
