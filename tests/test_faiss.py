@@ -267,6 +267,22 @@ def test_flat_index_calls(vectors, tmp_path):
         index.search(query, 1.5)
 
 
+@pytest.mark.parametrize("n", [0, 3, 9])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_a_bad_query_is_refused_however_many_vectors_there_are(n, kind):
+    index = IndexFlatL2(4)
+    if n:
+        index.add(np.ones((n, 4), np.float32))
+    for query, says in (
+        (np.ones((1, 3), np.float32), r"expected 4 channels .*got shape \(1, 3\)"),
+        (np.full((1, 4), np.nan, np.float32), "expected finite values, got nan"),
+        (np.ones(4, np.float32), "expected 2 dimensions"),
+        (np.ones((0, 4), np.float32), "expected no empty axis"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            index.search(kind(query), 5)
+
+
 def test_squares_beyond_float32_are_infinite(recwarn):
     index = IndexFlatL2(2)
     index.add(np.array([[0, 0], [3e25, 4e25]], np.float32))

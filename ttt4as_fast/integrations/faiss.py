@@ -18,6 +18,9 @@ __all__ = ["FaissNN", "IndexFlatL2"]
 class IndexFlatL2:
     """`faiss.IndexFlatL2` by exact search: the same calls, squared distances, and -1 where there are too few vectors.
 
+    Of FAISS's methods it has `add`, `search`, `reset` and `train`. An empty `add` or query, which FAISS takes, raises;
+    a missing distance, the largest float32 in FAISS, is infinity; files are those of `KnnIndex`.
+
     Parameters
     ----------
     d : int
@@ -78,6 +81,9 @@ class IndexFlatL2:
             return self._index.search(x, k, squared=True)
         x = kernels.arrays.as_float_array(x, "x", (2,))
         if not available:
+            if x.shape[1] != self.d:
+                raise ValueError(f"x: expected {self.d} channels as in the index, got shape {tuple(x.shape)}")
+            kernels.arrays.check_finite(kernels.arrays.to_numpy(x), "x")
             distances, indices = np.empty((len(x), 0), np.float32), np.empty((len(x), 0), np.int64)
         else:
             found = self._index.search(x, available, squared=True)
