@@ -115,6 +115,33 @@ def test_a_class_without_weight_is_scikit_learns(bad):
     assert np.isnan(ours.gap_)
 
 
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_a_class_weight_of_nothing_is_scikit_learns(n_classes):
+    X, y = load_iris(return_X_y=True)
+    X, y = X[y < n_classes], y[y < n_classes]
+    options = {"class_weight": {0: 0}, "random_state": 0, "max_iter": 100_000}
+    ours, theirs = (kind(**options).fit(X, y) for kind in (ttt.LinearSVC, Original))
+    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+    assert np.isnan(ours.gap_)
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
+def test_a_class_weight_that_is_none_is_named(bad):
+    X, y = make_classification(60, 5, random_state=0)
+    for options in ({}, {"fit_intercept": False}):  # ours and what is passed on
+        with pytest.raises(ValueError, match=rf"class_weight\[1\]: expected a number in \[0, inf\), got {bad}"):
+            ttt.LinearSVC(class_weight={1: bad}, **options).fit(X, y)
+
+
+def test_no_iterations_are_scikit_learns():
+    X, y = make_classification(60, 5, random_state=0)
+    models = []
+    for kind in (ttt.LinearSVC, Original):
+        with pytest.warns(ConvergenceWarning, match="increase the number of iterations"):
+            models.append(kind(max_iter=0, random_state=0).fit(X, y))
+    np.testing.assert_array_equal(models[0].coef_, models[1].coef_)
+
+
 def test_too_few_iterations_warn():
     X, y = make_classification(200, 50, flip_y=0.3, random_state=0)
     with pytest.warns(ConvergenceWarning, match="LinearSVC stopped after max_iter=1"):

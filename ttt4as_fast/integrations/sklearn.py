@@ -31,8 +31,8 @@ class LinearSVC(_LinearSVC):
 
     Accelerated: dense `X` with ``penalty="l2"``, ``fit_intercept=True``, ``intercept_scaling=1`` and
     ``multi_class="ovr"``, both losses, two or more classes, `class_weight` and `sample_weight`. Everything else (sparse
-    `X`, the l1 penalty, no or a scaled intercept, Crammer-Singer, ``verbose``, a class all of whose samples weigh
-    nothing) is passed on to scikit-learn.
+    `X`, the l1 penalty, no or a scaled intercept, Crammer-Singer, ``verbose``, ``max_iter=0``, a class that by its
+    samples' weights or its own weighs nothing) is passed on to scikit-learn.
 
     Parameters
     ----------
@@ -117,9 +117,12 @@ max_iter
 
         Raises
         ------
-        ValueError
-            Invalid input or parameters, as scikit-learn raises it.
+        ValueError, TypeError
+            Invalid input or parameters, as scikit-learn raises it; a class weight that is no finite number >= 0.
         """
+        if isinstance(self.class_weight, dict):
+            for name, value in self.class_weight.items():  # with others liblinear runs off to anywhere, or for ever
+                kernels.arrays.check_float(value, f"class_weight[{name!r}]", 0.0)
         if not self._accelerated(X):
             self.gap_ = float("nan")
             return super().fit(X, y, sample_weight)
@@ -132,10 +135,12 @@ max_iter
                 f"{self.classes_[0]!r}"
             )
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-        if len(np.unique(targets[weight > 0])) < len(self.classes_):
+        by_class = None
+        if len(np.unique(targets[weight > 0])) == len(self.classes_):
+            by_class = self._class_weights(y, None if sample_weight is None else weight)
+        if by_class is None or not (by_class > 0).all():
             self.gap_ = float("nan")
             return super().fit(X, y, sample_weight)
-        by_class = self._class_weights(y, None if sample_weight is None else weight)
         if len(self.classes_) == 2:
             fits = [self._fit_one(X, targets == 1, weight * by_class[targets])]
         else:
@@ -171,6 +176,7 @@ max_iter
             and self.intercept_scaling == 1
             and self.multi_class == "ovr"
             and not self.verbose
+            and self.max_iter > 0
             and not (self.loss == "hinge" and self.dual is False)  # which scikit-learn refuses
             and not sparse.issparse(X)
         )
