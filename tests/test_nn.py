@@ -91,3 +91,9 @@ def test_bad_options_are_named():
         nn.TTT4AS(percentile=200)
     with pytest.raises(TypeError, match="radius"):
         nn.TTT4AS(radius=3)
+    for kind in (nn.TTT4AS, ttt.TTT4AS):
+        with pytest.raises(ValueError, match="backend: expected one of 'auto', 'gpu', 'cpu', 'reference', got 'no'"):
+            kind(backend="no")
+        with pytest.raises(ValueError, match="backend: expected one of 'auto', 'cpu', 'reference', got 'gpu'"):
+            kind(preset="robust", backend="gpu")
+        assert kind(backend="gpu") is not None  # that it exists says not that it can serve here

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from .kernels.segment import OPTION_NAMES, Segmentation, SegmentOptions, run, warmup
+from .kernels.arrays import check_option
+from .kernels.segment import OPERATION, OPTION_NAMES, Segmentation, SegmentOptions, run, warmup
+from .kernels.segment_robust import OPERATION as ROBUST_OPERATION
 from .kernels.segment_robust import OPTION_NAMES as ROBUST_NAMES
 from .kernels.segment_robust import RobustOptions, nominal_level
 from .kernels.segment_robust import run as run_robust
@@ -125,7 +127,8 @@ class TTT4AS:
             other = sorted(robust)
         if other:
             raise ValueError(f"{other[0]}: not an option of the preset {preset!r}")
-        self.backend = backend
+        operation = ROBUST_OPERATION if preset == "robust" else OPERATION
+        self.backend = check_option(backend, "backend", ("auto", *operation.backends))
 
     def calibrate(self, nominal_maps: Array) -> TTT4AS:
         """Learn from the anomaly maps of nominal validation images up to which score a pixel means nothing.
@@ -215,7 +218,9 @@ class TTT4AS:
         Raises
         ------
         ValueError, TypeError
-            Wrong ranks or dtypes, batches or kinds that differ, empty axis, non-finite value, unknown backend.
+            Wrong ranks or dtypes, batches or kinds that differ, empty axis, non-finite value.
+        RuntimeError
+            `backend` names one that cannot serve here.
         """
         if isinstance(self.options, RobustOptions):
             return run_robust(anomaly_map, features, pred_score, self.options, self.backend)
