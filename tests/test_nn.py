@@ -69,9 +69,40 @@ def test_bad_input_is_named(arguments, says):
         nn.TTT4AS()(*arguments)
 
 
-def test_arrays_are_for_the_function():
-    with pytest.raises(TypeError, match="features: expected a tensor, got ndarray"):
-        nn.TTT4AS()(torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3).numpy())
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3).numpy()), "features: expected a tensor, got ndarray"),
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), [1.0]), "pred_score: expected a tensor, got list"),
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), 0.5), "pred_score: expected a tensor, got float"),
+        ((torch.rand(1, 8, 8).cfloat(), torch.rand(1, 2, 3, 3)), "anomaly_map: .* real numbers, got torch.complex64"),
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), torch.rand(1).cfloat()), "pred_score: .* real numbers"),
+    ],
+)
+def test_what_is_no_tensor_of_real_numbers_is_named(arguments, says):
+    with pytest.raises(TypeError, match=says):
+        nn.TTT4AS()(*arguments)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_threshold_that_is_none_is_not_loaded(bad):
+    model = torch.nn.Sequential(nn.TTT4AS(image_threshold=0.5))
+    with pytest.raises(ValueError, match=rf"^0\.image_threshold: expected a finite number, got {bad}"):
+        model.load_state_dict({"0.image_threshold": torch.tensor(bad)})
+    assert float(model[0].image_threshold) == 0.5
+    model.load_state_dict({"0.image_threshold": torch.tensor(0.25)})
+    assert float(model[0].image_threshold) == 0.25
+
+
+def test_repr_shows_the_threshold_as_it_stands():
+    assert "image_threshold=None" in repr(nn.TTT4AS())
+    module = nn.TTT4AS(image_threshold=7.5, backend="reference")
+    assert "preset='paper'" in repr(module) and "image_threshold=7.5" in repr(module)
+    assert "backend='reference'" in repr(module)
+    module.load_state_dict({"image_threshold": torch.tensor(2.5)})
+    assert "image_threshold=2.5" in repr(module)
+    assert "meta" in repr(module.to("meta"))
+    assert "score_weight=1.0" in repr(nn.TTT4AS(preset="robust"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

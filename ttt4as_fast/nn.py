@@ -15,7 +15,7 @@ the same, then ``[:, rows, cols].T``                                ``bilinear_s
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class TTT4AS(torch.nn.Module):
     ----------
     image_threshold : float, optional
         Images whose score is below it get an empty mask. A buffer: it travels with the state dict, and stays float64
-        whatever the module is cast to.
+        whatever the module is cast to; a value that is not finite is not loaded.
     **options
         The other arguments of `ttt4as_fast.TTT4AS`.
 
@@ -73,9 +73,21 @@ class TTT4AS(torch.nn.Module):
             self.image_threshold = threshold.to(self.image_threshold.device)
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As `torch.nn.Module` loads, but for a threshold that no score could be held to."""
+        threshold = state_dict.get(f"{prefix}image_threshold")
+        if isinstance(threshold, torch.Tensor) and not threshold.is_meta and not threshold.isfinite().all():
+            raise ValueError(f"{prefix}image_threshold: expected a finite number, got {threshold.tolist()}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
-        """The options, for `print`."""
-        return f"{self._options}, backend={self._backend!r}"
+        """The constructor's arguments, as they stand, for `print`."""
+        threshold: Any = self.image_threshold
+        if not threshold.is_meta:
+            threshold = None if threshold == _NO_GATE else float(threshold)
+        preset = "robust" if isinstance(self._options, RobustOptions) else "paper"
+        shown = {"preset": preset, **asdict(self._options), "image_threshold": threshold, "backend": self._backend}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def forward(
         self, anomaly_map: torch.Tensor, features: torch.Tensor, pred_score: torch.Tensor | None = None
@@ -101,9 +113,14 @@ class TTT4AS(torch.nn.Module):
         ValueError, TypeError
             Shapes that do not fit, a non-finite value, or what is no tensor.
         """
-        for name, x in (("anomaly_map", anomaly_map), ("features", features)):
+        given: dict[str, Any] = {"anomaly_map": anomaly_map, "features": features}
+        if pred_score is not None:
+            given["pred_score"] = pred_score
+        for name, x in given.items():
             if not isinstance(x, torch.Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+            if x.is_complex():
+                raise TypeError(f"{name}: expected a tensor of real numbers, got {x.dtype}")
         maps = anomaly_map.squeeze(1) if anomaly_map.ndim == 4 else anomaly_map
         if maps.ndim != 3 or features.ndim != 4 or features.shape[0] != maps.shape[0]:
             raise ValueError(
