@@ -33,7 +33,7 @@ from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel
 from anomalib.models.image.super_add.torch_model import SuperADDModel
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from ttt4as_fast.integrations import anomalib as integration
 from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, accelerate, load_installed_weights
@@ -649,6 +649,21 @@ def test_features_of_a_backbone(folder):
     assert torch.equal(other(images).pred_mask, found)
     with pytest.raises(ValueError, match=r"backbone: expected images in \[0, 1\] before the model's Normalize"):
         model(3 * images)
+
+
+def test_a_backbone_takes_what_a_bicubic_resize_overshoots():
+    board = torch.kron(torch.eye(2).repeat(6, 6), torch.ones(8, 8))[None, None].expand(1, 3, -1, -1).clone()
+    resize = Resize((SIDE, SIDE), interpolation=InterpolationMode.BICUBIC)
+    assert resize(board).max() > 1.05 and resize(board).min() < -0.05
+    model = bank_model(Patchcore, post_processor=TTT4ASPostProcessor(backbone="efficientnet_lite0"))
+    model.pre_processor = PreProcessor(transform=Compose([resize, Normalize(**LITE0)]))
+    model.post_processor.attach(model)
+    found = model(board).pred_mask
+    raw = model.model(model.pre_processor(board)).anomaly_map[:, 0]
+    network = ttt.backbones.create_backbone("efficientnet_lite0", device="cpu")
+    expected = ttt.TTT4AS()(raw, join_layers(network(resize(board).clamp(0, 1))))
+    different = (found[0, 0] != expected.pred_mask[0]).float().mean()
+    assert found.any() and different < 0.01  # what repeats in the image all but ties
 
 
 def test_checkpoints_restore_the_configuration(folder, tmp_path):
