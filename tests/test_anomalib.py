@@ -632,6 +632,39 @@ def test_cfm(monkeypatch, tmp_path):
     assert torch.equal(found.pred_mask.as_subclass(torch.Tensor), expected.pred_mask) and expected.pred_mask.any()
 
 
+class Pyramid(torch.nn.Module):
+    """Runs its network on an image in several sizes, as Patchflow does, and on one of them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.feature_extractor = torch.nn.Conv2d(3, 8, 4, 4)
+        self.seen = []
+
+    def forward(self, images):
+        sizes = [torch.nn.functional.interpolate(images, scale_factor=scale) for scale in (0.5, 1, 0.25)]
+        self.seen = [self.feature_extractor(x) for x in (*sizes, sizes[1].flip(3))]
+        if len(images) == 1:
+            raise RuntimeError("a pass that fails")
+        return InferenceBatch(pred_score=images.flatten(1).amax(1), anomaly_map=images.mean(1))
+
+
+def test_the_finest_features_of_a_pass():
+    torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(3, 3, 9, 9), (SIDE, SIDE), mode="bilinear")
+    model = Pyramid().eval()
+    post = TTT4ASPostProcessor(C=1e3).attach(model).eval()
+    with torch.no_grad():
+        for some in (images, images[..., :32, :32]):  # the second after a pass that failed with a finer grid
+            raw = model(some)
+            masks = [ttt.TTT4AS(C=1e3)(raw.anomaly_map, features).pred_mask for features in model.seen]
+            assert torch.equal(post(raw).pred_mask, masks[1])
+            assert not any(torch.equal(masks[1], masks[i]) for i in (0, 2, 3))
+            with pytest.raises(RuntimeError, match="a pass that fails"):
+                model(images[:1])
+    post.detach(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def test_features_of_a_backbone(folder):
     """The images that reach it are those in the file, whatever the model has normalised them by."""
     model = bank_model(Patchcore, post_processor=TTT4ASPostProcessor(backbone="efficientnet_lite0"))  # ImageNet's mean

@@ -46,7 +46,8 @@ class TTT4ASPostProcessor(PostProcessor):
     ----------
     features : str, optional
         Dotted name, inside the torch model, of the module whose output is the feature maps. Default: anomalib's name
-        for the frozen network.
+        for the frozen network. Where a pass runs it several times, on an image in several sizes, the output with the
+        finest grid is taken, the first of such.
     layers : sequence of str, optional
         Which of the feature maps to use, where the module returns several by name. Default: all of them. They are
         joined at the finest grid.
@@ -180,6 +181,7 @@ class TTT4ASPostProcessor(PostProcessor):
         self._model = weakref.ref(model)
         # Bound methods, so that a copied or unpickled model calls the post-processor that was copied with it.
         if source is not None:
+            inner.register_forward_pre_hook(self._on_start)
             source.register_forward_hook(self._on_features)
         else:
             pre_processor = getattr(model, "pre_processor", None)
@@ -190,9 +192,9 @@ class TTT4ASPostProcessor(PostProcessor):
     def detach(self, model: nn.Module) -> None:
         """Take no more features from `model`."""
         for module in model.modules():
-            hooks = module._forward_hooks
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
-                del hooks[key]
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                    del hooks[key]
         self._model = None
         self._forget()
 
@@ -213,9 +215,13 @@ class TTT4ASPostProcessor(PostProcessor):
             "name of the module that returns feature maps, or backbone= the name of another network"
         )
 
+    def _on_start(self, module: nn.Module, args: tuple) -> None:
+        self._features.pop(threading.get_ident(), None)  # of a pass that raised
+
     def _on_features(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if not self.training:
-            self._features[threading.get_ident()] = output
+        thread = threading.get_ident()
+        if not self.training and (thread not in self._features or _finest(self._features[thread]) < _finest(output)):
+            self._features[thread] = output
 
     def _on_prediction(self, module: nn.Module, args: tuple, output: Any) -> None:
         thread = threading.get_ident()
@@ -245,7 +251,7 @@ class TTT4ASPostProcessor(PostProcessor):
         elif self.layers is not None:
             raise ValueError(f"layers: expected none, the feature maps of this model have no names; got {self.layers}")
         found = [source] if isinstance(source, torch.Tensor) else list(source)
-        maps = [_plain(x) for x in found if isinstance(x, torch.Tensor) and x.ndim == 4]
+        maps = [_plain(x) for x in _feature_maps(found)]
         if not maps:
             shapes = ", ".join(str(tuple(getattr(x, "shape", ()))) for x in found)
             raise ValueError(
@@ -359,6 +365,20 @@ class TTT4ASPostProcessor(PostProcessor):
         """As the host's: thresholds need no mask."""
         self._forget()
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+
+
+def _feature_maps(output: Any) -> list[torch.Tensor]:
+    """Those tensors (B, C, h, w) that a module's output is or holds."""
+    if isinstance(output, torch.Tensor):
+        output = [output]
+    elif isinstance(output, Mapping):
+        output = output.values()
+    return [x for x in output if isinstance(x, torch.Tensor) and x.ndim == 4]
+
+
+def _finest(output: Any) -> int:
+    """Places of the finest grid among the feature maps; 0 without any."""
+    return max((x.shape[2] * x.shape[3] for x in _feature_maps(output)), default=0)
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
