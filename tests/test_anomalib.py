@@ -800,6 +800,13 @@ def test_misuse_is_named(folder, monkeypatch):
         ({"backbone": "efficientnet_lite0", "features": "encoder"}, ValueError, "features: expected none beside"),
         ({"backbone_weights": "x.pth"}, ValueError, "backbone_weights: expected none without a backbone"),
         ({"layers": "layer2"}, TypeError, "layers: expected a sequence"),
+        ({"layers": 5}, TypeError, "layers: expected a sequence of names, got 5"),
+        ({"gate": "no"}, TypeError, "gate: expected a bool, got 'no'"),
+        ({"robust": 5}, TypeError, "robust: expected options by name, got 5"),
+        ({"preset": "robust", "robust": {"percentile": 5}}, TypeError, r"robust: expected .*core.* got 'percentile'"),
+        ({"preset": "robust", "robust": {"image_threshold": 1}}, TypeError, r"robust: .* got 'image_threshold'"),
+        ({"preset": "robust", "robust": {"n_cores": 5}}, TypeError, r"robust: .* got 'n_cores'"),
+        ({"backend": "abacus"}, ValueError, "backend: expected one of 'auto', 'gpu', 'cpu', 'reference', got 'abacus'"),
     ],
 )
 def test_options_are_checked(options, error, message):

@@ -21,7 +21,7 @@ PRESETS = ("paper", "robust")
 
 
 _PAPER_ONLY = tuple(name for name in OPTION_NAMES if name not in ROBUST_NAMES)
-_ROBUST_ONLY = {name for name in ROBUST_NAMES if name not in OPTION_NAMES}
+ROBUST_ONLY = {name for name in ROBUST_NAMES if name not in OPTION_NAMES}
 
 
 class TTT4AS:
@@ -103,7 +103,7 @@ class TTT4AS:
         if preset not in PRESETS:
             raise ValueError(f"preset: expected one of {', '.join(map(repr, PRESETS))}, got {preset!r}")
         self.preset = preset
-        unknown = set(robust) - _ROBUST_ONLY
+        unknown = set(robust) - ROBUST_ONLY
         if unknown:
             raise TypeError(f"{min(unknown)}: unknown option of TTT4AS")
         given = SegmentOptions(

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..kernels import arrays
 from ..patches import join_layers
-from ..segmenter import TTT4AS
+from ..segmenter import ROBUST_ONLY, TTT4AS
 
 __all__ = ["TTT4ASPostProcessor"]
 
@@ -104,8 +104,16 @@ class TTT4ASPostProcessor(PostProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if isinstance(layers, str):
+        if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
             raise TypeError(f"layers: expected a sequence of names, got {layers!r}")
+        if not isinstance(gate, bool):
+            raise TypeError(f"gate: expected a bool, got {gate!r}")
+        if robust is not None and not isinstance(robust, Mapping):
+            raise TypeError(f"robust: expected options by name, got {robust!r}")
+        for name in robust or ():
+            if name not in ROBUST_ONLY:
+                names = ", ".join(sorted(ROBUST_ONLY))
+                raise TypeError(f"robust: expected options that only preset='robust' has ({names}), got {name!r}")
         if backbone is not None:
             from ..backbones import available
 
@@ -118,7 +126,7 @@ class TTT4ASPostProcessor(PostProcessor):
         self.layers = None if layers is None else list(layers)
         self.backbone = backbone
         self.backbone_weights = None if backbone_weights is None else str(backbone_weights)
-        self.gate = bool(gate)
+        self.gate = gate
         self.preset = preset
         self.percentile = percentile
         self.neighbor_radius = neighbor_radius
