@@ -720,6 +720,43 @@ def test_checkpoints_restore_the_configuration(folder, tmp_path):
     assert torch.equal(loaded(image).pred_mask, other.eval()(image).pred_mask)
 
 
+def test_a_checkpoint_brings_the_masks_along(folder, tmp_path):
+    """Into the default post-processor's place, wherever a checkpoint is loaded; one that was given stays."""
+    options = {"neighbor_radius": 2, "layers": ["blocks.4"], "gate": False, "image_sensitivity": 0.6}
+    model = make("ours", post_processor=TTT4ASPostProcessor(**options))
+    runner = engine(tmp_path)
+    runner.fit(model, datamodule=data(folder))
+    path = runner.trainer.checkpoint_callback.best_model_path
+    image = read(folder, "bad/001.png")
+    expected = model.eval()(image)
+    exported = runner.export(make("ours"), "torch", export_root=tmp_path, ckpt_path=path)
+    for loaded in (Patchcore.load_from_checkpoint(path), torch.load(exported, weights_only=False)["model"]):
+        post = loaded.post_processor
+        assert type(post) is TTT4ASPostProcessor and {name: getattr(post, name) for name in options} == options
+        assert torch.equal(loaded.eval()(image).pred_mask, expected.pred_mask)
+
+    live, fresh = copy.deepcopy(make("ours")), engine(tmp_path / "fresh")
+    found = fresh.predict(live, datamodule=data(folder), ckpt_path=path, return_predictions=True)
+    assert sum(isinstance(one, PostProcessor) for one in fresh.trainer.callbacks) == 1  # maps are normalised once
+    masks = predict(model, runner, folder)
+    for batch in found:
+        for name, mask in zip(batch.image_path, batch.pred_mask, strict=True):
+            assert torch.equal(
+                torch.as_tensor(mask), torch.as_tensor(masks["/".join(Path(name).parts[-2:])]["pred_mask"])
+            )
+
+    given = PostProcessor()
+    kept = Patchcore.load_from_checkpoint(path, post_processor=given)
+    assert kept.post_processor is given and given.image_sensitivity == 0.6
+    live = make("ours")
+    live.post_processor = given
+    live.on_load_checkpoint({"anomalib_post_processor_config": model.post_processor.checkpoint_config()})
+    assert live.post_processor is given
+    live = make("ours", post_processor=False)
+    live.on_load_checkpoint({"anomalib_post_processor_config": model.post_processor.checkpoint_config()})
+    assert live.post_processor is None
+
+
 def test_gate_follows_the_label(folder):
     model = copy.deepcopy(fitted("ours", folder)[0])
     post = model.post_processor

@@ -42,6 +42,10 @@ class TTT4ASPostProcessor(PostProcessor):
     ``tuple(model(batch))``. ONNX and OpenVINO have no operator that trains: exporting to them with this post-processor
     raises. Several threads may run one model.
 
+    ``load_from_checkpoint`` of anomalib's own classes builds anomalib's post-processor, whose masks are one threshold:
+    give it ``post_processor=TTT4ASPostProcessor()``, which takes the options that the checkpoint holds. What it returns
+    can be exported; ``Engine.export(ckpt_path=...)`` loads such a class by itself, without these masks.
+
     Parameters
     ----------
     features : str, optional

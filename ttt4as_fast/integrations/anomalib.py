@@ -233,7 +233,9 @@ class Patchcore(_Patchcore):
     ----------
     backbone, layers, pre_trained, coreset_sampling_ratio, num_neighbors, precision, pre_processor, post_processor, \
 evaluator, visualizer
-        As in `anomalib.models.Patchcore`. A `TTT4ASPostProcessor` is attached at once.
+        As in `anomalib.models.Patchcore`. A `TTT4ASPostProcessor` is attached at once. A checkpoint of a model that had
+        one puts it, with its options, in the place of the default post-processor: in `load_from_checkpoint` and by
+        ``ckpt_path`` of the engine. One that was given stays, and takes those of the options that it has.
 
     References
     ----------
@@ -272,8 +274,20 @@ evaluator, visualizer
             visualizer=visualizer,
         )
         accelerate(self)
+        if post_processor is True:
+            self.__dict__["_default_post_processor"] = self.post_processor  # not registered a second time
         if isinstance(self.post_processor, TTT4ASPostProcessor):
             self.post_processor.attach(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As anomalib's, which builds the default post-processor and would leave ours, and its masks, behind."""
+        former, config = self.post_processor, checkpoint.get("anomalib_post_processor_config") or {}
+        if former is not None and former is self.__dict__.get("_default_post_processor") and "n_nominal" in config:
+            self.post_processor = TTT4ASPostProcessor().attach(self)  # anomalib restores its options now
+            trainer: Any = self._trainer
+            if trainer is not None:  # which has asked for the callbacks before
+                trainer.callbacks = [self.post_processor if one is former else one for one in trainer.callbacks]
+        super().on_load_checkpoint(checkpoint)
 
 
 # ---------------------------------------------------------------- weights
