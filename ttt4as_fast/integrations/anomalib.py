@@ -53,7 +53,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class _PreparedBank(nn.Module):
     """The search of a model's memory bank, prepared once, and again when the bank was replaced or written to.
 
-    It holds no further state, so that an instance of the host's class can become one.
+    Not when it was written to through ``.data`` or its NumPy view, which torch's version counter does not see. It holds
+    no further state, so that an instance of the host's class can become one.
     """
 
     memory_bank: torch.Tensor
@@ -189,6 +190,9 @@ def accelerate(model: Model) -> Model:
     they are, but for the last bits of distances, which anomalib computes with cancellation. Under export, tracing and
     `torch.compile`, the model runs anomalib's own torch operations.
 
+    torch counts no write through ``memory_bank.data`` or ``memory_bank.numpy()``, and so the search goes on in
+    the bank as it was: assign ``memory_bank.clone()`` after it.
+
     Parameters
     ----------
     model : AnomalibModule or torch.nn.Module
@@ -227,7 +231,8 @@ class Patchcore(_Patchcore):
     The same arguments, hyperparameters and state dict: checkpoints load into either class. After the same seed, both
     choose the same coreset, but for ties within rounding. Training holds what it has stored of the training set and a
     fraction of that for the projected points; anomalib stacks it a second time and differences it a third.
-    ONNX and OpenVINO export and `torch.compile` see anomalib's torch operations.
+    ONNX and OpenVINO export and `torch.compile` see anomalib's torch operations. The search does not notice a write
+    through ``memory_bank.data``; see `accelerate`.
 
     Parameters
     ----------
