@@ -40,8 +40,8 @@ class IndexFlatL2:
     --------
     >>> index = IndexFlatL2(2)
     >>> index.add(np.array([[0, 0], [3, 4]], np.float32))
-    >>> index.search(np.array([[0, 1]], np.float32), 2)
-    (array([[ 1., 18.]], dtype=float32), array([[0, 1]]))
+    >>> index.search(np.array([[3, 0]], np.float32), 2)
+    (array([[ 9., 16.]], dtype=float32), array([[0, 1]]))
     """
 
     is_trained = True
