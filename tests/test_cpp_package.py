@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +153,21 @@ def test_within_another_project_it_leaves_that_one_as_it_is(example, tmp_path):
     cache = (tmp_path / "host" / "build" / "CMakeCache.txt").read_text("utf-8")
     assert "TTT4AS_BUILD_PYTHON:BOOL=OFF" in cache and "TTT4AS_INSTALL:BOOL=OFF" in cache
     assert "BUILD_SHARED_LIBS" not in cache and "CMAKE_BUILD_TYPE:STRING=Release" not in cache
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="symbols of a process are bound otherwise there")
+def test_the_python_module_keeps_to_its_own_copy(tmp_path):
+    """Another libttt4as in the process, of whatever version, takes none of its calls."""
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    core = dispatch.native_core()
+    if compiler is None or isinstance(core, str):
+        pytest.skip("a C++ compiler and the C++ core are needed")
+    other = tmp_path / "other.cpp"
+    other.write_text("namespace ttt4as { int max_threads() noexcept { return 77777; } }\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "other.so", other], check=True)
+    code = "from ttt4as_fast.kernels import native; print(native.core().max_threads())"
+    environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "other.so")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert 0 < int(done.stdout) < 77777
