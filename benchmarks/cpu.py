@@ -431,14 +431,13 @@ def table(content: dict[str, Any]) -> Any:
             ours = f"{row['ours']['p50']:.3g}" if "ours" in row else "-"
             shown.add_row(row["operation"], row["shape"], row.get("peer", "-"), "-", ours, row["skipped"], "", "")
             continue
-        speedup = row["speedup"]
         shown.add_row(
             row["operation"],
             row["shape"],
             row["peer"] + (f" ({row['extrapolated']})" if row.get("extrapolated") else ""),
             f"{row['theirs']['p50']:.4g}",
             f"{row['ours']['p50']:.3g}",
-            "-" if speedup is None else f"{speedup['ratio']:.3g}x ({speedup['low']:.3g}-{speedup['high']:.3g})",
+            measure.with_band(row["speedup"]),
             "" if row["goal"] is None else f"{row['goal']:.3g}x {'met' if row['met'] else 'MISSED'}",
             row["gate"]["detail"] if row["gate"]["passed"] else f"FAILED: {row['gate']['detail']}",
         )

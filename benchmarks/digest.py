@@ -9,6 +9,7 @@ from typing import Any
 
 from ttt4as_fast.io import atomic_path
 
+from . import measure
 from .machine import BUSY
 
 BEGIN = "<!-- bench:begin -->"
@@ -77,7 +78,7 @@ def _where(content: Content) -> str:
 
 
 def _times(speedup: dict[str, float] | None) -> str:
-    return "-" if speedup is None else f"{speedup['ratio']:.3g}x"
+    return "-" if speedup is None else measure.times(speedup["ratio"])
 
 
 def _headline(content: Content) -> str:
@@ -135,7 +136,7 @@ def _cpu(content: Content) -> str:
         (
             operation,
             peer,
-            f"{min(ratios):.3g}x" if len(ratios) == 1 else f"{min(ratios):.3g}x to {max(ratios):.3g}x",
+            " to ".join(dict.fromkeys(measure.times(ratio) for ratio in (min(ratios), max(ratios)))),
             str(len(ratios)),
         )
         for (operation, peer), ratios in by_peer.items()
@@ -170,7 +171,7 @@ def _gpu(content: Content) -> str:
         (
             row["name"],
             f"{row['ours']['p50_ms']:.3g}",
-            "; ".join(f"{ratio:.3g}x {name}" for name, ratio in row["ratios"].items()) or "-",
+            "; ".join(f"{measure.times(ratio)} {name}" for name, ratio in row["ratios"].items()) or "-",
         )
         for row in measured
     ]

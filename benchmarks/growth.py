@@ -207,7 +207,7 @@ def table(content: dict[str, Any]) -> Any:
                 f"{point['size']:,}",
                 "-" if theirs is None else f"{theirs['p50']:.4g}",
                 f"{ours['p50']:.3g}",
-                "-" if speedup is None else f"{speedup['ratio']:.3g}x",
+                "-" if speedup is None else measure.times(speedup["ratio"]),
                 "-" if theirs is None or theirs["mib"] is None else f"{theirs['mib']:.0f}",
                 "-" if ours["mib"] is None else f"{ours['mib']:.1f}",
                 "passed" if point["gate"]["passed"] else f"FAILED: {point['gate']['detail']}",

@@ -342,7 +342,6 @@ def table(content: dict[str, Any]) -> Any:
         if "skipped" in found:
             shown.add_row(found["host"], found["operation"], "-", "-", "-", "-", "-", found["skipped"])
             continue
-        speedup = found["speedup"]
         shown.add_row(
             found["host"],
             found["operation"],
@@ -350,7 +349,7 @@ def table(content: dict[str, Any]) -> Any:
             f"{found['theirs']['p50']:.4g}",
             found["switched"],
             f"{found['ours']['p50']:.3g}",
-            "-" if speedup is None else f"{speedup['ratio']:.3g}x ({speedup['low']:.3g}-{speedup['high']:.3g})",
+            measure.with_band(found["speedup"]),
             described(found),
         )
     return shown

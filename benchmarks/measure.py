@@ -45,6 +45,19 @@ def significant(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
 
 
+def times(ratio: float) -> str:
+    """A speed-up as it is shown, to three significant digits: ``"12.7x"``, ``"1,580x"``."""
+    return f"{significant(ratio, 3):,.0f}x" if ratio >= 1000 else f"{ratio:.3g}x"
+
+
+def with_band(speedup: dict[str, float] | None) -> str:
+    """``"130x (127x to 133x)"``, the band only where there were several rounds; ``"-"`` for None."""
+    if speedup is None:
+        return "-"
+    low, high = speedup["low"], speedup["high"]
+    return times(speedup["ratio"]) + (f" ({times(low)} to {times(high)})" if low < high else "")
+
+
 def by_turns(
     functions: Mapping[str, Callable[[], Any]], seconds: float, least: int = 3, most: int = 200
 ) -> dict[str, Timing]:

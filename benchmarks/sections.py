@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from . import svg
+from . import measure, svg
 from .integrations import described
 from .peers import STAGES
 
@@ -69,10 +69,7 @@ def _arrows(text: str) -> str:
 
 
 def _speedup(found: dict[str, float] | None) -> Cell:
-    if found is None:
-        return None
-    band = f" ({found['low']:.3g} to {found['high']:.3g})" if found["low"] < found["high"] else ""  # of several rounds
-    return f"{found['ratio']:.3g}x{band}", found["ratio"]
+    return None if found is None else (measure.with_band(found), found["ratio"])
 
 
 def _gate(found: dict[str, Any]) -> str:
