@@ -79,10 +79,8 @@ class IndexFlatL2:
         available = min(kernels.arrays.check_int(k, "k", 1), self.ntotal)
         if available == k:
             return self._index.search(x, k, squared=True)
-        x = kernels.arrays.as_float_array(x, "x", (2,))
+        x = self._index._checked(x, "x")
         if not available:
-            if x.shape[1] != self.d:
-                raise ValueError(f"x: expected {self.d} channels as in the index, got shape {tuple(x.shape)}")
             kernels.arrays.check_finite(kernels.arrays.to_numpy(x), "x")
             distances, indices = np.empty((len(x), 0), np.float32), np.empty((len(x), 0), np.int64)
         else:

@@ -83,16 +83,11 @@ struct GridSamples {
         }
         const Corners corner = corners(i);
         const double x = cols[pixels[i].col].weight, y = rows[pixels[i].row].weight;
-        int n = 0;
-        const auto put = [&](std::int64_t point, double share) {
-            at[n] = static_cast<std::int32_t>(point);
-            by[n++] = share;
-        };
-        put(corner.a, (1 - y) * (1 - x));
-        put(corner.b, (1 - y) * x);
-        put(corner.c, y * (1 - x));
-        put(corner.d, y * x);
-        return n;
+        const std::int64_t points[4] = {corner.a, corner.b, corner.c, corner.d};
+        const double shares[4] = {(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x};
+        for (int k = 0; k < 4; ++k) at[k] = static_cast<std::int32_t>(points[k]);
+        std::copy(shares, shares + 4, by);
+        return 4;
     }
     void gather(std::int64_t i, const PointMatrix<T>& m, double scale, T* out) const {
         mix(i, m, scale, 0, m.dims, [&](std::int64_t c, T value) { out[c] = value; });
