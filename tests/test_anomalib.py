@@ -30,6 +30,7 @@ from anomalib.deploy import TorchInferencer
 from anomalib.engine import Engine
 from anomalib.models.components import KCenterGreedy
 from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel
+from anomalib.models.image.patchflow.torch_model import PatchflowModel
 from anomalib.models.image.super_add.torch_model import SuperADDModel
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
@@ -663,6 +664,24 @@ def test_the_finest_features_of_a_pass():
                 model(images[:1])
     post.detach(model)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_network_that_sees_the_middle_of_an_image():
+    torch.manual_seed(0)
+    images = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9), (97, 80), mode="bilinear")
+    model = PatchflowModel((97, 80), "resnet18", pre_trained=False, crop_size=(64, 48)).eval()
+    post = TTT4ASPostProcessor().attach(model).eval()
+    with torch.no_grad():
+        raw = model(images)
+        found = post(raw).pred_mask
+        middle = (..., slice(16, 80), slice(16, 64))
+        features = join_layers(list(model.feature_extractor(images[middle]).values()))
+    assert raw.anomaly_map.shape == (2, 1, 97, 80) and features.shape == (2, 896, 8, 6)
+    outside = torch.ones(97, 80, dtype=torch.bool)
+    outside[middle] = False
+    assert (raw.anomaly_map[..., outside] == -1).all() and not found[..., outside].any()
+    expected = ttt.TTT4AS()(raw.anomaly_map[middle][:, 0], features).pred_mask
+    assert torch.equal(found[middle][:, 0], expected) and expected.any((1, 2)).all()
 
 
 def test_features_of_a_backbone(folder):

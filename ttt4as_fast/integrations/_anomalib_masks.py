@@ -240,12 +240,15 @@ class TTT4ASPostProcessor(PostProcessor):
         source = self._features.pop(thread, None)
         anomaly_map = getattr(output, "anomaly_map", None)
         if not self.training and anomaly_map is not None:
-            self._predicted[thread] = (anomaly_map, args[0] if self.backbone is not None else source)
+            if self.backbone is not None:
+                self._predicted[thread] = (anomaly_map, args[0], None)
+            else:
+                self._predicted[thread] = (anomaly_map, source, getattr(module, "crop_size", None))
 
     def _forget(self) -> None:
         """Drop what forward passes have left, by thread: a pass and its post-processing are of one thread."""
         self._features: dict[int, Any] = {}
-        self._predicted: dict[int, tuple[torch.Tensor, Any]] = {}
+        self._predicted: dict[int, tuple[torch.Tensor, Any, tuple[int, int] | None]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_network"}
@@ -328,7 +331,14 @@ class TTT4ASPostProcessor(PostProcessor):
             raise RuntimeError("TTT4ASPostProcessor has features of another batch: post-process each batch once run")
         score = maps.flatten(1).amax(1) if score is None else _plain(score).reshape(batch)
         labels = self._labels(score).to(maps.device, torch.float32) if self.gate else None
-        return self._segmenter()(maps, features, labels).pred_mask.reshape(anomaly_map.shape)
+        if ready[2] is None:
+            return self._segmenter()(maps, features, labels).pred_mask.reshape(anomaly_map.shape)
+        # Patchflow: the network sees the middle of an image, the map is padded back.
+        top, left = ((whole - seen) // 2 for whole, seen in zip(maps.shape[1:], ready[2], strict=True))
+        middle = (slice(None), slice(top, top + ready[2][0]), slice(left, left + ready[2][1]))
+        mask = torch.zeros_like(maps, dtype=torch.bool)
+        mask[middle] = self._segmenter()(maps[middle], features, labels).pred_mask
+        return mask.reshape(anomaly_map.shape)
 
     def _labels(self, score: torch.Tensor) -> torch.Tensor:
         """(B,) bool, of raw scores: the label that the host will give, so that mask and label agree.
