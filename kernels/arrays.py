@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = np.ndarray | torch.Tensor
 
+_INT64_MAX = 2**63 - 1
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # NumPy has none: the bits, for the C++ core
 
@@ -128,23 +129,25 @@ def like(result: Any, template: Array) -> Any:
     return result
 
 
-def check_int(value: Any, name: str, minimum: int, maximum: int | None = None) -> int:
-    """`value` as an int within [minimum, maximum]."""
-    takes = f"an integer >= {minimum}" if maximum is None else f"an integer in [{minimum}, {maximum}]"
+def check_int(value: Any, name: str, minimum: int, maximum: int = _INT64_MAX) -> int:
+    """`value` as an int within [minimum, maximum]; none is larger than what torch and C++ take."""
+    takes = f"an integer >= {minimum}" if maximum == _INT64_MAX else f"an integer in [{minimum}, {maximum}]"
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected {takes}, got {value!r}") from None
-    if number < minimum or (maximum is not None and number > maximum):
-        raise ValueError(f"{name}: expected {takes}, got {number}")
+    if not minimum <= number <= maximum:
+        bound = " and < 2**63" if number > _INT64_MAX == maximum else ""
+        raise ValueError(f"{name}: expected {takes}{bound}, got {number}")
     return number
 
 
 def check_float(value: Any, name: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> float:
     """`value` as a finite float within [low, high], or (low, high] with `open_low`."""
-    takes = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
+    first = "(" if open_low or low == -math.inf else "["
+    takes = f"a number in {first}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
     try:
         if isinstance(value, (bool, np.bool_, str)):
             raise TypeError
@@ -154,6 +157,13 @@ def check_float(value: Any, name: str, low: float, high: float = float("inf"), *
     if not math.isfinite(number) or number > high or number < low or (open_low and number == low):
         raise ValueError(f"{name}: expected {takes}, got {number!r}")
     return number
+
+
+def check_bool(value: Any, name: str) -> bool:
+    """`value` as a bool if it is one, NumPy's included."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return bool(value)
 
 
 def check_option(value: Any, name: str, options: tuple[str, ...]) -> str:

@@ -43,6 +43,7 @@ class Operation:
     name: str
     host: tuple[str, ...]
     cuda: tuple[str, ...]
+    finite: bool = True  # whether its inputs have to be
 
     @property
     def backends(self) -> tuple[str, ...]:
@@ -94,23 +95,24 @@ class Operation:
             _warn_once(f"{self.name}: backend {name!r} is not usable ({reason}); using a slower one")
         raise RuntimeError(f"backend: no backend of {self.name} can serve arrays on {device!r}")
 
-    def run(self, function: str, inputs: tuple[Array, ...], backend: str, **options: Any) -> Any:
+    def run(self, function: str, inputs: dict[str, Array], backend: str, **options: Any) -> Any:
         """Call `function` of the chosen backend on `inputs` and return its result as the kind of the first of them.
 
-        A backend of host arrays gets `inputs` and `options` as such.
+        The function gets them by their order; their names are the caller's arguments, for errors. A backend of host
+        arrays gets `inputs` and `options` as such.
         """
-        template = inputs[0]
+        template = next(iter(inputs.values()))
         module = self.resolve(backend, arrays.device_type(template))
         if module.ARRAYS == "numpy":
             on_device = arrays.device_type(template) != "cpu"
             bfloat16 = getattr(module, "TAKES_BFLOAT16", False)
-            inputs = tuple(arrays.to_numpy(x, keep_bfloat16=bfloat16) for x in inputs)
+            inputs = {name: arrays.to_numpy(x, keep_bfloat16=bfloat16) for name, x in inputs.items()}
             options = {name: arrays.to_numpy(x) if arrays.is_tensor(x) else x for name, x in options.items()}
-            for place, x in enumerate(inputs if on_device else (), start=1):
+            for name, x in inputs.items() if on_device and self.finite else ():
                 if x.dtype.kind == "f":  # what lay on a device nobody has looked at yet
-                    arrays.check_finite(x, f"argument {place} of {self.name}")
+                    arrays.check_finite(x, name)
         with arrays.device_of(template):
-            return arrays.like(getattr(module, function)(*inputs, **options), template)
+            return arrays.like(getattr(module, function)(*inputs.values(), **options), template)
 
 
 def checks_finite(module: ModuleType) -> bool:

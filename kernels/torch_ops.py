@@ -39,7 +39,7 @@ def _define(schema: str, implementation: Callable, fake: Callable) -> None:
 
 
 def _upsample(features: Tensor, height: int, width: int, backend: str) -> Tensor:
-    result = bilinear.OPERATION.run("upsample", (features,), backend, height=height, width=width)
+    result = bilinear.OPERATION.run("upsample", {"features": features}, backend, height=height, width=width)
     # Dtype and layout are what the fake promises, whatever the backend gave.
     return result.to(features.dtype, memory_format=_layout(features))
 

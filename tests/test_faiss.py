@@ -37,6 +37,11 @@ def test_growing_changes_nothing(vectors, sizes, backend):
     np.testing.assert_array_equal(index.bank, bank)
 
 
+def test_channels_that_contradict_the_bank():
+    with pytest.raises(ValueError, match="dim: expected 2, the channels of the bank, got 3"):
+        kernels.KnnIndex(np.ones((5, 2)), dim=3)
+
+
 def test_few_parts_however_it_grows(vectors):
     bank, _ = vectors
     index = kernels.KnnIndex(dim=17)

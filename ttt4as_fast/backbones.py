@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .kernels.arrays import check_option
+
 Normalisation = tuple[float, float, float]
 
 _IMAGENET_MEAN: Normalisation = (0.485, 0.456, 0.406)
@@ -192,9 +194,7 @@ def create_backbone(
     -----
     Batch norms are folded into their convolutions, which changes features in the last bits.
     """
-    if name not in _SPECS:
-        raise ValueError(f"name: expected one of {', '.join(map(repr, _SPECS))}, got {name!r}")
-    spec = _SPECS[name]
+    spec = _SPECS[check_option(name, "name", tuple(_SPECS))]
     target = resolve_device(device)
     network = _create_network(name, spec, weights)
     return Backbone(name, spec, network, _check_layers(layers, name, spec, network)).to(target)

@@ -20,7 +20,7 @@ from . import kernels
 from .backbones import Backbone, available, check_input_size, create_backbone, resolve_device
 from .baselines import NominalStatistics
 from .images import ImageError, list_images, read_image
-from .kernels.arrays import check_float, check_int, is_tensor, to_numpy
+from .kernels.arrays import check_bool, check_float, check_int, check_option, is_tensor, to_numpy
 from .patches import MapMaker, join_layers, patches_per_image, project, reweight, standardize
 from .preprocessing import ImageSource, Preprocessing, as_batch
 
@@ -169,9 +169,7 @@ class PatchCore:
         standardize: bool = False,
         max_patches: int | None = None,
     ) -> None:
-        if backbone not in available():
-            raise ValueError(f"backbone: expected one of {', '.join(map(repr, available()))}, got {backbone!r}")
-        self.backbone = backbone
+        self.backbone = check_option(backbone, "backbone", tuple(available()))
         self.layers = layers
         self.coreset_ratio = check_float(coreset_ratio, "coreset_ratio", 0.0, 1.0, open_low=True)
         self.n_neighbors = check_int(n_neighbors, "n_neighbors", 1)
@@ -183,9 +181,7 @@ class PatchCore:
         self.backend = backend
         self.device = resolve_device(device)
         self.weights = weights
-        if not isinstance(standardize, (bool, np.bool_)):
-            raise TypeError(f"standardize: expected a bool, got {standardize!r}")
-        self.standardize = bool(standardize)
+        self.standardize = check_bool(standardize, "standardize")
         self.max_patches = None if max_patches is None else check_int(max_patches, "max_patches", 1)
         for operation in (kernels.knn, kernels.coreset):  # refused now, not after minutes of features
             operation.OPERATION.resolve(backend, self.device.type)

@@ -100,9 +100,7 @@ class TTT4AS:
         backend: str = "auto",
         **robust: Any,
     ) -> None:
-        if preset not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(map(repr, PRESETS))}, got {preset!r}")
-        self.preset = preset
+        self.preset = check_option(preset, "preset", PRESETS)
         unknown = set(robust) - ROBUST_ONLY
         if unknown:
             raise TypeError(f"{min(unknown)}: unknown option of TTT4AS")

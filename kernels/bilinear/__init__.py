@@ -12,7 +12,7 @@ from ..dispatch import Operation
 if TYPE_CHECKING:
     from ..arrays import Array
 
-OPERATION = Operation("bilinear", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"))
+OPERATION = Operation("bilinear", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"), finite=False)
 
 
 def bilinear_upsample(features: Array, size: int | tuple[int, int], *, backend: str = "auto") -> Array:
@@ -51,7 +51,7 @@ def bilinear_upsample(features: Array, size: int | tuple[int, int], *, backend: 
         from .. import torch_ops
 
         return torch_ops.bilinear_upsample(features, height, width, backend)
-    return OPERATION.run("upsample", (features,), backend, height=height, width=width)
+    return OPERATION.run("upsample", {"features": features}, backend, height=height, width=width)
 
 
 def bilinear_sample(
@@ -102,7 +102,9 @@ def run_sample(features: Array, height: int, width: int, rows: Array, cols: Arra
     for name, values, limit in (("rows", rows, height), ("cols", cols, width)):
         if arrays.device_type(values) == "cpu" and len(values) and not (0 <= values.min() and values.max() < limit):
             raise ValueError(f"{name}: expected pixels in [0, {limit}), got {int(values.min())} to {int(values.max())}")
-    return OPERATION.run("sample", (features, rows, cols), backend, height=height, width=width)
+    return OPERATION.run(
+        "sample", {"features": features, "rows": rows, "cols": cols}, backend, height=height, width=width
+    )
 
 
 def _coordinates(values: Any, name: str, features: Array) -> Array:

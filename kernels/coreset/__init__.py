@@ -63,4 +63,4 @@ def k_center_greedy(
         raise TypeError(f"progress: expected a callable (done, total), got {progress!r}")
     if arrays.device_type(points) == "cpu":
         arrays.check_finite(arrays.to_numpy(points), "points")
-    return OPERATION.run("greedy", (points,), backend, n_samples=n_samples, start=start, progress=progress)
+    return OPERATION.run("greedy", {"points": points}, backend, n_samples=n_samples, start=start, progress=progress)

@@ -60,8 +60,10 @@ class KnnIndex:
         if dim is not None:
             self.dim = arrays.check_int(dim, "dim", 1)
         if bank is not None:
-            if dim is None:
-                self.dim = int(arrays.as_float_array(bank, "bank", (2,)).shape[1])
+            channels = int(arrays.as_float_array(bank, "bank", (2,)).shape[1])
+            if dim is not None and channels != self.dim:
+                raise ValueError(f"dim: expected {channels}, the channels of the bank, got {dim}")
+            self.dim = channels
             self._append(bank, "bank", keep=True)
 
     @property

@@ -84,15 +84,11 @@ def fit_linear_svm(
     tol = arrays.check_float(tol, "tol", 0.0, open_low=True)
     max_iter = arrays.check_int(max_iter, "max_iter", 1)
     weight = _weights(sample_weight, signs)
-    module = OPERATION.resolve(backend, arrays.device_type(X))
-    options: dict[str, Any] = {"C": C, "loss": loss, "tol": tol, "max_iter": max_iter, "sample_weight": weight}
-    if module.ARRAYS == "numpy":
-        samples = arrays.to_numpy(X)
-        if not checks_finite(module):
-            arrays.check_finite(samples, "X")
-        return arrays.like(module.fit(samples, signs, **options), X)
-    with arrays.device_of(X):
-        return module.fit(X, signs, **options)
+    if arrays.device_type(X) == "cpu" and not checks_finite(OPERATION.resolve(backend, "cpu")):
+        arrays.check_finite(arrays.to_numpy(X), "X")
+    return OPERATION.run(
+        "fit", {"X": X, "y": signs}, backend, C=C, loss=loss, tol=tol, max_iter=max_iter, sample_weight=weight
+    )
 
 
 def _signs(y: Any, n: int) -> np.ndarray:

@@ -60,6 +60,7 @@ def fit(
     from sklearn.svm import LinearSVC
 
     X = X.astype(np.float64)
+    max_iter = min(max_iter, 2**31 - 1)  # liblinear's integers
     inner = tol
     while True:
         inner = max(inner * 1e-3, _TIGHTEST)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import arrays
 from ..dispatch import Operation, checks_finite
 
@@ -54,7 +56,7 @@ def run_local_maxima(anomaly_map: Array, percentile: float, backend: str) -> Arr
         arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")
     batch = anomaly_map if anomaly_map.ndim == 3 else anomaly_map[None]
     try:
-        peaks = OPERATION.run("local_maxima", (batch,), backend, percentile=percentile)
+        peaks = OPERATION.run("local_maxima", {"anomaly_map": batch}, backend, percentile=percentile)
     except ValueError:
         if on_host:
             arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")  # says where
@@ -83,8 +85,6 @@ def dilate(mask: Any, radius: int, *, backend: str = "auto") -> Array:
     ValueError, TypeError
         `mask` is not boolean, has the wrong rank or an empty axis; negative radius; unknown backend.
     """
-    import numpy as np
-
     if not arrays.is_tensor(mask):
         mask = np.asarray(mask)
     if arrays.dtype_name(mask) != "bool":
@@ -104,4 +104,4 @@ def run_dilate(mask: Array, radius: int, backend: str) -> Array:
     batch = mask if mask.ndim == 3 else mask[None]
     # A square wider than twice the image reaches everything; the cap keeps window arithmetic small.
     radius = min(radius, max(mask.shape[-2:]))
-    return OPERATION.run("dilate", (batch,), backend, radius=radius).reshape(mask.shape)
+    return OPERATION.run("dilate", {"mask": batch}, backend, radius=radius).reshape(mask.shape)

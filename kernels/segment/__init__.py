@@ -210,7 +210,12 @@ def run_batch(
     """(B, H, W) and (B, C, h, w) through the chosen backend; the torch operator calls it too."""
     if arrays.device_type(anomaly_map) == "cpu":
         check_finite(OPERATION.resolve(backend, "cpu"), anomaly_map, features, score)
-    return OPERATION.run("segment", (anomaly_map, features), backend, **_backend_options(anomaly_map, score, options))
+    return OPERATION.run(
+        "segment",
+        {"anomaly_map": anomaly_map, "features": features},
+        backend,
+        **_backend_options(anomaly_map, score, options),
+    )
 
 
 def check_finite(backend: ModuleType, anomaly_map: Array, features: Array, score: Array | None) -> None:

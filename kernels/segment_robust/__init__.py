@@ -80,8 +80,8 @@ class RobustOptions:
             "background_weight": arrays.check_float(self.background_weight, "background_weight", 0.0, open_low=True),
             "hard_share": arrays.check_float(self.hard_share, "hard_share", 0.0, 1.0),
             "size_exponent": arrays.check_float(self.size_exponent, "size_exponent", 0.0, 2.0),
-            "recentre": _check_bool(self.recentre, "recentre"),
-            "standardize": _check_bool(self.standardize, "standardize"),
+            "recentre": arrays.check_bool(self.recentre, "recentre"),
+            "standardize": arrays.check_bool(self.standardize, "standardize"),
             "score_weight": arrays.check_float(self.score_weight, "score_weight", 0.0),
             "C": arrays.check_float(self.C, "C", 0.0, open_low=True),
             "loss": arrays.check_option(self.loss, "loss", LOSSES),
@@ -203,7 +203,9 @@ def run_batch(
     check_finite(OPERATION.resolve(backend, arrays.device_type(anomaly_map)), anomaly_map, features, score)
     skip = gate(anomaly_map, score, options.image_threshold)
     skip = None if skip is None else arrays.to_numpy(skip)
-    return OPERATION.run("segment", (anomaly_map, features), backend, skip=skip, options=options)
+    return OPERATION.run(
+        "segment", {"anomaly_map": anomaly_map, "features": features}, backend, skip=skip, options=options
+    )
 
 
 def nominal_level(nominal_maps: Array, quantile: float = 0.999) -> float:
@@ -232,9 +234,3 @@ def nominal_level(nominal_maps: Array, quantile: float = 0.999) -> float:
     arrays.check_finite(maps, "nominal_maps")
     quantile = arrays.check_float(quantile, "quantile", 0.0, 1.0)
     return float(np.float32(np.quantile(maps.astype(np.float64), quantile)))
-
-
-def _check_bool(value: Any, name: str) -> bool:
-    if value is not True and value is not False:
-        raise TypeError(f"{name}: expected a bool, got {value!r}")
-    return value

@@ -74,15 +74,25 @@ def test_a_host_backend_gets_host_arrays_in_its_options_too(operation, monkeypat
     seen = []
     module = operation.module("cpu")
     monkeypatch.setattr(module, "double", lambda x, skip: seen.append((x, skip)) or x, raising=False)
-    operation.run("double", (torch.ones(3),), "cpu", skip=torch.ones(3, dtype=torch.bool))
+    operation.run("double", {"x": torch.ones(3)}, "cpu", skip=torch.ones(3, dtype=torch.bool))
     assert all(isinstance(x, np.ndarray) for x in seen[0])
 
 
 def test_results_come_back_as_they_went(operation):
-    assert isinstance(operation.run("double", (np.ones(3),), "cpu"), np.ndarray)
-    doubled = operation.run("double", (torch.ones(3, dtype=torch.bfloat16),), "cpu")
+    assert isinstance(operation.run("double", {"x": np.ones(3)}, "cpu"), np.ndarray)
+    doubled = operation.run("double", {"x": torch.ones(3, dtype=torch.bfloat16)}, "cpu")
     assert isinstance(doubled, torch.Tensor)
     assert doubled.tolist() == [2, 2, 2]
+
+
+def test_what_comes_from_a_device_is_looked_at_on_the_host(operation, monkeypatch):
+    monkeypatch.setattr(dispatch.arrays, "device_type", lambda x: "cuda")
+    with pytest.raises(ValueError, match=r"x: expected finite values, got nan at \(1,\)"):
+        operation.run("double", {"x": torch.tensor([0.0, torch.nan])}, "reference")
+    upsampled = kernels.bilinear.OPERATION.run(
+        "upsample", {"features": torch.full((1, 2, 2), torch.nan)}, "cpu", height=4, width=4
+    )
+    assert upsampled.isnan().all()
 
 
 def test_backends_tells_what_is_usable():

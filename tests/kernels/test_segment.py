@@ -318,6 +318,8 @@ GOOD = {"anomaly_map": np.zeros((8, 8)), "features": np.zeros((3, 2, 2))}
         ({"percentile": 101}, ValueError, "percentile: expected a number in [0, 100]"),
         ({"neighbor_radius": -1}, ValueError, "neighbor_radius: expected an integer >= 0, got -1"),
         ({"n_nominal": 0}, ValueError, "n_nominal"),
+        ({"n_nominal": 2**63}, ValueError, f"n_nominal: expected an integer >= 1 and < 2**63, got {2**63}"),
+        ({"image_threshold": -np.inf}, ValueError, "image_threshold: expected a number in (-inf, inf), got -inf"),
         ({"C": -1}, ValueError, "C: expected a number in (0, inf)"),
         ({"loss": "l2"}, ValueError, "loss: expected one of"),
         ({"nominal_sampling": "all"}, ValueError, "nominal_sampling: expected one of 'grid', 'random', got 'all'"),

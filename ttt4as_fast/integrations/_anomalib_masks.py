@@ -110,8 +110,6 @@ class TTT4ASPostProcessor(PostProcessor):
         super().__init__(**kwargs)
         if layers is not None and (isinstance(layers, str) or not isinstance(layers, Sequence)):
             raise TypeError(f"layers: expected a sequence of names, got {layers!r}")
-        if not isinstance(gate, bool):
-            raise TypeError(f"gate: expected a bool, got {gate!r}")
         if robust is not None and not isinstance(robust, Mapping):
             raise TypeError(f"robust: expected options by name, got {robust!r}")
         for name in robust or ():
@@ -130,7 +128,7 @@ class TTT4ASPostProcessor(PostProcessor):
         self.layers = None if layers is None else list(layers)
         self.backbone = backbone
         self.backbone_weights = None if backbone_weights is None else str(backbone_weights)
-        self.gate = gate
+        self.gate = arrays.check_bool(gate, "gate")
         self.preset = preset
         self.percentile = percentile
         self.neighbor_radius = neighbor_radius
