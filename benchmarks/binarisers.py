@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ttt4as_fast.progress import Progress, silent
+
 from . import machine, measure, peers
-from .results_file import Progress, result, silent
+from .results_file import result
 
 if TYPE_CHECKING:
     from ttt4as_fast.datasets import Dataset, Sample
@@ -80,7 +82,7 @@ def run(
     watch = machine.Watch()
     dataset = load_dataset(root)
     model = _model(dataset, model_file, weights, image_size, crop_size, progress)
-    report = evaluate(model, dataset, progress=lambda done, total: progress("masks", done, total))
+    report = evaluate(model, dataset, progress=progress)
     rows = []
     for method, meaning in METHODS.items():
         row = report.row(method)

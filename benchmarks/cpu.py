@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from ttt4as_fast.progress import Progress, silent
+
 from . import gate, latency, machine, measure, peers, workloads
 from .headline import backend_of
-from .results_file import Progress, result, silent
+from .results_file import result
 
 TITLE = "CPU: each operation against its peers"
 _DENSE_PIXELS = 320 * 320  # of the largest map whose dense features the reference can hold

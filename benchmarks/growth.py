@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ttt4as_fast.progress import Progress, silent
+
 from . import gate, machine, measure, peers, workloads
 from .headline import backend_of
-from .results_file import Progress, result, silent
+from .results_file import result
 
 TITLE = "Growth of the overhead"
 BASE = workloads.WORKLOADS["wrn50"]

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ttt4as_fast.progress import Progress, silent
+
 from . import gate, machine, measure, peers, workloads
-from .results_file import Progress, result, silent
+from .results_file import result
 
 TITLE = "What test-time training adds to an image"
 FULL = ("lite0", "wrn50", "wrn50_1536", "dinov2_vits14", "dino_vitb8")
@@ -58,7 +60,7 @@ def run(
     bank : int
         Patches in the memory bank that the detector searches. Default 16384.
     progress : callable, optional
-        ``progress(description, done, total)``.
+        ``progress(stage, done, total)``.
 
     Returns
     -------

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ttt4as_fast.progress import Progress, silent
+
 from . import gate, machine, measure, peers, workloads
-from .results_file import Progress, result, silent
+from .results_file import result
 
 TITLE = "Drop-in: each host as it is, and with one line switched"
 

@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from ttt4as_fast.progress import Progress, silent
+
 from . import gate, machine, measure, workloads
 from .headline import backend_of
-from .results_file import Progress, result, silent
+from .results_file import result
 
 TITLE = "Latency, throughput and cold start"
 QUANTILES = (50, 95, 99)

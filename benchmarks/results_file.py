@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,6 @@ from ttt4as_fast.io import atomic_path, plain
 
 FORMAT_VERSION = 1
 RESULTS = Path(__file__).resolve().parent / "results"
-
-Progress = Callable[[str, int, int], None]  # (description, done, total)
-
-
-def silent(description: str, done: int, total: int) -> None:
-    """The `Progress` of a run that nobody watches."""
 
 
 def result(suite: str, title: str, about: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from scipy import ndimage
 
 from ttt4as_fast import baselines, metrics
 from ttt4as_fast.baselines import NominalStatistics
-from ttt4as_fast.datasets import load_dataset, read_image, read_mask
+from ttt4as_fast.datasets import ImageError, load_dataset, read_image, read_mask
 from ttt4as_fast.evaluate import COLUMNS, METHODS, evaluate
+from ttt4as_fast.patchcore import ImagePrediction
 from ttt4as_fast.segmenter import TTT4AS
 
 SIZE, CROP = 32, 28
@@ -43,15 +44,16 @@ class BrightnessDetector:
         psi = ndimage.gaussian_filter(pixels.astype(np.float32) / 255, 1.0)
         return psi[EDGE : EDGE + CROP, EDGE : EDGE + CROP]
 
-    def predict(self, images, batch_size: int) -> SimpleNamespace:
-        pixels = [np.asarray(read_image(path).resize((SIZE, SIZE)))[:, :, 0] for path in images]
-        self.batches.append(len(pixels))
-        maps = np.stack([self.map_of(p) for p in pixels])
-        features = np.stack([[psi[::2, ::2], ndimage.gaussian_filter(psi, 2)[::2, ::2]] for psi in maps])
-        spent = {"map": 2.0 * len(maps)}
-        return SimpleNamespace(
-            anomaly_map=maps, pred_score=maps.max(axis=(1, 2)), features=features, milliseconds=spent
-        )
+    def predict_iter(self, images, *, batch_size=16, on_error=None):
+        self.batches.append(len(images))
+        for path in images:
+            try:
+                psi = self.map_of(np.asarray(read_image(path).resize((SIZE, SIZE)))[:, :, 0])
+            except ImageError as error:
+                on_error(error)
+                continue
+            features = np.stack([psi[::2, ::2], ndimage.gaussian_filter(psi, 2)[::2, ::2]])
+            yield ImagePrediction(path, (SIZE, SIZE), psi, float(psi.max()), features, {"map": 2.0})
 
     def transform_mask(self, mask: np.ndarray) -> np.ndarray:
         whole = Image.fromarray(mask).resize((SIZE, SIZE), Image.Resampling.NEAREST)
@@ -89,9 +91,9 @@ def known(tmp_path_factory):
     """The set, the detector, its report, and the maps and truths that the report is about."""
     root = make_set(tmp_path_factory.mktemp("set"))
     model, data = BrightnessDetector(), load_dataset(root)
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     report = evaluate(model, data, batch_size=4, progress=lambda *call: calls.append(call))
-    maps = model.predict([s.image for s in data.test], 99).anomaly_map
+    maps = np.stack([out.anomaly_map for out in model.predict_iter([s.image for s in data.test])])
     masks = np.stack(
         [model.transform_mask(read_mask(s.mask)) if s.label else np.zeros((CROP, CROP), bool) for s in data.test]
     )
@@ -104,7 +106,7 @@ def test_rows_are_every_method_for_every_kind(known):
         (kind, method) for kind in ("bright", "dim", "mean", "all") for method in METHODS
     ]
     assert all(set(row) == set(COLUMNS) for row in report.rows)
-    assert known.calls == [(4, 10), (8, 10), (10, 10)]
+    assert known.calls == [("evaluation", done, 10) for done in (4, 8, 10)]
     assert report.counts == {"listed": 10, "judged": 10, "failed": 0, "without_mask": 0, "mask_outside_crop": 0}
 
 
@@ -124,7 +126,7 @@ def test_rankings_are_over_the_kind_and_the_nominal_images(known, kind):
 @pytest.mark.parametrize("method", METHODS)
 def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
     stats, ungated, alone = known.model.nominal_statistics_, TTT4AS(), TTT4AS(C=10.0)
-    batch = known.model.predict([s.image for s in known.data.test], 99)
+    batch = list(known.model.predict_iter([s.image for s in known.data.test]))
     gated = TTT4AS(image_threshold=known.model.image_threshold_)
     robust = TTT4AS(preset="robust").calibrate(known.model.nominal_maps)
     robust_gated = TTT4AS(**{**robust.get_params(), "image_threshold": known.model.image_threshold_})
@@ -135,11 +137,11 @@ def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
         "max_nominal": lambda i, psi: psi > stats.maxima.max(),
         "quantile_nominal": lambda i, psi: psi > np.quantile(stats.maxima, 0.95),
         "otsu": lambda i, psi: baselines.otsu_mask(psi),
-        "ttt4as": lambda i, psi: gated(psi, batch.features[i], pred_score=batch.pred_score[i]).pred_mask,
-        "ttt4as_ungated": lambda i, psi: ungated(psi, batch.features[i]).pred_mask,
+        "ttt4as": lambda i, psi: gated(psi, batch[i].features, pred_score=batch[i].pred_score).pred_mask,
+        "ttt4as_ungated": lambda i, psi: ungated(psi, batch[i].features).pred_mask,
         "ttt4as_score_only": lambda i, psi: alone(psi, ((psi - psi.mean()) / psi.std())[None]).pred_mask,
-        "ttt4as_robust": lambda i, psi: robust_gated(psi, batch.features[i], batch.pred_score[i]).pred_mask,
-        "ttt4as_robust_ungated": lambda i, psi: robust(psi, batch.features[i]).pred_mask,
+        "ttt4as_robust": lambda i, psi: robust_gated(psi, batch[i].features, batch[i].pred_score).pred_mask,
+        "ttt4as_robust_ungated": lambda i, psi: robust(psi, batch[i].features).pred_mask,
         "oracle_image_f1": lambda i, psi: psi > baselines.oracle_threshold(known.maps, known.masks)[0],
         "oracle_pooled_f1": lambda i, psi: psi > baselines.oracle_threshold(known.maps, known.masks, "pooled_f1")[0],
     }[method]

@@ -102,19 +102,19 @@ def test_repr_shows_the_threshold_as_it_stands():
     module.load_state_dict({"image_threshold": torch.tensor(2.5)})
     assert "image_threshold=2.5" in repr(module)
     assert "meta" in repr(module.to("meta"))
-    assert "score_weight=1.0" in repr(nn.TTT4AS(preset="robust"))
+    assert "score_weight=1.0" in repr(nn.TTT4AS("robust"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_cast_leaves_the_threshold(dtype):
     maps, features = torch.rand(2, 40, 44), torch.rand(2, 6, 5, 5)
     for threshold in (None, 47.1625, 1e300):
-        module = nn.TTT4AS(threshold)
+        module = nn.TTT4AS(image_threshold=threshold)
         want = module(maps, features)
         assert torch.equal(module.to(dtype)(maps, features), want)
         assert module.image_threshold.dtype == torch.float64
         assert threshold is None or float(module.image_threshold) == threshold
-    assert nn.TTT4AS(1.5).to("meta").image_threshold.is_meta
+    assert nn.TTT4AS(image_threshold=1.5).to("meta").image_threshold.is_meta
 
 
 def test_bad_options_are_named():

@@ -405,12 +405,12 @@ def test_milliseconds_of_each_stage(model, folder):
 def test_progress(folder):
     seen = []
     model = small().fit(folder, progress=lambda *step: seen.append(step), batch_size=2)
-    assert seen[:5] == [(i, 5, "features") for i in range(1, 6)]
-    assert seen[-1] == (32, 32, "coreset")
+    assert seen[:5] == [("features", i, 5) for i in range(1, 6)]
+    assert seen[-1] == ("coreset", 32, 32)
     seen.clear()
     model.calibrate(folder, progress=lambda *step: seen.append(step))
     model.predict(folder, progress=lambda *step: seen.append(step))
-    assert seen == [(i, 5, stage) for stage in ("calibration", "prediction") for i in range(1, 6)]
+    assert seen == [(stage, i, 5) for stage in ("calibration", "prediction") for i in range(1, 6)]
 
 
 def test_streaming_gives_what_predict_gives(model, folder):
@@ -452,45 +452,6 @@ def test_calibration_rate_and_refit():
     assert scores[2] < model.image_threshold_ <= scores[3]
     model.fit(textures(2, 0))
     assert model.nominal_statistics_ is None and model.image_threshold_ is None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# geometry
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (31, 97), (72, 72), (320, 320), (103, 632)])
-@pytest.mark.parametrize("sizes", [(72, 64), (256, 224), (64, 64), (65, 64)])
-def test_mask_goes_the_way_of_the_image(shape, sizes):
-    model = PatchCore(image_size=sizes[0], crop_size=sizes[1], device="cpu")
-    mask = np.random.default_rng(0).random(shape) < 0.5
-    resized = Image.fromarray(mask.astype(np.uint8)).resize((sizes[0], sizes[0]), Image.Resampling.NEAREST)
-    cut = (sizes[0] - sizes[1]) // 2
-    expected = np.asarray(resized)[cut : cut + sizes[1], cut : cut + sizes[1]] > 0
-    found = model.transform_mask(mask)
-    # A centre on the edge between two pixels has no nearest one: Pillow's rounding errors choose.
-    clear = [(2 * (np.arange(sizes[1]) + cut) + 1) * n % (2 * sizes[0]) != 0 for n in shape]
-    assert all(side.mean() > 0.5 for side in clear)
-    np.testing.assert_array_equal(found[np.ix_(*clear)], expected[np.ix_(*clear)])
-    np.testing.assert_array_equal(model.transform_mask(torch.from_numpy(mask)), found)
-
-
-def test_crop_box():
-    model = PatchCore(device="cpu")
-    assert model.crop_box((256, 512)) == (32.0, 16.0, 480.0, 240.0)  # left, top, right, bottom
-    assert PatchCore(image_size=64, crop_size=64, device="cpu").crop_box((5, 9)) == (0, 0, 9, 5)
-
-
-@pytest.mark.parametrize(
-    ("mask", "error", "message"),
-    [
-        (np.zeros((4, 4)), TypeError, "mask: expected dtype bool, got float64"),
-        (np.zeros((4, 4, 1), bool), ValueError, r"mask: expected shape \(H, W\), got \(4, 4, 1\)"),
-        (np.zeros((0, 4), bool), ValueError, r"mask: expected shape \(H, W\), got \(0, 4\)"),
-    ],
-)
-def test_wrong_masks(mask, error, message):
-    with pytest.raises(error, match=message):
-        small().transform_mask(mask)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

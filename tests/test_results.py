@@ -11,52 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ttt4as_fast.results import Placement, ResultFolder, overlay, regions, write_map, write_mask
-
-# ---------------------------------------------------------------- placement
-
-
-def test_placement_without_scaling_is_a_shift() -> None:
-    place = Placement(256, 256, 256, 224)
-    assert place.box == (slice(16, 240), slice(16, 240))
-    rng = np.random.default_rng(0)
-    mask, psi = rng.random((224, 224)) > 0.5, rng.random((224, 224), dtype=np.float32)
-    placed = place.mask(mask)
-    np.testing.assert_array_equal(placed[16:240, 16:240], mask)
-    assert not placed[:16].any()
-    assert not placed[:, 240:].any()
-    full = place.map(psi)
-    np.testing.assert_allclose(full[16:240, 16:240], psi, rtol=1e-6)
-    assert np.isnan(full).sum() == 256 * 256 - 224 * 224
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "image_size", "crop_size"),
-    [(300, 500, 256, 224), (97, 640, 64, 57), (1, 1, 32, 28), (3, 1000, 224, 224), (37, 41, 256, 128), (2, 2, 64, 8)],
-)
-def test_placement_keeps_the_geometry_of_resize_and_crop(
-    height: int, width: int, image_size: int, crop_size: int
-) -> None:
-    """A ramp over the image, seen through resize and crop, comes back as the same ramp."""
-    place = Placement(height, width, image_size, crop_size)
-    offset = (image_size - crop_size) // 2
-    at = (np.arange(crop_size) + 0.5 + offset) / image_size  # position in the image, of 1
-    ramp = (3 * at[:, None] + 5 * at[None, :]).astype(np.float32)
-    full = place.map(ramp)
-    assert full.shape == (height, width)
-    assert full.dtype == np.float32
-    rows, columns = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
-    expected = 3 * rows[:, None] + 5 * columns[None, :]
-    seen = np.isfinite(full)
-    # At the border the map is clamped, not continued: half a crop pixel at most.
-    np.testing.assert_allclose(full[seen], expected[seen], atol=(3 + 5) * 0.5 / image_size + 1e-5)
-    covered = place.mask(np.ones((crop_size, crop_size), bool))
-    np.testing.assert_array_equal(covered, seen)
-    inside = (np.abs(rows - 0.5) < crop_size / image_size / 2 - 1 / image_size)[:, None] & (
-        np.abs(columns - 0.5) < crop_size / image_size / 2 - 1 / image_size
-    )
-    assert seen[inside].all()
-
+from ttt4as_fast.results import ResultFolder, overlay, regions, write_map, write_mask
 
 # ---------------------------------------------------------------- one image
 

@@ -316,8 +316,7 @@ def evaluate(
         )
     segmenter = _segmenter(ctx, None, detector)
     with progress_bars() as progress:
-        step = None if progress is None else lambda done, total: progress("evaluating", done, total)
-        report = run(detector, found, segmenter, batch_size=batch_size, progress=step)
+        report = run(detector, found, segmenter, batch_size=batch_size, progress=progress)
     output.mkdir(parents=True, exist_ok=True)
     report.to_json(output / "report.json", images=True)
     report.to_csv(output / "report.csv")

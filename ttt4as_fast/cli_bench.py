@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -75,10 +74,6 @@ def _finish(content: dict[str, Any], tables: list[Any], output: Path) -> None:
         raise typer.Exit(1)
 
 
-def _watched(progress: Callable[[str, int, int], None] | None) -> dict[str, Any]:
-    return {} if progress is None else {"progress": progress}
-
-
 @bench_app.callback(
     invoke_without_command=True, epilog="[b]Examples[/b]\n\nttt4as bench --quick\n\nttt4as bench --report report/"
 )
@@ -113,7 +108,7 @@ def headline(
     suite = _suite("headline")
     names, seconds, bank = (suite.QUICK, 1.0, 4096) if quick else (suite.FULL, 6.0, 16_384)
     with progress_bars() as progress:
-        content = suite.run(names, threads, seconds, seed, data, bank, **_watched(progress))
+        content = suite.run(names, threads, seconds, seed, data, bank, progress=progress)
     _finish(content, [suite.table(content), suite.stage_table(content)], output)
 
 
@@ -156,7 +151,7 @@ def cpu(
     threads = _begin(threads, output)
     suite = _suite("cpu")
     with progress_bars() as progress:
-        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, rows, **_watched(progress))
+        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, rows, progress=progress)
     _finish(content, [suite.table(content)], output)
 
 
@@ -171,7 +166,7 @@ def growth(
     threads = _begin(threads, output)
     suite = _suite("growth")
     with progress_bars() as progress:
-        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, **_watched(progress))
+        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, progress=progress)
     _finish(content, [suite.table(content)], output)
 
 
@@ -196,7 +191,7 @@ def latency(
     threads = _begin(threads, output)
     suite = _suite("latency")
     with progress_bars() as progress:
-        content = suite.run(workload, threads, calls, rate, data=data, **_watched(progress))
+        content = suite.run(workload, threads, calls, rate, data=data, progress=progress)
     _finish(content, suite.tables(content), output)
 
 
@@ -212,7 +207,7 @@ def integrations(
     threads = _begin(threads, output)
     suite = _suite("integrations")
     with progress_bars() as progress:
-        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, hosts, **_watched(progress))
+        content = suite.run(suite.Plan(seconds=seconds, data=data), threads, hosts, progress=progress)
     _finish(content, [suite.table(content)], output)
 
 
@@ -239,5 +234,5 @@ def masks(
     threads = _begin(threads, output)
     suite = _suite("binarisers")
     with progress_bars() as progress:
-        content = suite.run(dataset, model, image_size, crop_size, threads, **_watched(progress), weights=weights)
+        content = suite.run(dataset, model, image_size, crop_size, threads, progress=progress, weights=weights)
     _finish(content, suite.tables(content), output)

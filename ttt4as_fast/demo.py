@@ -18,6 +18,7 @@ import numpy as np
 from .installation import versions
 from .io import atomic_path
 from .kernels.arrays import check_float, check_int, check_option, to_numpy
+from .progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +248,7 @@ def run_demo(
     seed: int = 0,
     backend: str = "auto",
     plan: DemoPlan | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fit PatchCore on crops of real photographs, blend defects into others, and compare the masks of THR and TTT4AS.
 
@@ -268,7 +269,7 @@ def run_demo(
     plan : DemoPlan, optional
         Numbers and sizes of the crops.
     progress : callable, optional
-        Called as ``progress(description, done, total)``.
+        Called as ``progress(stage, done, total)``.
 
     Returns
     -------
@@ -289,7 +290,7 @@ def run_demo(
         raise ValueError("textures: expected at least one, got none")
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    report = progress or (lambda description, done, total: None)
+    report = progress or silent
     began = time.perf_counter()
     runs = [_run_texture(name, seed, backend, plan, report) for name in textures]
     rows = [row for run in runs for row in run.rows]
@@ -322,9 +323,7 @@ class _TextureRun:
     milliseconds: dict[str, float]
 
 
-def _run_texture(
-    name: str, seed: int, backend: str, plan: DemoPlan, report: Callable[[str, int, int], None]
-) -> _TextureRun:
+def _run_texture(name: str, seed: int, backend: str, plan: DemoPlan, report: Progress) -> _TextureRun:
     from .baselines import mean_std_mask
     from .metrics import precision_recall_f1
     from .patchcore import PatchCore
@@ -337,7 +336,7 @@ def _run_texture(
     donors = [load_texture(other) for other in TEXTURES if other != name]
     defective, gt = make_defects(crops["test"], donors, size=plan.size, seed=seed + TEXTURES.index(name))
 
-    def stages(done: int, total: int, stage: str) -> None:
+    def stages(stage: str, done: int, total: int) -> None:
         report(f"{name}: {stage}", done, total)
 
     began = time.perf_counter()

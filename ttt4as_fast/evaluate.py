@@ -29,12 +29,13 @@ from .io import atomic_path, plain
 from .kernels.arrays import check_float, check_int, to_numpy
 from .kernels.segment_robust import OPERATION
 from .model_file import OPTIONS
+from .progress import Progress, silent
 from .segmenter import TTT4AS
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from .patchcore import PatchCore
+    from .patchcore import ImagePrediction, PatchCore
 
 FORMAT_VERSION = 1
 
@@ -186,7 +187,7 @@ def evaluate(
     *,
     batch_size: int = 8,
     quantile: float = 0.95,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Run the detector over a test set and compare the masks that each method makes of its maps.
 
@@ -197,7 +198,7 @@ def evaluate(
     Parameters
     ----------
     model : PatchCore
-        Fitted and calibrated: `predict`, `transform_mask`, `nominal_statistics_` and `image_threshold_` are used.
+        Fitted and calibrated: `predict_iter`, `transform_mask`, `nominal_statistics_` and `image_threshold_` are used.
     dataset : Dataset or path-like
         A path goes through `load_dataset`.
     segmenter : TTT4AS, optional
@@ -209,7 +210,7 @@ def evaluate(
     quantile : float in [0, 1], default 0.95
         Of ``"quantile_nominal"``.
     progress : callable, optional
-        Called with (done, total) after each batch.
+        Called as ``progress("evaluation", done, total)`` after each batch, with the numbers of images.
 
     Returns
     -------
@@ -229,13 +230,11 @@ def evaluate(
         raise ValueError("model: expected a calibrated model; call calibrate() with nominal validation images")
     segmenter = TTT4AS() if segmenter is None else segmenter
     stats, gate = model.nominal_statistics_, _gate(model, segmenter)
-    assert stats is not None
     methods = _methods(stats, gate, segmenter, quantile)
 
     run = _Run(list(methods), dataset.root)
-    for batch in _predictions(model, dataset.test, batch_size, run, progress):
-        for sample, psi, features, score, mask in batch:
-            run.add(sample, psi, features, score, mask, methods)
+    for sample, prediction, mask in _predictions(model, dataset.test, batch_size, run, progress or silent):
+        run.add(sample, prediction.anomaly_map, prediction.features, prediction.pred_score, mask, methods)
     if not run.samples:
         raise ValueError(f"dataset: none of the {len(dataset.test)} test images could be read; {run.failures[0]}")
     thresholds = run.add_oracles()
@@ -313,50 +312,26 @@ def _standardised(psi: np.ndarray) -> np.ndarray:
     return (centred / spread if spread > 0 else centred).astype(np.float32)
 
 
-_Judged = tuple[Sample, np.ndarray, np.ndarray, float, "np.ndarray | None"]
-
-
 def _predictions(
-    model: PatchCore,
-    samples: Sequence[Sample],
-    batch_size: int,
-    run: _Run,
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[list[_Judged]]:
-    """Batches of (sample, anomaly map, features, score, ground truth or None); what cannot be read goes to `run`."""
+    model: PatchCore, samples: Sequence[Sample], batch_size: int, run: _Run, progress: Progress
+) -> Iterator[tuple[Sample, ImagePrediction, np.ndarray | None]]:
+    """Each sample with what the model says and the ground truth on its grid, or None; what cannot be read to `run`."""
     for start in range(0, len(samples), batch_size):
-        batch, masks = [], []
+        good: dict[Path, tuple[Sample, np.ndarray | None]] = {}
         for sample in samples[start : start + batch_size]:
             try:
                 size = image_size(sample.image)
-                mask = read_mask(sample.mask, size) if sample.mask else None
+                mask = None if sample.mask is None else model.transform_mask(read_mask(sample.mask, size))
             except ImageError as error:
                 run.fail(error)
-                continue
-            batch.append(sample)
-            masks.append(None if mask is None else np.asarray(model.transform_mask(mask), dtype=bool))
-        yield _predict(model, batch, masks, run)
-        if progress is not None:
-            progress(min(start + batch_size, len(samples)), len(samples))
-
-
-def _predict(model: PatchCore, batch: list[Sample], masks: list[np.ndarray | None], run: _Run) -> list[_Judged]:
-    if not batch:
-        return []
-    try:
-        out = model.predict([sample.image for sample in batch], batch_size=len(batch))
-    except ImageError as error:
-        if len(batch) == 1:
-            run.fail(error)
-            return []
-        # One bad file must not cost its batch: each image for itself.
-        return [
-            one for sample, mask in zip(batch, masks, strict=True) for one in _predict(model, [sample], [mask], run)
-        ]
-    maps, scores, features = (to_numpy(x) for x in (out.anomaly_map, out.pred_score, out.features))
-    for stage, milliseconds in out.milliseconds.items():
-        run.detector_milliseconds[stage] += milliseconds
-    return [(sample, maps[i].astype(np.float32), features[i], scores[i], masks[i]) for i, sample in enumerate(batch)]
+            else:
+                good[sample.image] = sample, mask
+        for prediction in model.predict_iter(list(good), batch_size=batch_size, on_error=run.fail) if good else ():
+            for stage, milliseconds in prediction.milliseconds.items():
+                run.detector_milliseconds[stage] += milliseconds
+            sample, mask = good[prediction.path]
+            yield sample, prediction, mask
+        progress("evaluation", min(start + batch_size, len(samples)), len(samples))
 
 
 class _Run:

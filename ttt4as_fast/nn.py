@@ -35,6 +35,8 @@ class TTT4AS(torch.nn.Module):
 
     Parameters
     ----------
+    preset : str
+        As in `ttt4as_fast.TTT4AS`.
     image_threshold : float, optional
         Images whose score is below it get an empty mask. A buffer: it travels with the state dict, and stays float64
         whatever the module is cast to; a value that is not finite is not loaded.
@@ -56,9 +58,9 @@ class TTT4AS(torch.nn.Module):
 
     image_threshold: torch.Tensor
 
-    def __init__(self, image_threshold: float | None = None, **options: Any) -> None:
+    def __init__(self, preset: str = "paper", *, image_threshold: float | None = None, **options: Any) -> None:
         super().__init__()
-        segmenter = _Segmenter(**options)
+        segmenter = _Segmenter(preset, **options)
         # The gate is at zero of what `forward` hands over: scores less the threshold.
         self._options = replace(segmenter.options, image_threshold=0.0)
         self._backend = segmenter.backend

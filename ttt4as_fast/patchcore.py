@@ -5,6 +5,7 @@ Images go in as files, PIL images or tensors; maps, scores and the features that
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +24,10 @@ from .images import ImageError, list_images, read_image
 from .kernels.arrays import check_bool, check_float, check_int, check_option, is_tensor, to_numpy
 from .patches import MapMaker, join_layers, patches_per_image, project, reweight, standardize
 from .preprocessing import ImageSource, Preprocessing, as_batch
+from .progress import Progress, silent
 
 if TYPE_CHECKING:
     from .kernels.arrays import Array
-
-Progress = Callable[[int, int, str], None]  # (done, total, stage)
 
 STAGES = ("decode", "backbone", "knn", "map")
 
@@ -155,6 +155,7 @@ class PatchCore:
     def __init__(
         self,
         backbone: str = "efficientnet_lite0",
+        *,
         layers: Sequence[str] | None = None,
         coreset_ratio: float = 0.1,
         n_neighbors: int = 9,
@@ -164,7 +165,6 @@ class PatchCore:
         random_state: int = 0,
         backend: str = "auto",
         device: str | torch.device | None = None,
-        *,
         weights: str | os.PathLike[str] | None = None,
         standardize: bool = False,
         max_patches: int | None = None,
@@ -193,17 +193,17 @@ class PatchCore:
 
     # ------------------------------------------------------------ fitting
 
-    def fit(self, images: Any, progress: Progress | None = None, *, batch_size: int = 16) -> PatchCore:
+    def fit(self, images: Any, *, batch_size: int = 16, progress: Progress | None = None) -> PatchCore:
         """Build the memory bank from nominal images.
 
         Parameters
         ----------
         images : path, folder, iterable of paths or PIL images, or (N, 3, H, W) array or tensor
             Nominal images only; floats in [0, 1] if an array. The images in a folder are taken in natural order.
-        progress : callable, optional
-            ``progress(done, total, stage)`` with stage ``"features"`` (images), then ``"coreset"`` (picks).
         batch_size : int
             Images read, and on CUDA passed through the network, at once. Default 16.
+        progress : callable, optional
+            ``progress(stage, done, total)`` with stage ``"features"`` (images), then ``"coreset"`` (picks).
 
         Returns
         -------
@@ -230,6 +230,7 @@ class PatchCore:
         """
         source = ImageSource(images)
         batch_size = check_int(batch_size, "batch_size", 1)
+        report = progress or silent
         rng = np.random.default_rng(self.random_state)
         patches: np.ndarray | None = None
         done = 0
@@ -244,8 +245,7 @@ class PatchCore:
                     found = found[torch.from_numpy(np.sort(rng.choice(len(found), share, replace=False)))]
                 patches[rows] = to_numpy(found)
                 done += 1
-                if progress is not None:
-                    progress(done, len(source), "features")
+                report("features", done, len(source))
         assert patches is not None  # a source has at least one image
         self.scale_ = standardize(patches) if self.standardize else None
         picks = self._coreset(patches, progress)
@@ -262,7 +262,7 @@ class PatchCore:
         if self.device.type == "cuda":
             points = torch.from_numpy(points).to(self.device)
         start = int(np.random.default_rng([self.random_state, 1]).integers(len(patches)))
-        step = None if progress is None else lambda done, total: progress(done, total, "coreset")
+        step = None if progress is None else functools.partial(progress, "coreset")
         return to_numpy(kernels.k_center_greedy(points, n, start, progress=step, backend=self.backend))
 
     def set_memory_bank(self, bank: np.ndarray) -> None:
@@ -280,20 +280,18 @@ class PatchCore:
     def calibrate(
         self,
         images: Any,
-        progress: Progress | None = None,
         *,
         false_alarm_rate: float = 0.01,
         extrapolate: bool = True,
         batch_size: int = 16,
+        progress: Progress | None = None,
     ) -> PatchCore:
-        """Learn from nominal validation images what is usual, and from which image score on one is anomalous.
+        """Estimate pixel statistics and the image threshold from nominal validation images.
 
         Parameters
         ----------
         images : as in `fit`
             Nominal images that were not fitted on.
-        progress : callable, optional
-            ``progress(done, total, stage)`` with stage ``"calibration"``.
         false_alarm_rate : float
             Share of nominal images that may reach the image threshold, in [0, 1). Default 0.01.
         extrapolate : bool
@@ -301,6 +299,8 @@ class PatchCore:
             be counted; False counts. See `NominalStatistics.image_threshold`.
         batch_size : int
             As in `fit`.
+        progress : callable, optional
+            ``progress(stage, done, total)`` with stage ``"calibration"``.
 
         Returns
         -------
@@ -320,13 +320,13 @@ class PatchCore:
         """
         rate = check_float(false_alarm_rate, "false_alarm_rate", 0.0, 1.0)
         source = ImageSource(images)
+        report = progress or silent
         maps, scores = [], []
         for batch in source.batches(check_int(batch_size, "batch_size", 1)):
             for anomaly_map, score, _ in self._judge(self.preprocessing.prepare(batch), dict.fromkeys(STAGES, 0.0)):
                 maps.append(to_numpy(anomaly_map))
                 scores.append(score)
-                if progress is not None:
-                    progress(len(maps), len(source), "calibration")
+                report("calibration", len(maps), len(source))
         statistics = NominalStatistics.from_maps(np.stack(maps), np.asarray(scores, np.float32))
         self.image_threshold_ = statistics.image_threshold(rate, extrapolate=extrapolate)
         self.nominal_statistics_ = statistics
@@ -334,7 +334,7 @@ class PatchCore:
 
     # ------------------------------------------------------------ predicting
 
-    def predict(self, images: Any, batch_size: int = 16, progress: Progress | None = None) -> Prediction:
+    def predict(self, images: Any, *, batch_size: int = 16, progress: Progress | None = None) -> Prediction:
         """Anomaly maps, image scores and features of images.
 
         Parameters
@@ -343,7 +343,7 @@ class PatchCore:
         batch_size : int
             As in `fit`; it does not change the result.
         progress : callable, optional
-            ``progress(done, total, stage)`` with stage ``"prediction"``.
+            ``progress(stage, done, total)`` with stage ``"prediction"``.
 
         Returns
         -------
@@ -364,6 +364,7 @@ class PatchCore:
         source = ImageSource(images)
         target = images.device if is_tensor(images) else torch.device("cpu")
         spent = dict.fromkeys(STAGES, 0.0)
+        report = progress or silent
         results: list[tuple[Any, float, Any]] = []
         for batch in source.batches(check_int(batch_size, "batch_size", 1)):
             begin = time.perf_counter()
@@ -371,8 +372,7 @@ class PatchCore:
             spent["decode"] += 1e3 * (time.perf_counter() - begin)
             for anomaly_map, score, features in self._judge(prepared, spent):
                 results.append((anomaly_map.to(target), score, features.to(target)))
-                if progress is not None:
-                    progress(len(results), len(source), "prediction")
+                report("prediction", len(results), len(source))
         maps, features = (_stacked([row[i] for row in results], target) for i in (0, 2))
         scores = torch.tensor([row[1] for row in results], dtype=torch.float32, device=target)
         parts: list[Any] = [maps, scores, features]
@@ -383,6 +383,7 @@ class PatchCore:
     def predict_iter(
         self,
         images: Any,
+        *,
         batch_size: int = 16,
         on_error: Callable[[ImageError], None] | None = None,
     ) -> Iterator[ImagePrediction]:
@@ -496,13 +497,17 @@ class PatchCore:
                 pooled = pooled.permute(0, 2, 3, 1).contiguous()
             yield from zip(pooled, features, strict=True)
 
-    def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The part of an image of `size` that the model sees; see `Preprocessing.crop_box`."""
-        return self.preprocessing.crop_box(size)
-
     def transform_mask(self, mask: Any) -> np.ndarray:
         """A mask of an image on the grid of its anomaly map; see `Preprocessing.transform_mask`."""
         return self.preprocessing.transform_mask(mask)
+
+    def inverse_transform_mask(self, mask: Any, size: tuple[int, int]) -> np.ndarray:
+        """A mask on an anomaly map's grid in the pixels of the image; see `Preprocessing.inverse_transform_mask`."""
+        return self.preprocessing.inverse_transform_mask(mask, size)
+
+    def inverse_transform_map(self, anomaly_map: Any, size: tuple[int, int]) -> np.ndarray:
+        """An anomaly map in the pixels of its image; see `Preprocessing.inverse_transform_map`."""
+        return self.preprocessing.inverse_transform_map(anomaly_map, size)
 
     # ------------------------------------------------------------ files
 

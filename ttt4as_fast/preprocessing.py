@@ -89,23 +89,6 @@ class Preprocessing:
         inside = slice(self.offset, self.offset + self.crop_size)
         return batch[:, :, inside, inside]
 
-    def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """The part of an image that the model sees: (left, top, right, bottom) in its pixels.
-
-        Parameters
-        ----------
-        size : (int, int)
-            Height and width of the image.
-
-        Returns
-        -------
-        tuple of float
-            Edges, not centres: the whole image is (0, 0, width, height).
-        """
-        height, width = check_size(size)
-        first, last = self.offset / self.image_size, (self.offset + self.crop_size) / self.image_size
-        return first * width, first * height, last * width, last * height
-
     def transform_mask(self, mask: Any) -> np.ndarray:
         """A mask of an image on the grid of its anomaly map, nearest pixel.
 
@@ -122,15 +105,77 @@ class Preprocessing:
         ValueError, TypeError
             Wrong rank or dtype, or an empty axis.
         """
-        pixels = to_numpy(mask) if is_tensor(mask) else np.asarray(mask)
-        if pixels.dtype != bool:
-            raise TypeError(f"mask: expected dtype bool, got {pixels.dtype}")
-        if pixels.ndim != 2 or 0 in pixels.shape:
-            raise ValueError(f"mask: expected shape (H, W), got {pixels.shape}")
+        pixels = _as_mask(mask)
         # Pixel i of the crop has its centre at (i + offset + 1/2) / image_size of the image; integers keep it exact.
         centres = 2 * (np.arange(self.crop_size) + self.offset) + 1
         rows, columns = (centres * n // (2 * self.image_size) for n in pixels.shape)
         return pixels[np.ix_(rows, columns)]
+
+    def inverse_transform_mask(self, mask: Any, size: tuple[int, int]) -> np.ndarray:
+        """A mask on the grid of an anomaly map in the pixels of its image: nearest pixel, False outside the crop.
+
+        Parameters
+        ----------
+        mask : bool array or tensor, (crop_size, crop_size)
+        size : (int, int)
+            Height and width of the image, before it was resized.
+
+        Returns
+        -------
+        numpy.ndarray, (height, width) bool
+
+        Raises
+        ------
+        ValueError, TypeError
+            Wrong shape or dtype, or a size that is none.
+        """
+        height, width = check_size(size)
+        pixels = _as_mask(mask, (self.crop_size, self.crop_size))
+        (rows, y), (columns, x) = self._seen(height), self._seen(width)
+        placed = np.zeros((height, width), dtype=bool)
+        placed[rows, columns] = pixels[np.ix_(y.astype(int), x.astype(int))]
+        return placed
+
+    def inverse_transform_map(self, anomaly_map: Any, size: tuple[int, int]) -> np.ndarray:
+        """An anomaly map in the pixels of its image: bilinear, NaN outside the crop.
+
+        Parameters
+        ----------
+        anomaly_map : array or tensor of floats, (crop_size, crop_size)
+        size : (int, int)
+            Height and width of the image, before it was resized.
+
+        Returns
+        -------
+        numpy.ndarray, (height, width) float32
+
+        Raises
+        ------
+        ValueError, TypeError
+            Wrong shape or dtype, or a size that is none.
+        """
+        height, width = check_size(size)
+        values = to_numpy(as_float_array(anomaly_map, "anomaly_map", (2,))).astype(np.float32, copy=False)
+        if values.shape != (self.crop_size, self.crop_size):
+            raise ValueError(f"anomaly_map: expected shape {(self.crop_size, self.crop_size)}, got {values.shape}")
+        (rows, y), (columns, x) = self._seen(height), self._seen(width)
+        for axis, centres in enumerate((y, x)):
+            at = np.clip(centres - 0.5, 0, self.crop_size - 1)
+            below = at.astype(int)
+            above = np.minimum(below + 1, self.crop_size - 1)
+            share = np.expand_dims((at - below).astype(np.float32), 1 - axis)
+            values = (1 - share) * values.take(below, axis) + share * values.take(above, axis)
+        placed = np.full((height, width), np.nan, dtype=np.float32)
+        placed[rows, columns] = values
+        return placed
+
+    def _seen(self, length: int) -> tuple[slice, np.ndarray]:
+        """Of an axis of an image: the pixels whose centres lie in the crop, and these centres in the crop's pixels."""
+        centres = (np.arange(length) + 0.5) * (self.image_size / length) - self.offset
+        inside = np.flatnonzero((centres >= 0) & (centres < self.crop_size))
+        if not inside.size:  # an image of a pixel or two, whose centres all fall beside a narrow crop
+            return slice(0, 0), centres[:0]
+        return slice(int(inside[0]), int(inside[-1]) + 1), centres[inside]
 
 
 class ImageSource:
@@ -171,6 +216,15 @@ class ImageSource:
         """Lists of paths or PIL images, or parts of the tensor, of at most `size` images."""
         for start in range(0, len(self), size):
             yield self._items[start : start + size]
+
+
+def _as_mask(mask: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
+    pixels = to_numpy(mask) if is_tensor(mask) else np.asarray(mask)
+    if pixels.dtype != bool:
+        raise TypeError(f"mask: expected dtype bool, got {pixels.dtype}")
+    if pixels.ndim != 2 or 0 in pixels.shape or shape not in (None, pixels.shape):
+        raise ValueError(f"mask: expected shape {shape or '(H, W)'}, got {pixels.shape}")
+    return pixels
 
 
 def as_batch(pixels: list[np.ndarray]) -> torch.Tensor:

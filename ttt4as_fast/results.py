@@ -12,7 +12,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,65 +26,6 @@ MAP_FORMATS = ("tiff", "npy", "none")
 _KINDS = ("masks", "maps", "overlays")
 _FORMAT_VERSION = 1
 _STRIP = 1 << 20  # pixels that an overlay works on at a time
-
-
-# ---------------------------------------------------------------- back to the pixels of the file
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the pixels of a file lie in the model's crop: resized to a square, then cropped in its centre.
-
-    Parameters
-    ----------
-    height, width : int
-        Of the file's image, in pixels.
-    image_size : int
-        Side of the square that the image is resized to.
-    crop_size : int
-        Side of the centre crop that the model sees, at most `image_size`.
-    """
-
-    height: int
-    width: int
-    image_size: int
-    crop_size: int
-
-    def _axis(self, length: int) -> tuple[int, int, np.ndarray]:
-        """First and last + 1 pixel with its centre in the crop, and those centres in crop pixels."""
-        offset = (self.image_size - self.crop_size) // 2
-        centres = (np.arange(length) + 0.5) * (self.image_size / length) - offset
-        inside = np.flatnonzero((centres >= 0) & (centres < self.crop_size))
-        if not inside.size:  # an image of a pixel or two, whose centres all fall beside a narrow crop
-            return 0, 0, centres[:0]
-        return int(inside[0]), int(inside[-1]) + 1, centres[inside]
-
-    @property
-    def box(self) -> tuple[slice, slice]:
-        """Rows and columns of the file's image that the model saw."""
-        top, bottom, _ = self._axis(self.height)
-        left, right, _ = self._axis(self.width)
-        return slice(top, bottom), slice(left, right)
-
-    def mask(self, mask: np.ndarray) -> np.ndarray:
-        """A mask (crop_size, crop_size) as a bool (height, width): the nearest pixel, False outside the crop."""
-        placed = np.zeros((self.height, self.width), dtype=bool)
-        rows, columns = (np.floor(self._axis(n)[2]).astype(int) for n in (self.height, self.width))
-        placed[self.box] = np.asarray(mask, dtype=bool)[np.ix_(rows, columns)]
-        return placed
-
-    def map(self, anomaly_map: np.ndarray) -> np.ndarray:
-        """A crop map (crop_size, crop_size) as a float32 (height, width): bilinear, NaN outside the crop."""
-        placed = np.full((self.height, self.width), np.nan, dtype=np.float32)
-        values = np.asarray(anomaly_map, dtype=np.float32)
-        for axis, length in ((0, self.height), (1, self.width)):
-            at = np.clip(self._axis(length)[2] - 0.5, 0, self.crop_size - 1)
-            below = np.floor(at).astype(int)
-            above = np.minimum(below + 1, self.crop_size - 1)
-            share = (at - below).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
-            values = (1 - share) * values.take(below, axis) + share * values.take(above, axis)
-        placed[self.box] = values
-        return placed
 
 
 # ---------------------------------------------------------------- one image

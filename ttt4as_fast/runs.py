@@ -17,9 +17,9 @@ from .images import ImageError, read_image
 from .io import atomic_path, check_folder
 from .kernels.arrays import check_float, check_int, check_option
 from .kernels.segment import OPERATION
+from .progress import Progress, silent
 from .results import (
     MAP_FORMATS,
-    Placement,
     ResultFolder,
     inputs,
     overlay,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .segmenter import TTT4AS
 
 OnError = Callable[[str, str], None]  # (path, reason)
-Progress = Callable[[str, int, int], None]  # (description, done, total)
 
 
 # ---------------------------------------------------------------- fit
@@ -94,7 +93,7 @@ def split_nominal(paths: Sequence[Path], validation_share: float, seed: int) -> 
     return training, [path for i, path in enumerate(paths) if i in chosen]
 
 
-def readable(paths: Sequence[Path], on_error: OnError, progress: Progress | None = None) -> list[Path]:
+def readable(paths: Sequence[Path], on_error: OnError, progress: Progress = silent) -> list[Path]:
     """Those of `paths` that decode completely; the others are reported. Nothing is kept in memory."""
     good = []
     for i, path in enumerate(paths):
@@ -103,8 +102,7 @@ def readable(paths: Sequence[Path], on_error: OnError, progress: Progress | None
             good.append(path)
         except ImageError as error:
             on_error(str(path), error.reason)
-        if progress:
-            progress("checking images", i + 1, len(paths))
+        progress("checking images", i + 1, len(paths))
     return good
 
 
@@ -115,7 +113,7 @@ def fit(
     validation_share: float = 0.2,
     seed: int = 0,
     on_error: OnError = lambda path, reason: None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     validation: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Fit a detector on nominal images, calibrate it on others, and save it.
@@ -136,7 +134,7 @@ def fit(
     on_error : callable
         Called as ``on_error(path, reason)`` for a file that cannot be read.
     progress : callable, optional
-        Called as ``progress(description, done, total)``.
+        Called as ``progress(stage, done, total)``.
     validation : sequence of pathlib.Path
         Nominal images to calibrate on instead of a share of `paths`, all of which are then trained on.
 
@@ -163,10 +161,9 @@ def fit(
     if not own:
         training, held_out = split_nominal(training, validation_share, seed)
     began = time.perf_counter()
-    stages = stage_progress(progress)
-    model.fit(training, progress=stages)
+    model.fit(training, progress=progress)
     if held_out:
-        model.calibrate(held_out, progress=stages)
+        model.calibrate(held_out, progress=progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     model.save(output)
     return {
@@ -178,11 +175,6 @@ def fit(
         "image_threshold": model.image_threshold_,
         "seconds": round(time.perf_counter() - began, 1),
     }
-
-
-def stage_progress(progress: Progress | None, prefix: str = "") -> Callable[[int, int, str], None] | None:
-    """`progress` as the detector calls its own: ``(done, total, stage)``."""
-    return None if progress is None else lambda done, total, stage: progress(prefix + stage, done, total)
 
 
 # ---------------------------------------------------------------- predict
@@ -211,7 +203,7 @@ def predict(
     batch_size: int = 8,
     on_error: OnError = lambda path, reason: None,
     on_result: Callable[[dict[str, Any]], None] = lambda record: None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, int]:
     """Mark the anomalous pixels of image files, and write what each gives to `folder` before the next batch is read.
 
@@ -236,7 +228,7 @@ def predict(
     batch_size : int
         Images the model takes at once, >= 1.
     on_error, on_result, progress : callable, optional
-        ``on_error(path, reason)``, ``on_result(record)``, ``progress(description, done, total)``.
+        ``on_error(path, reason)``, ``on_result(record)``, ``progress(stage, done, total)``.
 
     Returns
     -------
@@ -278,8 +270,7 @@ def predict(
                     continue
                 on_result(record)
                 count["done"] += 1
-        if progress:
-            progress("predicting", min(start + batch_size, len(todo)), len(todo))
+        progress("predicting", min(start + batch_size, len(todo)), len(todo))
     return count
 
 
@@ -298,9 +289,9 @@ def predict_batch(
     Yields
     ------
     dict
-        For each image ``anomaly_map`` and ``pred_mask`` ((crop_size, crop_size): `ttt4as_fast.results.Placement` puts
-        them back into the image), ``score``, ``label``, ``status`` and ``milliseconds``: its share of the batch, by
-        stage.
+        For each image ``anomaly_map`` and ``pred_mask``, both (crop_size, crop_size), which
+        `PatchCore.inverse_transform_mask` and `inverse_transform_map` bring to the pixels of the image; ``score``,
+        ``label``, ``status`` and ``milliseconds``: its share of the batch, by stage.
     """
     prediction = model.predict(images, batch_size=len(images))
     began = time.perf_counter()
@@ -332,8 +323,9 @@ def _write_result(
 ) -> dict[str, Any]:
     """Write the files of one image and return its record."""
     began = time.perf_counter()
-    place = Placement(image.height, image.width, model.image_size, model.crop_size)
-    mask, anomaly_map = place.mask(one.pop("pred_mask")), place.map(one.pop("anomaly_map"))
+    size = (image.height, image.width)
+    mask = model.inverse_transform_mask(one.pop("pred_mask"), size)
+    anomaly_map = model.inverse_transform_map(one.pop("anomaly_map"), size)
     files = {"mask": f"masks/{name}.png"}
     write_mask(folder.folder / files["mask"], mask)
     if map_format != "none":
@@ -429,7 +421,7 @@ def segment(
     folder: ResultFolder,
     on_error: OnError = lambda path, reason: None,
     on_result: Callable[[dict[str, Any]], None] = lambda record: None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, int]:
     """Test-time training alone, on anomaly maps and features that any detector has written.
 
@@ -476,9 +468,9 @@ def segment(
             folder.add(record)
             on_result(record)
             count["done"] += 1
-            if progress and len(pairs) == 1:
+            if len(pairs) == 1:
                 progress("segmenting", count["done"], len(todo))
-        if progress and len(pairs) > 1:
+        if len(pairs) > 1:
             progress("segmenting", number + 1, len(pairs))
     return count
 

@@ -87,6 +87,7 @@ class TTT4AS:
     def __init__(
         self,
         preset: str = "paper",
+        *,
         percentile: float = 99.0,
         neighbor_radius: int = 5,
         n_nominal: int = 100,
@@ -129,10 +130,10 @@ class TTT4AS:
         self.backend = check_option(backend, "backend", ("auto", *operation.backends))
 
     def calibrate(self, nominal_maps: Array) -> TTT4AS:
-        """Learn from the anomaly maps of nominal validation images up to which score a pixel means nothing.
+        """Set `nominal_level`, the score that nominal pixels rarely exceed, from maps of nominal validation images.
 
-        Optional: without it the level at which a map is split comes from that map alone. It is one number, the option
-        ``nominal_level``; `PatchCore.calibrate` keeps the same one as ``nominal_statistics_.level``.
+        Optional: without it the level at which a map is split comes from that map alone. `PatchCore.calibrate` keeps
+        the same number as ``nominal_statistics_.level``.
 
         Parameters
         ----------

@@ -30,7 +30,7 @@ from starlette.routing import Route
 from . import __version__
 from .images import ImageError, read_image
 from .kernels.arrays import check_float, check_int
-from .results import Placement, mask_image
+from .results import mask_image
 from .runs import mask_summary, predict_batch
 
 if TYPE_CHECKING:
@@ -340,8 +340,8 @@ def _decode(data: bytes, limits: Limits, model: PatchCore) -> tuple[Image.Image,
 
 def _answer(accept: str, size: tuple[int, int], outcome: dict[str, Any], model: PatchCore) -> Response:
     """JSON, or the mask alone where the client accepts nothing but PNG."""
-    place = Placement(*size, model.image_size, model.crop_size)
-    mask, anomaly_map = place.mask(outcome["pred_mask"]), place.map(outcome["anomaly_map"])
+    mask = model.inverse_transform_mask(outcome["pred_mask"], size)
+    anomaly_map = model.inverse_transform_map(outcome["anomaly_map"], size)
     file = io.BytesIO()
     mask_image(mask).save(file, format="PNG")
     png = file.getvalue()

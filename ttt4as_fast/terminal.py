@@ -12,6 +12,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from .progress import Progress, silent
+
 DEBUG = "TTT4AS_DEBUG"
 
 
@@ -64,35 +66,28 @@ def command(app: typer.Typer, name: str | None, *examples: str) -> Callable[[Cal
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """``progress(description, done, total)`` as bars on stderr; None where that is no terminal."""
+def progress_bars() -> Iterator[Progress]:
+    """A bar a stage on stderr; nothing where that is no terminal."""
     console = _err()
     if not console.is_terminal:
-        yield None
+        yield silent
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress
 
     columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description:<24}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
     )
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=console) as bars:
+    with progress.Progress(*columns, console=console) as bars:
 
-        def report(description: str, done: int, total: int) -> None:
-            if description not in tasks:
-                tasks[description] = bars.add_task(description, total=total)
-            bars.update(tasks[description], completed=done, total=total)
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
 
         yield report
 

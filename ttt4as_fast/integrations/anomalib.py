@@ -206,8 +206,8 @@ def accelerate(model: Model) -> Model:
     Raises
     ------
     TypeError
-        A model that carries no memory bank to search, or where replacing its search is not sound: a subclass that
-        could override what would be replaced, or a model that learns through the distances.
+        The model has no memory bank to search; or replacing the search would be unsafe, because it is a subclass,
+        which may override what would be replaced, or trains through the distances.
     """
     inner = getattr(model, "model", model)
     if type(inner) in _FAST.values():
