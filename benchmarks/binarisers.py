@@ -76,7 +76,8 @@ def run(
         No test images, or a model that is not calibrated.
     """
     from ttt4as_fast.datasets import load_dataset
-    from ttt4as_fast.evaluate import METHODS, evaluate
+    from ttt4as_fast.evaluate import evaluate
+    from ttt4as_fast.report import METHODS
 
     pinned = machine.pin(threads)
     watch = machine.Watch()

@@ -18,8 +18,9 @@ from scipy import ndimage
 from ttt4as_fast import baselines, metrics
 from ttt4as_fast.baselines import NominalStatistics
 from ttt4as_fast.datasets import ImageError, load_dataset, read_image, read_mask
-from ttt4as_fast.evaluate import COLUMNS, METHODS, evaluate
-from ttt4as_fast.patchcore import ImagePrediction
+from ttt4as_fast.evaluate import evaluate
+from ttt4as_fast.prediction import ImagePrediction
+from ttt4as_fast.report import COLUMNS, METHODS
 from ttt4as_fast.segmenter import TTT4AS
 
 SIZE, CROP = 32, 28
@@ -54,6 +55,9 @@ class BrightnessDetector:
                 continue
             features = np.stack([psi[::2, ::2], ndimage.gaussian_filter(psi, 2)[::2, ::2]])
             yield ImagePrediction(path, (SIZE, SIZE), psi, float(psi.max()), features, {"map": 2.0})
+
+    def get_params(self):
+        return {"crop_size": CROP}
 
     def transform_mask(self, mask: np.ndarray) -> np.ndarray:
         whole = Image.fromarray(mask).resize((SIZE, SIZE), Image.Resampling.NEAREST)

@@ -1,9 +1,8 @@
-"""PatchCore against a plain statement of it; its files; what it accepts, refuses, and how much memory it takes."""
+"""PatchCore against a plain statement of it; what it accepts, refuses, and how much memory it takes."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -14,34 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 from scipy.ndimage import gaussian_filter
 from sklearn.random_projection import SparseRandomProjection
 
-from ttt4as_fast.backbones import WeightsError, create_backbone
+from ttt4as_fast.backbones import create_backbone
 from ttt4as_fast.baselines import NominalStatistics
 from ttt4as_fast.images import ImageError
 from ttt4as_fast.kernels import k_center_greedy
-from ttt4as_fast.model_file import ModelFileError, digest
 from ttt4as_fast.patchcore import PatchCore
 from ttt4as_fast.patches import MapMaker, patches_per_image, project, reweight, standardize
 
-SIZE, CROP = 72, 64
-
-
-def textures(n: int, seed: int, side: int = SIZE) -> torch.Tensor:
-    """Crops of a photograph of bricks: (n, 3, side, side) in [0, 1]."""
-    from skimage import data
-
-    photo = data.brick()
-    rng = np.random.default_rng(seed)
-    corners = rng.integers(0, 512 - side, (n, 2))
-    grey = np.stack([photo[row : row + side, column : column + side] for row, column in corners])
-    return torch.from_numpy(grey).float().div(255)[:, None].repeat(1, 3, 1, 1)
-
-
-def small(**options) -> PatchCore:
-    return PatchCore(**{"image_size": SIZE, "crop_size": CROP, "device": "cpu", **options})
+from .small_patchcore import CROP, SIZE, arrays, assert_close, assert_equal, resnet, small, textures, write
 
 
 @pytest.fixture(scope="module")
@@ -56,31 +38,12 @@ def queries() -> torch.Tensor:
     return x
 
 
-def write(path: Path, image: torch.Tensor) -> Path:
-    Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)).save(path)
-    return path
-
-
 @pytest.fixture
 def folder(tmp_path: Path, queries: torch.Tensor) -> Path:
     (tmp_path / "images").mkdir()
     for i, image in enumerate(queries):
         write(tmp_path / "images" / f"{i}.png", image)
     return tmp_path / "images"
-
-
-def arrays(prediction) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(x) for x in (prediction.anomaly_map, prediction.pred_score, prediction.features))
-
-
-def assert_equal(one, other, order=slice(None)) -> None:
-    for x, y in zip(arrays(one), arrays(other), strict=True):
-        np.testing.assert_array_equal(x[order], y)
-
-
-def assert_close(one, other, tolerance: float) -> None:
-    for x, y in zip(arrays(one), arrays(other), strict=True):
-        np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(x).max())
 
 
 @pytest.mark.parametrize("kind", ["turned", "transparent", "sixteen bits", "palette"])
@@ -454,6 +417,16 @@ def test_calibration_rate_and_refit():
     assert model.nominal_statistics_ is None and model.image_threshold_ is None
 
 
+def test_params_make_the_same_model_and_repr_shows_what_was_chosen():
+    model = small(coreset_ratio=0.5, layers=["blocks.4"])
+    again = PatchCore(**model.get_params())
+    assert again.get_params() == model.get_params() and again.layers == ["blocks.4"]
+    assert repr(model) == (
+        f"PatchCore(layers=['blocks.4'], coreset_ratio=0.5, image_size={SIZE}, crop_size={CROP}, "
+        "device=device(type='cpu'))"
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # refusals
 
@@ -466,7 +439,11 @@ def test_calibration_rate_and_refit():
         (torch.zeros(1, 64, 64, 3), ValueError, r"images: expected shape \(N, 3, H, W\)"),
         (torch.zeros(0, 3, 64, 64), ValueError, r"images: expected no empty axis, got shape \(0, 3, 64, 64\)"),
         (torch.zeros(1, 3, 0, 64), ValueError, "images: expected no empty axis"),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, "got uint8; divide 8-bit images by 255"),
+        (
+            torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+            TypeError,
+            "got uint8; divide 8-bit images by 255, or give a frame",
+        ),
         (np.zeros((1, 3, 64, 64), np.int64), TypeError, "got int64; divide 8-bit images by 255"),
         (np.zeros((1, 3, 64, 64), np.complex64), TypeError, "images: .*got complex64"),
         (np.full((1, 3, 64, 64), "x"), TypeError, "images: expected dtype"),
@@ -548,213 +525,6 @@ def test_not_fitted(tmp_path, folder):
         with pytest.raises(RuntimeError, match=r"no memory bank yet: call fit, or PatchCore\.load"):
             call()
     assert not (tmp_path / "m.safetensors").exists()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# model files
-
-
-def resnet(folder: Path, seed: int) -> Path:
-    import timm
-
-    torch.manual_seed(seed)
-    path = folder / f"resnet18-{seed}.pth"
-    torch.save(timm.create_model("resnet18", pretrained=False, num_classes=0).state_dict(), path)
-    return path
-
-
-def test_load_gives_back_everything(queries, tmp_path):
-    options = {
-        "layers": ("blocks.1", "blocks.4"),
-        "coreset_ratio": 0.2,
-        "n_neighbors": 4,
-        "blur_sigma": 2.5,
-        "random_state": 7,
-        "standardize": True,
-        "max_patches": 1000,
-    }
-    model = small(**options).fit(textures(3, 0)).calibrate(textures(4, 1))
-    model.save(tmp_path / "m.safetensors")
-    loaded = PatchCore.load(tmp_path / "m.safetensors", device="cpu")
-    assert {name: getattr(loaded, name) for name in options} == options
-    assert (loaded.image_size, loaded.crop_size, loaded.backbone) == (SIZE, CROP, "efficientnet_lite0")
-    assert loaded.image_threshold_ == model.image_threshold_
-    for name, array in model.nominal_statistics_.arrays().items():
-        np.testing.assert_array_equal(loaded.nominal_statistics_.arrays()[name], array)
-    assert_equal(model.predict(queries), loaded.predict(queries))
-
-
-def test_saving_is_deterministic_and_replaces(model, tmp_path):
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(b"older")
-    model.save(path)
-    first = path.read_bytes()
-    PatchCore.load(path, device="cpu").save(path)
-    assert path.read_bytes() == first
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError, match="expected a file in an existing folder"):
-        model.save(tmp_path / "absent" / "m.safetensors")
-
-
-def test_uncalibrated_model_stays_so(tmp_path):
-    small().fit(textures(2, 0)).save(tmp_path / "m.safetensors")
-    loaded = PatchCore.load(tmp_path / "m.safetensors", device="cpu")
-    assert loaded.nominal_statistics_ is None and loaded.image_threshold_ is None
-
-
-@pytest.fixture(scope="module")
-def saved(model, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("saved") / "m.safetensors"
-    model.save(path)
-    return path
-
-
-@pytest.mark.parametrize("share", [0.0, 0.00005, 0.01, 0.5, 0.99, 0.99999])
-def test_truncated_file(saved, tmp_path, share):
-    content = saved.read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ModelFileError, match=r"cut\.safetensors.* truncated or corrupt"):
-        PatchCore.load(tmp_path / "cut.safetensors", device="cpu")
-
-
-@pytest.mark.parametrize("place", [0, 3, 8, 60, -1, -5000])
-def test_one_wrong_byte(saved, tmp_path, place):
-    content = bytearray(saved.read_bytes())
-    content[place] ^= 0x15
-    (tmp_path / "bad.safetensors").write_bytes(content)
-    with pytest.raises(ModelFileError, match=r"path: .*bad\.safetensors"):
-        PatchCore.load(tmp_path / "bad.safetensors", device="cpu")
-
-
-def test_no_damaged_byte_of_the_header_passes(saved, tmp_path):
-    content = saved.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    padding = content[8:header].rstrip(b" ")  # safetensors fills up with spaces, which mean nothing
-    for place in range(8, 8 + len(padding), 29):
-        bad = bytearray(content)
-        bad[place] ^= 0x01
-        (tmp_path / "bad.safetensors").write_bytes(bad)
-        with pytest.raises(ModelFileError, match=r"path: .*bad\.safetensors"):
-            PatchCore.load(tmp_path / "bad.safetensors", device="cpu")
-
-
-def test_a_full_disk_is_an_os_error_that_names_the_file(model, tmp_path, full_disk):
-    with pytest.raises(OSError, match=r"m\.safetensors': .*too large"):
-        model.save(tmp_path / "m.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
-def test_permissions_are_those_of_a_plain_open(model, tmp_path):
-    before = os.umask(0o027)
-    try:
-        model.save(tmp_path / "m.safetensors")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o640
-
-
-def rewrite(saved: Path, target: Path, change, seal: bool) -> Path:
-    """The model file with `change(content, tensors)` made to it, and a hash that fits if `seal`."""
-    from safetensors import safe_open
-
-    with safe_open(saved, framework="numpy") as file:
-        metadata = file.metadata()
-    written, _, text = metadata["ttt4as_fast"].partition("\n")
-    content, tensors = json.loads(text), load_file(saved)
-    change(content, tensors)
-    text = json.dumps(content)
-    save_file(tensors, target, {"ttt4as_fast": f"{digest(text, tensors) if seal else written}\n{text}"})
-    return target
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda c, t: c.update(format_version=2, package_version="9.9"),
-            "version 2, written by ttt4as_fast 9.9; this one",
-        ),
-        (lambda c, t: c.update(format_version="one"), "format version 'one'"),
-        (lambda c, t: c.update(format="other"), r"no model of ttt4as_fast\.PatchCore"),
-        (lambda c, t: c.pop("options"), "damaged model: KeyError: 'options'"),
-        (lambda c, t: c["options"].pop("standardize"), "damaged model: KeyError: 'standardize'"),
-        (lambda c, t: c["options"].update(crop_size=-1), "damaged model: ValueError: crop_size"),
-        (lambda c, t: c["options"].update(surprise=1), r"damaged model: TypeError: .*surprise"),
-        (lambda c, t: c.update(layers=["layer1"]), r"damaged model: ValueError: layers"),
-        (lambda c, t: c.update(image_threshold="high"), "damaged model: ValueError"),
-        (lambda c, t: t.pop("nominal.mean"), r"damaged model: .*mean"),
-        (lambda c, t: t.pop("memory_bank"), "damaged model: KeyError: 'memory_bank'"),
-        (lambda c, t: t.update(memory_bank=t["memory_bank"][:, :9].copy()), r"a memory bank of shape \(51, 9\)"),
-        (lambda c, t: t.update(memory_bank=t["memory_bank"].astype(np.int32)), "a memory bank of int32"),
-        (lambda c, t: t["memory_bank"].__setitem__((0, 0), np.nan), "a non-finite value in memory_bank"),
-    ],
-)
-def test_sealed_file_that_makes_no_sense(saved, tmp_path, change, message):
-    path = rewrite(saved, tmp_path / "m.safetensors", change, seal=True)
-    with pytest.raises(ModelFileError, match=message):
-        PatchCore.load(path, device="cpu")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda c, t: c["options"].update(blur_sigma=3.0),
-        lambda c, t: c.update(image_threshold=1.0),
-        lambda c, t: t["memory_bank"].__setitem__((0, 0), 1e3),
-        lambda c, t: t.pop("nominal.mean"),
-    ],
-)
-def test_changed_file(saved, tmp_path, change):
-    with pytest.raises(ModelFileError, match="corrupt: its content is not what was written"):
-        PatchCore.load(rewrite(saved, tmp_path / "m.safetensors", change, seal=False), device="cpu")
-
-
-def test_rewriting_alone_changes_nothing(saved, tmp_path, model, queries):
-    path = rewrite(saved, tmp_path / "m.safetensors", lambda content, tensors: None, seal=True)
-    assert_equal(model.predict(queries), PatchCore.load(path, device="cpu").predict(queries))
-
-
-def test_other_files(tmp_path, saved):
-    with pytest.raises(FileNotFoundError, match="path: no such file"):
-        PatchCore.load(tmp_path / "absent.safetensors")
-    with pytest.raises(FileNotFoundError, match="path: no such file"):
-        PatchCore.load(tmp_path)
-    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(ModelFileError, match="a safetensors file, but no model"):
-        PatchCore.load(tmp_path / "other.safetensors")
-    torch.save({"memory_bank": torch.zeros(3, 152)}, tmp_path / "pickle.pth")
-    with pytest.raises(ModelFileError, match="is no safetensors file"):
-        PatchCore.load(tmp_path / "pickle.pth")
-
-
-def test_local_weights_are_followed_and_checked(tmp_path, queries):
-    path = resnet(tmp_path, seed=0)
-    model = small(backbone="resnet18", weights=path).fit(textures(2, 0))
-    model.save(tmp_path / "m.safetensors")
-    assert_equal(model.predict(queries), PatchCore.load(tmp_path / "m.safetensors", device="cpu").predict(queries))
-    moved = path.rename(tmp_path / "moved.pth")
-    with pytest.raises(
-        WeightsError, match=r"fitted with the local weights .*resnet18-0\.pth.* pass their present path"
-    ):
-        PatchCore.load(tmp_path / "m.safetensors", device="cpu")
-    loaded = PatchCore.load(tmp_path / "m.safetensors", device="cpu", weights=moved)
-    assert_equal(model.predict(queries), loaded.predict(queries))
-    with pytest.raises(WeightsError, match=r"not the ones that .* was fitted with"):
-        PatchCore.load(tmp_path / "m.safetensors", device="cpu", weights=resnet(tmp_path, seed=1))
-
-
-def test_vision_transformer_end_to_end(tmp_path):
-    import timm
-
-    torch.manual_seed(0)
-    torch.save(timm.create_model("vit_small_patch8_224.dino", pretrained=False).state_dict(), tmp_path / "w.pth")
-    model = PatchCore(
-        "dino_vits8", image_size=40, crop_size=32, weights=tmp_path / "w.pth", device="cpu", coreset_ratio=0.5
-    )
-    x = textures(3, 0, side=40)
-    found = model.fit(x).predict(x)
-    assert found.features.shape == (3, 384, 4, 4) and found.anomaly_map.shape == (3, 32, 32)
-    assert_equal(found, model.predict(x[[2, 0, 1]], batch_size=1), [2, 0, 1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

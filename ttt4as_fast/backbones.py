@@ -196,7 +196,7 @@ def create_backbone(
     """
     spec = _SPECS[check_option(name, "name", tuple(_SPECS))]
     target = resolve_device(device)
-    network = _create_network(name, spec, weights)
+    network = create_network(name, weights)
     return Backbone(name, spec, network, _check_layers(layers, name, spec, network)).to(target)
 
 
@@ -276,9 +276,11 @@ def _fingerprint(network: nn.Module) -> str:
 # ---------------------------------------------------------------- weights
 
 
-def _create_network(name: str, spec: _Spec, weights: str | os.PathLike[str] | None) -> nn.Module:
+def create_network(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
+    """timm's network behind a backbone, pre-trained, as timm made it; arguments and errors of `create_backbone`."""
     import timm
 
+    spec = _SPECS[check_option(name, "name", tuple(_SPECS))]
     # A ViT takes its position embedding at any size, resampled from the one it was trained with (DINOv2: 37 x 37).
     options: dict[str, Any] = {} if spec.patch is None else {"dynamic_img_size": True}
     if weights is None and not spec.embedded:

@@ -186,7 +186,16 @@ def fit(
         backend=backend,
     )
     with progress_bars() as progress:
-        done = runs.fit(detector, paths, model, validation_share, seed, failed, progress, validation)
+        done = runs.fit(
+            detector,
+            paths,
+            model,
+            validation_share=validation_share,
+            seed=seed,
+            on_error=failed,
+            progress=progress,
+            validation=validation,
+        )
     out(f"{done['n_training']} images to train on, {done['n_validation']} to validate, {done['n_failed']} skipped")
     out(
         f"memory bank {done['memory_bank'][0]} x {done['memory_bank'][1]}, image threshold "
@@ -266,12 +275,12 @@ def predict(
             paths,
             folder,
             threshold,
-            map_format.value,
-            overlays,
-            batch_size,
-            failed,
-            _json_line if as_json else lambda record: None,
-            progress,
+            map_format=map_format.value,
+            draw_overlay=overlays,
+            batch_size=batch_size,
+            on_error=failed,
+            on_result=_json_line if as_json else lambda record: None,
+            progress=progress,
         )
     _summary(count, folder, as_json)
 
@@ -375,10 +384,10 @@ def segment(
     of JSON for each with its status. A stopped run goes on where it was; a pair of which a file has changed since is
     done again. Files that cannot be used are named and skipped; the exit code is then 1.
     """
-    from . import runs
+    from . import array_runs
     from .results import ResultFolder
 
-    pairs, alone = runs.array_pairs(maps, features)
+    pairs, alone = array_runs.array_pairs(maps, features)
     for path in alone:
         failed(str(path), "no file of the same name in the other folder")
     segmenter = _segmenter(ctx, image_threshold)
@@ -386,7 +395,9 @@ def segment(
         ResultFolder(output, {"segmenter": _settings(segmenter)}, None, overwrite) as folder,
         progress_bars() as progress,
     ):
-        count = runs.segment(segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress)
+        count = array_runs.segment(
+            segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress
+        )
     count["failed"] += len(alone)
     _summary(count, folder, as_json)
 

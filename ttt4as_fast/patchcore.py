@@ -6,10 +6,10 @@ Images go in as files, PIL images or tensors; maps, scores and the features that
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,58 +23,12 @@ from .baselines import NominalStatistics
 from .images import ImageError, list_images, read_image
 from .kernels.arrays import check_bool, check_float, check_int, check_option, is_tensor, to_numpy
 from .patches import MapMaker, join_layers, patches_per_image, project, reweight, standardize
+from .prediction import STAGES, Clock, ImagePrediction, Prediction, stacked
 from .preprocessing import ImageSource, Preprocessing, as_batch
 from .progress import Progress, silent
 
 if TYPE_CHECKING:
     from .kernels.arrays import Array
-
-STAGES = ("decode", "backbone", "knn", "map")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What `PatchCore.predict` says of N images; arrays for files and arrays, tensors on their device for tensors.
-
-    Attributes
-    ----------
-    anomaly_map : (N, crop_size, crop_size) float32
-        Higher is more anomalous; 0 is a patch of the memory bank.
-    pred_score : (N,) float32
-        The image score.
-    features : (N, C, h, w) float32
-        The backbone's layers joined on the finest grid, as they are: neither averaged over neighbours nor standardised.
-        `TTT4AS` trains on them.
-    milliseconds : dict
-        Time spent on all N images: ``decode`` (reading, resizing, cropping), ``backbone``, ``knn`` (search and image
-        score) and ``map`` (upsampling and blur).
-    """
-
-    anomaly_map: Any
-    pred_score: Any
-    features: Any
-    milliseconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class ImagePrediction:
-    """What `PatchCore.predict_iter` says of one image file: NumPy arrays, without the leading axis of `Prediction`.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-    size : (int, int)
-        Height and width of the file's image in pixels, before resizing.
-    anomaly_map, pred_score, features, milliseconds
-        As in `Prediction`; the milliseconds are this image's share of its batch.
-    """
-
-    path: Path
-    size: tuple[int, int]
-    anomaly_map: np.ndarray
-    pred_score: float
-    features: np.ndarray
-    milliseconds: dict[str, float]
 
 
 class PatchCore:
@@ -190,6 +144,15 @@ class PatchCore:
         self.scale_: tuple[np.ndarray, np.ndarray] | None = None
         self._network: Backbone | None = None
         self._to_map = MapMaker(self.crop_size, self.blur_sigma)
+
+    def get_params(self) -> dict[str, Any]:
+        """The constructor's arguments, as they stand."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        parameters = inspect.signature(type(self)).parameters
+        changed = {name: value for name, value in self.get_params().items() if value != parameters[name].default}
+        return f"PatchCore({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     # ------------------------------------------------------------ fitting
 
@@ -373,7 +336,7 @@ class PatchCore:
             for anomaly_map, score, features in self._judge(prepared, spent):
                 results.append((anomaly_map.to(target), score, features.to(target)))
                 report("prediction", len(results), len(source))
-        maps, features = (_stacked([row[i] for row in results], target) for i in (0, 2))
+        maps, features = (stacked([row[i] for row in results], target) for i in (0, 2))
         scores = torch.tensor([row[1] for row in results], dtype=torch.float32, device=target)
         parts: list[Any] = [maps, scores, features]
         if not is_tensor(images):
@@ -446,7 +409,7 @@ class PatchCore:
     ) -> Iterator[tuple[torch.Tensor, float, torch.Tensor]]:
         """(anomaly map, image score, features) of each prepared image; adds to the milliseconds `spent` a stage."""
         self._check_fitted()
-        clock = _Clock(self.device, spent)
+        clock = Clock(self.device, spent)
         # The network of all images first: its threads spin on for milliseconds, on the cores that the search needs.
         found = list(self._each(images))
         clock.stop("backbone")
@@ -570,31 +533,3 @@ class PatchCore:
         from . import model_file
 
         return model_file.load(cls, Path(path), device=device, backend=backend, weights=weights)
-
-
-# ---------------------------------------------------------------- parts
-
-
-def _stacked(rows: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """As `torch.stack`, on the host without waking torch's threads, which would spin on while others need the cores."""
-    if device.type == "cpu":
-        return torch.from_numpy(np.stack([to_numpy(row) for row in rows]))
-    return torch.stack(rows)
-
-
-class _Clock:
-    """Adds the milliseconds since the last stop to a stage, with the device's work done."""
-
-    def __init__(self, device: torch.device, spent: dict[str, float]) -> None:
-        self.device, self.spent = device, spent
-        self.start()
-
-    def start(self) -> None:
-        self.begin = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # a wait for all streams may break a capture
-        now = time.perf_counter()
-        self.spent[stage] += 1e3 * (now - self.begin)
-        self.begin = now

@@ -235,7 +235,10 @@ def as_batch(pixels: list[np.ndarray]) -> torch.Tensor:
 def _as_tensor(images: Array) -> torch.Tensor:
     kind = str(images.dtype).removeprefix("torch.")
     if kind.startswith(("int", "uint", "bool")):
-        raise TypeError(f"images: expected floats in [0, 1], got {kind}; divide 8-bit images by 255")
+        raise TypeError(
+            f"images: expected floats in [0, 1], got {kind}; divide 8-bit images by 255, or "
+            "give a frame (H, W, 3) as PIL.Image.fromarray(frame)"
+        )
     images = as_float_array(images, "images", (4,))
     if images.shape[1] != 3:
         raise ValueError(f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}")

@@ -78,6 +78,12 @@ def regions(mask: np.ndarray, anomaly_map: np.ndarray) -> list[dict[str, Any]]:
     return sorted(found, key=lambda region: -region["peak_score"])
 
 
+def mask_summary(mask: np.ndarray, anomaly_map: np.ndarray) -> dict[str, Any]:
+    """``mask_area`` (pixels), ``mask_share`` and ``regions`` of a mask (H, W) and the map on the same grid."""
+    area = int(np.count_nonzero(mask))
+    return {"mask_area": area, "mask_share": area / mask.size, "regions": regions(mask, anomaly_map)}
+
+
 def overlay(
     image: Image.Image, anomaly_map: np.ndarray, mask: np.ndarray, scale: tuple[float, float] | None
 ) -> Image.Image:

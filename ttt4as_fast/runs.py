@@ -1,4 +1,4 @@
-"""The jobs behind the commands `fit`, `predict` and `segment`, free of terminals.
+"""The jobs behind the commands `fit` and `predict`, free of terminals.
 
 A job that meets a file it cannot read reports it through `on_error` and goes on with the rest.
 """
@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .images import ImageError, read_image
-from .io import atomic_path, check_folder
+from .io import check_folder
 from .kernels.arrays import check_float, check_int, check_option
-from .kernels.segment import OPERATION
 from .progress import Progress, silent
 from .results import (
     MAP_FORMATS,
     ResultFolder,
     inputs,
+    mask_summary,
     overlay,
-    regions,
     write_image,
     write_map,
     write_mask,
@@ -339,171 +338,3 @@ def _write_result(
     record["milliseconds"]["write"] = 1e3 * (time.perf_counter() - began)
     record["milliseconds"] = {stage: round(spent, 3) for stage, spent in record["milliseconds"].items()}
     return record
-
-
-def mask_summary(mask: np.ndarray, anomaly_map: np.ndarray) -> dict[str, Any]:
-    """``mask_area`` (pixels), ``mask_share`` and ``regions`` of a mask (H, W) and the map on the same grid."""
-    area = int(np.count_nonzero(mask))
-    return {"mask_area": area, "mask_share": area / mask.size, "regions": regions(mask, anomaly_map)}
-
-
-# ---------------------------------------------------------------- segment
-
-
-def array_pairs(
-    maps: str | os.PathLike[str], features: str | os.PathLike[str]
-) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """Files of anomaly maps with the files of their features: one of each, or folders matched by stem.
-
-    Returns
-    -------
-    pairs : list of (pathlib.Path, pathlib.Path)
-    alone : list of pathlib.Path
-        Files with none of the same name in the other folder.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        A path does not exist, a file and a folder, or folders without a pair.
-    """
-    maps, features = Path(maps), Path(features)
-    for path in (maps, features):
-        if not path.exists():
-            raise FileNotFoundError(f"no such file or folder: {str(path)!r}")
-    if maps.is_dir() != features.is_dir():
-        raise ValueError(f"expected two files or two folders, got {str(maps)!r} and {str(features)!r}")
-    if not maps.is_dir():
-        return [(maps, features)], []
-    left, right = _arrays_in(maps), _arrays_in(features)
-    pairs = [(left[stem], right[stem]) for stem in sorted(left.keys() & right.keys())]
-    if not pairs:
-        raise ValueError(f"no NPY or NPZ files with the same name in {str(maps)!r} and {str(features)!r}")
-    alone = {**left, **right}
-    return pairs, [alone[stem] for stem in sorted(left.keys() ^ right.keys())]
-
-
-def _arrays_in(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".npy", ".npz") and not path.name.startswith("."):
-            if path.stem in found:
-                raise ValueError(f"expected one file a name, got {str(found[path.stem])!r} and {str(path)!r}")
-            found[path.stem] = path
-    return found
-
-
-def load_array(path: Path, names: Sequence[str]) -> np.ndarray:
-    """The array in an NPY file (memory-mapped), or the one in an NPZ file that is alone or called one of `names`.
-
-    Raises
-    ------
-    ValueError
-        Not such a file, damaged, with Python objects in it, or with several arrays of other names.
-    """
-    try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            found = [name for name in names if name in content.files] or content.files
-            if len(found) == 1:
-                return content[found[0]]
-            listed = ", ".join(content.files) or "none"
-    # zipfile and NumPy's header parser raise whatever they meet in a damaged file.
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read as NPY or NPZ ({type(error).__name__}: {error})") from error
-    raise ValueError(f"{path}: expected one array, or one called {' or '.join(names)}; it holds {listed}")
-
-
-def segment(
-    segmenter: TTT4AS,
-    pairs: Sequence[tuple[Path, Path]],
-    folder: ResultFolder,
-    on_error: OnError = lambda path, reason: None,
-    on_result: Callable[[dict[str, Any]], None] = lambda record: None,
-    progress: Progress = silent,
-) -> dict[str, int]:
-    """Test-time training alone, on anomaly maps and features that any detector has written.
-
-    Memory: one image at a time; batches in NPY files are not loaded whole.
-
-    Parameters
-    ----------
-    segmenter : TTT4AS
-    pairs : sequence of (pathlib.Path, pathlib.Path)
-        As from `array_pairs`. Each holds (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w).
-    folder : ResultFolder
-        Entered. Masks are written as PNG and as NPY (bool). A result whose maps and features have not changed since
-        is kept.
-    on_error, on_result, progress : callable, optional
-        As for `predict`. A pair that cannot be used is reported and skipped.
-
-    Returns
-    -------
-    dict
-        ``done``, ``skipped`` and ``failed``: images, or pairs that could not be read.
-    """
-    OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
-    count = {"done": 0, "skipped": 0, "failed": 0}
-    for number, pair in enumerate(pairs):
-        source = inputs(pair)
-        try:
-            images = list(_images_of(*pair, pair[0].stem))
-        except ValueError as error:
-            on_error(str(pair[0]), str(error))
-            count["failed"] += 1
-            continue
-        by_key = {key: (name, anomaly_map, features) for key, name, anomaly_map, features in images}
-        todo = folder.start({key: name for key, (name, _, _) in by_key.items()}, dict.fromkeys(by_key, source))
-        count["skipped"] += len(by_key) - len(todo)
-        for key, name in todo:
-            _, anomaly_map, features = by_key[key]
-            try:
-                record = _segment_one(segmenter, folder, key, name, np.array(anomaly_map), np.array(features))
-            except (ValueError, TypeError) as error:
-                on_error(key, str(error))
-                count["failed"] += 1
-                continue
-            record["inputs"] = source
-            folder.add(record)
-            on_result(record)
-            count["done"] += 1
-            if len(pairs) == 1:
-                progress("segmenting", count["done"], len(todo))
-        if len(pairs) > 1:
-            progress("segmenting", number + 1, len(pairs))
-    return count
-
-
-def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-    """(key, name, anomaly map, features) of each image in a pair of files; arrays are views."""
-    psi = load_array(maps, ("anomaly_map", "anomaly_maps", "maps"))
-    deep = load_array(features, ("features",))
-    key = os.path.abspath(maps)
-    if psi.ndim == 2 and deep.ndim == 3:
-        yield key, name, psi, deep
-    elif psi.ndim == 3 and deep.ndim == 4 and len(psi) == len(deep):
-        digits = max(4, len(str(len(psi) - 1)))
-        for i, (one, its) in enumerate(zip(psi, deep, strict=True)):
-            yield f"{key}[{i}]", f"{name}_{i:0{digits}d}", one, its
-    else:
-        raise ValueError(
-            "expected shapes (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w); "
-            f"got {psi.shape} and {deep.shape} in {str(features)!r}"
-        )
-
-
-def _segment_one(
-    segmenter: TTT4AS, folder: ResultFolder, key: str, name: str, anomaly_map: np.ndarray, features: np.ndarray
-) -> dict[str, Any]:
-    began = time.perf_counter()
-    out = segmenter(anomaly_map, features)
-    spent = 1e3 * (time.perf_counter() - began)
-    files = {"mask": f"masks/{name}.png", "array": f"masks/{name}.npy"}
-    write_mask(folder.folder / files["mask"], out.pred_mask)
-    with atomic_path(folder.folder / files["array"]) as temporary:
-        np.save(temporary, out.pred_mask)
-    height, width = anomaly_map.shape
-    record = {"path": key, "name": name, "width": width, "height": height, "status": out.status}
-    summary = mask_summary(out.pred_mask, anomaly_map)
-    return {**record, **summary, "files": files, "milliseconds": {"ttt4as": round(spent, 3)}}

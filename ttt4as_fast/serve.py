@@ -30,8 +30,8 @@ from starlette.routing import Route
 from . import __version__
 from .images import ImageError, read_image
 from .kernels.arrays import check_float, check_int
-from .results import mask_image
-from .runs import mask_summary, predict_batch
+from .results import mask_image, mask_summary
+from .runs import predict_batch
 
 if TYPE_CHECKING:
     from .patchcore import PatchCore

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import native
-from ..host_rows import native_rows
 
 ARRAYS = "numpy"
 _FEWEST, _MOST = 64, 4096  # picks between two reports; fewer the more points there are
@@ -29,7 +28,7 @@ def greedy(
     point (up to 64 columns, one a column and 21). A pick reads N * 64 of these bytes and the points that might come
     nearer to it, a few hundred.
     """
-    selection = native.core().GreedyCoreset(native_rows(points), start, threads=native.threads())
+    selection = native.core().GreedyCoreset(native.rows(points), start, threads=native.threads())
     if progress is None:
         return selection.pick(n_samples)
     step = min(_MOST, max(_FEWEST, _DISTANCES_A_REPORT // len(points)))

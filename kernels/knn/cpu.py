@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from .. import native
-from ..host_rows import native_rows
 
 ARRAYS = "numpy"
 
@@ -30,7 +29,7 @@ class Index:
 
     def __init__(self, bank: np.ndarray) -> None:
         self.bank = bank
-        self._index: Any = native.core().KnnIndex(native_rows(bank), threads=native.threads())
+        self._index: Any = native.core().KnnIndex(native.rows(bank), threads=native.threads())
 
     @classmethod
     def open(cls, bank: np.ndarray, prepared: np.ndarray, verify: bool) -> Index:
@@ -41,7 +40,7 @@ class Index:
         """
         index = cls.__new__(cls)
         index.bank = bank
-        index._index = native.core().KnnIndex.open(native_rows(bank), prepared, verify)
+        index._index = native.core().KnnIndex.open(native.rows(bank), prepared, verify)
         return index
 
     def save(self, write: Callable[[memoryview], object]) -> None:
@@ -50,7 +49,7 @@ class Index:
 
     def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index."""
-        return self._index.search(native_rows(query), k, threads=native.threads())
+        return self._index.search(native.rows(query), k, threads=native.threads())
 
     @property
     def nbytes(self) -> int:

@@ -128,7 +128,7 @@ class KnnIndex:
         ValueError, TypeError
             Wrong rank, channel count or device of `query`, a non-finite value, k beyond the bank, or an empty index.
         """
-        query = self._checked(query, "query")
+        query = self.check_vectors(query, "query")
         parts = self._parts
         if not parts:
             raise ValueError("query: the index is empty; add vectors before searching")
@@ -209,7 +209,7 @@ class KnnIndex:
 
     def _append(self, points: Array, name: str, *, keep: bool) -> None:
         """`keep`: the caller's memory may become the index's."""
-        points = self._checked(points, name)
+        points = self.check_vectors(points, name)
         if self._module is None:
             self._device = arrays.device_type(points)
             self._module = OPERATION.resolve(self._backend, self._device)
@@ -225,7 +225,8 @@ class KnnIndex:
             part = self._module.Index(points)
         self._parts = (*parts[:kept], part)
 
-    def _checked(self, x: Array, name: str) -> Array:
+    def check_vectors(self, x: Array, name: str) -> Array:
+        """`x` (M, D) as an array of floats that lies where the bank does; its values are not read."""
         x = arrays.as_float_array(x, name, (2,))
         if x.shape[1] != self.dim:
             raise ValueError(f"{name}: expected {self.dim} channels as in the bank, got shape {tuple(x.shape)}")

@@ -4,7 +4,7 @@ A map is read once: a sample of its values tells a bound below the percentile, a
 above it, a few in a hundred. The percentile is selected among them, and only they are compared with their neighbours.
 Sparse masks are dilated by painting squares, dense ones by joining shifted copies: log2 of the square's side of them.
 
-Compiled code is cached on disk; `warmup` compiles or loads it ahead of the first call (seconds the first time ever).
+Compiled code is cached on disk: the first call ever takes seconds.
 Images of a batch go to threads of their own, outside the GIL: Numba's own parallel layer is not used, because not every
 layer of it survives a fork or two callers at once.
 """
@@ -34,14 +34,6 @@ def unavailable(device: str) -> str | None:
     except Exception as error:  # whatever stops the compiler is the reason
         return f"Numba cannot compile here ({error})"
     return None
-
-
-def warmup() -> None:
-    """Compile, or load from the disk, what the first call of each dtype would wait for."""
-    for dtype in (np.float32, np.float64):
-        peaks = local_maxima(np.zeros((1, 2, 2), dtype), 99.0)
-    dilate(peaks, 1)
-    dilate(np.eye(64, dtype=bool)[None], 0)
 
 
 def local_maxima(anomaly_map: np.ndarray, percentile: float) -> np.ndarray:

@@ -328,7 +328,7 @@ def load_installed_weights(model: Model) -> Model:
     ]
     if not networks:
         raise ValueError(f"model: expected one with backbone='tf_{name}', got {type(model).__name__} without it")
-    weights = backbones._create_network(name, backbones._SPECS[name], None).state_dict()
+    weights = backbones.create_network(name).state_dict()
     for network in networks:  # which end at the last layer that is asked for
         network.load_state_dict({key: weights[key] for key in network.state_dict()})
     return model

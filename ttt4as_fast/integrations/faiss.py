@@ -79,7 +79,7 @@ class IndexFlatL2:
         available = min(kernels.arrays.check_int(k, "k", 1), self.ntotal)
         if available == k:
             return self._index.search(x, k, squared=True)
-        x = self._index._checked(x, "x")
+        x = self._index.check_vectors(x, "x")
         if not available:
             kernels.arrays.check_finite(kernels.arrays.to_numpy(x), "x")
             distances, indices = np.empty((len(x), 0), np.float32), np.empty((len(x), 0), np.int64)

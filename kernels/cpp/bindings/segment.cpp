@@ -175,15 +175,11 @@ py::tuple segment_any(const py::array& map, const py::array& features, const Opt
         }
     }
     const bool* flags = skip.is_none() ? nullptr : gate.data();
-    try {
-        if (is_dtype(map, 'f', 4) && is_dtype(features, 'f', 4)) {
-            return segment<float>(map, features, options, candidates, flags);
-        }
-        if (is_dtype(map, 'f', 8) && is_dtype(features, 'f', 8)) {
-            return segment<double>(map, features, options, candidates, flags);
-        }
-    } catch (const InvalidArgument& error) {
-        throw py::value_error(error.what());
+    if (is_dtype(map, 'f', 4) && is_dtype(features, 'f', 4)) {
+        return segment<float>(map, features, options, candidates, flags);
+    }
+    if (is_dtype(map, 'f', 8) && is_dtype(features, 'f', 8)) {
+        return segment<double>(map, features, options, candidates, flags);
     }
     throw py::type_error("anomaly_map, features: expected both float32 or both float64, got " +
                          py::str(map.dtype()).cast<std::string>() + " and " +

@@ -80,12 +80,8 @@ py::tuple fit_any(const py::array& x, const Doubles& y, double C, const std::str
         }
         options.initial = start.data();
     }
-    try {
-        if (is_dtype(x, 'f', sizeof(float))) return fit<float>(x, y, options);
-        if (is_dtype(x, 'f', sizeof(double))) return fit<double>(x, y, options);
-    } catch (const InvalidArgument& error) {
-        throw py::value_error(error.what());
-    }
+    if (is_dtype(x, 'f', sizeof(float))) return fit<float>(x, y, options);
+    if (is_dtype(x, 'f', sizeof(double))) return fit<double>(x, y, options);
     throw py::type_error("X: expected dtype float32 or float64, got " + py::str(x.dtype()).cast<std::string>());
 }
 
