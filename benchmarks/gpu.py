@@ -1,10 +1,12 @@
 """``python -m benchmarks.gpu --output DIR``: everything that only a GPU can tell, in one command on a bare machine.
 
 Builds and installs the package without a network, runs the tests marked ``gpu``, measures every row of `gpu_rows` in
-the order of their weight, runs compute-sanitizer over a short set of tests, and writes ``DIR/gpu.json`` (whole, after
-each step, so that a run cut short keeps what it had). Needs torch with a usable CUDA device, Triton and CuPy; peers and
-tools that are not installed are named as absent. Planned for less than eight minutes on one H200-class device; what
-does not fit is left out and said. A second, shorter run: ``--no-build --no-tests --no-sanitizer --rows PATTERN``.
+the order of their weight, in a process of their own, runs compute-sanitizer over a short set of tests, and writes
+``DIR/gpu.json`` (whole, after each step, so that a run cut short keeps what it had). Builds and tests that take longer
+than planned take their time from the sanitizer, never from the rows. Needs torch with a usable CUDA device, Triton and
+CuPy; peers and tools that are not installed are named as absent. Planned for less than eight minutes on one H200-class
+device; what does not fit is left out and said. A second, shorter run: ``--no-build --no-tests --no-sanitizer --rows
+PATTERN``.
 
 ``DIR/gemm_from.json`` is the table of `kernels.knn` with this device's crossover in it, to be committed in its place.
 """
@@ -18,17 +20,22 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .gpu_apart import measure_apart
+from .gpu_apart import pattern as pattern_of
 from .gpu_tools import ROOT, find, profile, run, sanitize
 
 NO_DEVICE = 2
 """Exit status without a CUDA device."""
 SANITIZER_S = 80.0
 """Seconds that the rows leave for compute-sanitizer."""
+START_S = 20.0
+"""Seconds that the rows' process takes to start."""
 NCU_S = 60.0
 """Seconds that they leave for Nsight Compute, where it is asked for."""
 GEMM_FROM = ROOT / "kernels" / "knn" / "gemm_from.json"
@@ -68,18 +75,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(output / "gpu.json", result)
         print(f"{part}: {found.get('summary', found['status'])}, {time.monotonic() - start:.0f} s", flush=True)
 
+    from .gpu_rows import ROWS
+
+    names = [name for name in ROWS if re.search(options.rows, name)]
+    planned = sum(ROWS[name].seconds for name in names) + START_S
     if not options.no_build:
         done("build", build(output / "build.log"))
         if result["build"]["status"] != "ok":
             print(tail(output / "build.log"))
-            return 1  # whatever is installed, it is not this checkout
+            from_checkout()  # whatever is installed, it is not this checkout
     if not options.no_tests:
-        done("tests", run_tests(output / "tests.log"))
+        done("tests", run_tests(output / "tests.log", min(240.0, max(30.0, end - planned - time.monotonic()))))
         if result["tests"]["status"] != "ok":
             print(tail(output / "tests.log"))
-    reserved = 0.0 if options.no_sanitizer or find("compute-sanitizer") is None else SANITIZER_S
+    spare = max(0.0, end - planned - time.monotonic())
+    reserved = 0.0 if options.no_sanitizer or find("compute-sanitizer") is None else min(SANITIZER_S, spare)
     reserved += NCU_S if options.ncu else 0.0
-    measure(result, options.rows, output / "gpu.json", end - reserved, commit=options.commit)
+    if options.here:
+        measure(result, options.rows, output / "gpu.json", end - reserved, commit=options.commit)
+    else:
+        rows_apart(result, names, output / "gpu.json", end - reserved, options.commit)
     if not options.no_sanitizer:
         done("sanitizer", sanitize(output, end - (NCU_S if options.ncu else 0.0)))
     if options.ncu:
@@ -111,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--no-tests", action="store_true", help="measure without running the tests first")
     found.add_argument("--no-sanitizer", action="store_true", help="leave compute-sanitizer out")
     found.add_argument("--ncu", action="store_true", help="profile each operation once with Nsight Compute")
+    found.add_argument("--here", action="store_true", help="measure in this process: losing the device costs all")
     found.add_argument("--commit", metavar="SHA", help="the commit that is measured, where this is no git checkout")
     found.add_argument("--budget-s", type=float, default=460, metavar="S", help="all of it, in seconds")
     found.add_argument("--not-measured", action="store_true", help="write the rows without numbers; needs no GPU")
@@ -125,12 +141,22 @@ def build(log: Path) -> dict[str, Any]:
     return done
 
 
-def run_tests(log: Path) -> dict[str, Any]:
+def from_checkout() -> None:
+    """Let this process and those that it starts import the package as it lies here, without its C++ core."""
+    package = Path(tempfile.mkdtemp()) / "ttt4as_fast"
+    package.mkdir()
+    for place in (*(ROOT / "ttt4as_fast").iterdir(), ROOT / "kernels", ROOT / "benchmarks"):
+        (package / place.name).symlink_to(place)
+    sys.path.insert(0, str(package.parent))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
+
+
+def run_tests(log: Path, timeout: float) -> dict[str, Any]:
     """The tests marked ``gpu``, several processes at a time where pytest-xdist is here: most of it is compiling."""
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
-    done = run(command, log, timeout=240)
+    done = run(command, log, timeout)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
     return done | {"summary": re.sub(r"=+", "", lines[-1]).strip()}
 
@@ -138,6 +164,29 @@ def run_tests(log: Path) -> dict[str, Any]:
 def tail(log: Path, lines: int = 40) -> str:
     """The end of a log, where what failed is said."""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def rows_apart(result: dict[str, Any], names: Sequence[str], path: Path, deadline: float, commit: str | None) -> None:
+    """Measure the rows in a process of their own into `result`, and save it after each."""
+    from .gpu_rows import ROWS
+
+    def command(left: Sequence[str], folder: Path, seconds: float) -> list[str]:
+        quick = ["--no-build", "--no-tests", "--no-sanitizer", "--here"]
+        known = [] if commit is None else ["--commit", commit]
+        given = ["--output", str(folder), "--rows", pattern_of(left), "--budget-s", f"{seconds:.0f}"]
+        return [sys.executable, "-m", "benchmarks.gpu", *given, *quick, *known]
+
+    def found(saved: dict[str, Any]) -> None:
+        known = {row["row"] for row in result["rows"]}
+        result["rows"] += [row for row in saved["rows"] if row["row"] not in known]
+        for name in ("machine", "ceilings"):
+            if name in saved:
+                result.setdefault(name, saved[name])
+        if "machine_after" in saved:
+            result["machine_after"] = saved["machine_after"]
+        write(path, result)
+
+    measure_apart(names, lambda name: ROWS[name].seconds, deadline, command, found)
 
 
 def measure(
@@ -157,7 +206,8 @@ def measure(
         if not re.search(pattern, name):
             continue
         if time.monotonic() + case.seconds > deadline:
-            result["rows"].append({"name": name, "status": "not measured", "notes": {"reason": "out of time"}})
+            late = {"name": name, "row": name, "status": "not measured", "notes": {"reason": "out of time"}}
+            result["rows"].append(late)
             continue
         start = time.monotonic()
         try:
@@ -166,11 +216,17 @@ def measure(
             row = {"name": name, "status": "failed", "notes": {"error": f"{type(error).__name__}: {error}"[:2000]}}
         row |= {"row": name, "seconds": time.monotonic() - start}
         result["rows"].append(row)
-        result["machine_after"] = machine(commit)["device"]
         write(path, result)
         print(f"{name}: {row['status']}, {row['seconds']:.0f} s", row["notes"].get("error", ""), flush=True)
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+        try:
+            bench.clock.synchronize()
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+            result["machine_after"] = machine(commit)["device"]
+        except RuntimeError:  # an access outside of memory, say: no later call here can succeed
+            result["lost"] = name
+            break
+    write(path, result)
 
 
 def gemm_from(result: dict[str, Any]) -> dict[str, Any] | None:

@@ -53,9 +53,12 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
     def rotation(self, make: Callable[[int], Any], size_bytes: int, least: int = 2) -> list[Any]:
-        """``make(0)``, ``make(1)``, ...: as many inputs of `size_bytes` as outgrow the L2 three times."""
+        """``make(0)``, ``make(1)``, ...: as many inputs of `size_bytes` as outgrow the L2 three times.
+
+        A clock of one call, which serves tests, makes `least` of them: tiny ones would be a hundred thousand.
+        """
         cache = 0
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self.calls > 1:
             cache = torch.cuda.get_device_properties(self.device).L2_cache_size
         count = max(least, math.ceil(3 * cache / max(1, size_bytes)) + 1)
         return [make(i) for i in range(count)]

@@ -92,6 +92,103 @@ def test_a_row_that_does_not_fit_is_left_out_and_a_failure_is_told(tmp_path, mon
     assert not gpu.succeeded(result)
 
 
+def test_a_row_that_takes_the_device_with_it_ends_the_process_s_rows(tmp_path, monkeypatch):
+    """Every call fails after an access outside of memory, even one that asks what the device is."""
+    gpu, rows = module("gpu"), module("gpu_rows")
+    bench = module("gpu_bench").prepare(torch.device("cpu"), small=True)
+
+    def broken(bench):
+        def fails():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        monkeypatch.setattr(bench.clock, "synchronize", fails)
+        fails()
+
+    monkeypatch.setattr(rows, "ROWS", {"first": rows.Case(broken, 0), "second": rows.Case(broken, 0)})
+    result = {"build": None, "tests": None, "sanitizer": None, "rows": []}
+    gpu.measure(result, "", tmp_path / "gpu.json", time.monotonic() + 30, bench)
+    saved = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["row"] for row in saved["rows"]] == ["first"] and saved["lost"] == "first"
+
+
+class TestApart:
+    """Rows in other processes: a script plays the one that measures."""
+
+    SCRIPT = (
+        "import json, os, pathlib, sys, time\n"
+        "path, rows = pathlib.Path(sys.argv[1]) / 'gpu.json', []\n"
+        "for name in sys.argv[2:]:\n"
+        "    if name == 'dies': os._exit(9)\n"
+        "    if name == 'hangs': time.sleep(600)\n"
+        "    rows.append({'name': name, 'row': name, 'status': 'failed' if name == 'loses' else 'ok'})\n"
+        "    lost = {'lost': name} if name == 'loses' else {}\n"
+        "    part = path.with_name('part'); part.write_text(json.dumps({'rows': rows, **lost})); part.replace(path)\n"
+        "    if lost: sys.exit(1)\n"
+    )
+
+    def measured(self, names: list[str], monkeypatch, seconds: float = 60) -> dict[str, dict]:
+        apart = module("gpu_apart")
+        monkeypatch.setattr(apart, "START_S", 3.0)
+        monkeypatch.setattr(apart, "POLL_S", 0.02)
+        rows: dict[str, dict] = {}
+
+        def command(left, folder, _):
+            return [sys.executable, "-I", "-c", self.SCRIPT, str(folder), *left]
+
+        deadline = time.monotonic() + seconds
+        apart.measure_apart(
+            names,
+            lambda _: 0,
+            deadline,
+            command,
+            lambda saved: [rows.setdefault(row["row"], row) for row in saved["rows"]],
+        )
+        return rows
+
+    def test_what_others_measured_is_kept(self, monkeypatch):
+        names = ["a", "loses", "b", "dies", "c", "hangs", "d"]
+        rows = self.measured(names, monkeypatch)
+        assert list(rows) == names
+        assert {name for name, row in rows.items() if row["status"] == "ok"} == set("abcd")
+        assert "status 9" in rows["dies"]["notes"]["error"] and "no end" in rows["hangs"]["notes"]["error"]
+
+    def test_out_of_time(self, monkeypatch):
+        rows = self.measured(["a"], monkeypatch, seconds=0)
+        assert rows["a"]["notes"] == {"reason": "out of time"}
+
+    def test_rows_apart_gather_in_one_file(self, tmp_path, monkeypatch):
+        gpu, apart = module("gpu"), module("gpu_apart")
+        machine = {"device": {"capability": "9.0"}}
+
+        def measured(names, seconds, deadline, command, found):
+            line = command(names, tmp_path, 99.0)
+            assert "--here" in line and line[line.index("--commit") + 1] == "abc"
+            assert [
+                name for name in module("gpu_rows").ROWS if re.search(line[line.index("--rows") + 1], name)
+            ] == names
+            found({"rows": [{"row": "peaks"}], "machine": machine, "ceilings": {"x": 1}, "machine_after": {"state": 2}})
+            found({"rows": [{"row": "peaks"}, {"row": "bilinear"}]})
+
+        monkeypatch.setattr(gpu, "measure_apart", measured)
+        result = {"rows": []}
+        gpu.rows_apart(result, ["peaks", "bilinear"], tmp_path / "gpu.json", 0, "abc")
+        saved = json.loads((tmp_path / "gpu.json").read_text())
+        assert [row["row"] for row in saved["rows"]] == ["peaks", "bilinear"] and saved["machine"] == machine
+        assert apart.pattern(["a.b", "c"]) == r"^(a\.b|c)$"
+
+
+def test_the_package_can_be_used_as_it_lies_in_the_checkout(monkeypatch):
+    """Where the build fails: without a C++ core, in this process and in those that it starts."""
+    gpu = module("gpu")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    gpu.from_checkout()
+    script = "import ttt4as_fast.kernels as k, ttt4as_fast.benchmarks.gpu; print(k.__file__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(sys.path[0])
+
+
 def test_the_crossover_becomes_the_table_that_the_package_reads(tmp_path):
     gpu = module("gpu")
     row = {"row": "knn-crossover", "status": "ok", "notes": {"gemm_from": 12845056}}
@@ -189,6 +286,14 @@ class TestTools:
             }
         ]
         assert tools.read_profile("==ERROR== no counters") == []
+
+
+def test_inputs_in_turn_outgrow_the_cache_and_those_of_tests_stay_few(monkeypatch):
+    measure, device = module("gpu_measure"), torch.device("cuda")
+    found = type("Properties", (), {"L2_cache_size": 50 << 20})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    assert measure.Clock(device).rotation(lambda i: i, 10 << 20) == list(range(16))
+    assert measure.Clock(device, calls=1).rotation(lambda i: i, 1000) == [0, 1]
 
 
 def test_a_wrong_answer_prints_no_ratio():
