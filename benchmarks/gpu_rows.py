@@ -296,6 +296,7 @@ def coreset(bench: Bench) -> Row:
     except torch.OutOfMemoryError as error:
         row.peers["anomalib's KCenterGreedy in torch"] = f"not measured: {error}"[:300]
     row.floor = floor_ms(bench.limits, picks * (4.0 * n * dim + 8 * n))
+    row.notes["floor"] = "of a full pass over the points a pick, which sketches spare for the most part"
     row.notes["share_of_copy_bandwidth"] = row.floor / row.ours.p50
     ratio = row.ratios.get("anomalib's KCenterGreedy in torch", 0.0)
     row.met = ratio >= 10 and row.notes["share_of_copy_bandwidth"] >= 0.7

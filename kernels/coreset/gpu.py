@@ -1,4 +1,10 @@
-"""Greedy k-center in Triton: one pass over the points a pick, the pick itself never leaves the device."""
+"""Greedy k-center in Triton: one pass over the points a pick, the pick itself never leaves the device.
+
+Where many picks are made of long vectors, the pass is over sketches of the points, a tenth of their size or less, and a
+block of points is read only where its sketches cannot prove that the new pick is no nearer to any of them than a pick
+before: the same picks to the bit. A sketch is the point's coordinates along a few strong directions and the length of
+all that they leave. Distances of sketches are never above those of points (Cauchy and Schwarz, for the lengths).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ..gpu_common.capability import triton_unavailable as unavailable
+from ..gpu_common.memory import chunks
 from ..gpu_common.units import unit_of
 
 __all__ = ["ARRAYS", "greedy", "unavailable"]
@@ -16,19 +23,24 @@ __all__ = ["ARRAYS", "greedy", "unavailable"]
 ARRAYS = "torch"
 _REPORT_EVERY = 1024
 _BLOCK_D = 64
-OPTIONS = {"num_warps": 4, "maxnreg": 96}
-_PROGRAMS_PER_SM = 5  # that 96 registers a thread leave room for
+_REGISTERS = 65536  # of a multiprocessor
+_SKETCH = 32  # numbers of a sketch
+_SKETCH_FROM = (256, 4 * _SKETCH)  # picks and channels from which sketches pay for themselves
+_SAMPLE = 4096  # points whose strong directions are looked for
 
 
 @triton.jit(do_not_specialize=["step"])
 def pick_kernel(
-    x_ptr, nearest_ptr, picks_ptr, far_ptr, far_row_ptr, previous_ptr, previous_row_ptr, step, n, dim, x_n, x_d,
+    x_ptr, sketch_ptr, margin_ptr, nearest_ptr, picks_ptr, far_ptr, far_row_ptr, previous_ptr, previous_row_ptr,
+    step, n, dim, x_n, x_d,
     UNIT: tl.constexpr, PROGRAMS: tl.constexpr, SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    SKETCH: tl.constexpr,
 ):  # fmt: skip
     """Settle pick number `step`, measure all points against it, leave each program's farthest point for the next.
 
     Every program settles the pick for itself from what the programs of the launch before left, in the same order, so
-    one launch a pick does. Moves N * D values and 8 bytes a point; 3 operations a value: bandwidth is the floor.
+    one launch a pick does. Moves N * D values and 8 bytes a point; 3 operations a value: bandwidth is the floor. With
+    sketches of SKETCH numbers (0: without) it moves those instead, and the values of blocks that they cannot exclude.
     `dim` and `x_n` count in `UNIT`s: what they are multiples of decides how wide loads are.
     """
     dim *= UNIT
@@ -44,14 +56,28 @@ def pick_kernel(
         if program == 0:
             tl.store(picks_ptr + step, pick)
     channel = tl.arange(0, BLOCK_D)
+    if SKETCH:
+        column = tl.arange(0, SKETCH)
+        centre_sketch = tl.load(sketch_ptr + pick * SKETCH + column[None, :])
+        margin = tl.load(margin_ptr)
     best = tl.full((BLOCK_N,), -2, nearest_ptr.dtype.element_ty)
     best_row = tl.full((BLOCK_N,), 0x7FFFFFFF, tl.int32)
     for first in range(program * BLOCK_N, n, PROGRAMS * BLOCK_N):
         row = first + tl.arange(0, BLOCK_N)
         exists = row < n
         nearest = tl.load(nearest_ptr + row, mask=exists, other=-2)  # on its way while the distance is summed
+        end = dim
+        if SKETCH:
+            sketch = tl.load(
+                sketch_ptr + row.to(tl.int64)[:, None] * SKETCH + column[None, :], mask=exists[:, None], other=0
+            )  # fmt: skip
+            apart = sketch - centre_sketch
+            # More than 1 % is left for the rounding of both sums; `sketches_of` says what the margin is for. What is
+            # not a number excludes nothing.
+            excluded = tl.sum(apart * apart, axis=1) > nearest.to(tl.float32) * (1 + 2.0**-6) + margin
+            end = tl.max(tl.where(exists & ~excluded, dim, 0), axis=0)  # a loop, for behind a branch loads are narrow
         total = tl.zeros((BLOCK_N, BLOCK_D), nearest_ptr.dtype.element_ty)
-        for start in range(0, dim, BLOCK_D):
+        for start in range(0, end, BLOCK_D):
             d = start + channel
             # In two dimensions, as the points, and of fewer channels than there are threads: Triton then lets each
             # thread read those that it needs. More of them pass through shared memory, behind two barriers.
@@ -65,9 +91,11 @@ def pick_kernel(
             difference = tl.where((d < dim)[None, :], x - centre, 0.0)
             total += difference * difference
         distance = tl.sum(total, axis=1)
+        if SKETCH:
+            distance = tl.where(end > 0, distance, float("inf"))
         nearest = tl.minimum(nearest, distance)
         nearest = tl.where(row == pick, -1.0, nearest)  # below any distance: a duplicate never brings a pick back
-        tl.store(nearest_ptr + row, nearest, mask=exists)
+        tl.store(nearest_ptr + row, nearest, mask=exists & (end > 0))
         farther = exists & (nearest > best)  # rows grow, so that the lowest of equals stays
         best_row = tl.where(farther, row, best_row)
         best = tl.where(farther, nearest, best)
@@ -95,20 +123,35 @@ def greedy(
     device = points.device
     dtype = torch.promote_types(points.dtype, torch.float32)
     block_n = block_n_of(dtype)
-    programs = min(triton.cdiv(n, block_n), _programs(device))
+    options = options_of(dtype)
+    programs = min(triton.cdiv(n, block_n), _programs(device, options))
     nearest = torch.full((n,), float("inf"), dtype=dtype, device=device)
     picks = torch.full((n_samples,), start, dtype=torch.int64, device=device)
     # In turn, and cut once: a slice a launch would cost the host what the launch does.
     far = torch.empty((2, programs), dtype=dtype, device=device).unbind()
     far_row = torch.empty((2, programs), dtype=torch.int32, device=device).unbind()
     unit, (row_stride, stride) = unit_of(dim, points.stride(0)), points.stride()
+    sketch, margin, columns = nearest, nearest, 0  # of no use
+    if n_samples >= _SKETCH_FROM[0] and dim >= _SKETCH_FROM[1]:
+        sketch, margin = sketches_of(points)
+        columns = _SKETCH
+    block_d = min(_BLOCK_D, triton.next_power_of_2(dim))
+    constants = (unit, programs, triton.next_power_of_2(programs), block_n, block_d, columns)
+    again: list[Callable | None] = [None, None]
     for step in range(n_samples):
         now, before = step % 2, (step + 1) % 2
-        pick_kernel[(programs,)](
-            points, nearest, picks, far[now], far_row[now], far[before], far_row[before], step, n, dim // unit,
-            row_stride // unit, stride, UNIT=unit, PROGRAMS=programs, SPAN=triton.next_power_of_2(programs),
-            BLOCK_N=block_n, BLOCK_D=min(_BLOCK_D, triton.next_power_of_2(dim)), **OPTIONS,
+        arguments = (
+            points, sketch, margin, nearest, picks, far[now], far_row[now], far[before], far_row[before],
+            step, n, dim // unit, row_stride // unit, stride, *constants,
         )  # fmt: skip
+        launch = again[now]
+        if launch is not None:
+            launch(*arguments)
+        else:
+            # What was compiled for these very buffers is launched as it is from now on: to look at all arguments
+            # again would cost the host more than a pass over the sketches takes.
+            compiled = pick_kernel[(programs,)](*arguments, **options)
+            again[now] = None if compiled is None else compiled[(programs, 1, 1)]  # None: it is interpreted
         if progress is not None and (step % _REPORT_EVERY == 0 or step == n_samples - 1):
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()  # launches run ahead of the work
@@ -116,13 +159,45 @@ def greedy(
     return picks
 
 
+def sketches_of(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, D) -> sketches (N, _SKETCH) float32, and what rounding may have added to a squared distance of two, (1,).
+
+    Any orthonormal directions would do: those of a few steps of subspace iteration exclude the most. A sketch is off by
+    less than 2**-19 of the longest vector, and (s + e)**2 <= (1 + 2**-8) s**2 + 257 e**2.
+    """
+    n, device = len(points), points.device
+    sample = points[:: max(1, n // _SAMPLE)][:_SAMPLE].double()
+    centre = sample.mean(0)
+    sample -= centre
+    sample /= sample.abs().amax().clamp_min(1e-300)
+    directions = torch.linalg.qr(sample[: _SKETCH - 1].T).Q
+    for _ in range(4):
+        directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
+    found = torch.zeros((n, _SKETCH), dtype=torch.float32, device=device)
+    longest = torch.zeros((), dtype=torch.float64, device=device)
+    for start, stop in chunks(n, _SAMPLE):  # no float64 copy of the points
+        x = points[start:stop].double() - centre
+        along = x @ directions
+        squared = x.square().sum(1)
+        found[start:stop, : along.shape[1]] = along
+        found[start:stop, -1] = (squared - along.square().sum(1)).clamp_min_(0).sqrt_()
+        longest = torch.maximum(longest, squared.amax())
+    return found, (257 * 2.0**-36 * longest).float().reshape(1)
+
+
 def block_n_of(dtype: torch.dtype) -> int:
     """Points of a tile: as many as stay in registers."""
     return 16 if dtype == torch.float64 else 32
 
 
-def _programs(device: torch.device) -> int:
+def options_of(dtype: torch.dtype) -> dict[str, int]:
+    """Of a launch: as few registers a thread as spill nothing."""
+    return {"num_warps": 4, "maxnreg": 128 if dtype == torch.float64 else 96}
+
+
+def _programs(device: torch.device, options: dict[str, int]) -> int:
     """Programs of a launch: all the device runs at once, so that each keeps its place in the points."""
     if device.type != "cuda":
         return 3
-    return _PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
+    resident = _REGISTERS // (32 * options["num_warps"] * options["maxnreg"])
+    return resident * torch.cuda.get_device_properties(device).multi_processor_count

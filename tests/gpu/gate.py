@@ -124,30 +124,34 @@ def cases() -> list[dict]:
             )
         accumulator = "*fp64" if dtype == "f64" else "*fp32"
         # 344 channels: multiples of 8 that the compiler does not see
-        add(
-            f"coreset-{dtype}",
-            coreset.pick_kernel,
-            typed(
+        for columns in (0, coreset._SKETCH):
+            add(
+                f"coreset-{'sketched-' if columns else ''}{dtype}",
                 coreset.pick_kernel,
-                x_ptr=pointer,
-                nearest_ptr=accumulator,
-                picks_ptr="*i64",
-                far_ptr=accumulator,
-                far_row_ptr="*i32",
-                previous_ptr=accumulator,
-                previous_row_ptr="*i32",
-            ),
-            {
-                "x_d": 1,
-                "UNIT": 8,
-                "PROGRAMS": 660,
-                "SPAN": 1024,
-                "BLOCK_N": coreset.block_n_of(kind),
-                "BLOCK_D": coreset._BLOCK_D,
-            },
-            plain=("n", "dim", "x_n"),
-            **coreset.OPTIONS,
-        )
+                typed(
+                    coreset.pick_kernel,
+                    x_ptr=pointer,
+                    sketch_ptr="*fp32" if columns else accumulator,
+                    margin_ptr="*fp32" if columns else accumulator,
+                    nearest_ptr=accumulator,
+                    picks_ptr="*i64",
+                    far_ptr=accumulator,
+                    far_row_ptr="*i32",
+                    previous_ptr=accumulator,
+                    previous_row_ptr="*i32",
+                ),
+                {
+                    "x_d": 1,
+                    "UNIT": 8,
+                    "PROGRAMS": 660,
+                    "SPAN": 1024,
+                    "BLOCK_N": coreset.block_n_of(kind),
+                    "BLOCK_D": coreset._BLOCK_D,
+                    "SKETCH": columns,
+                },
+                plain=("n", "dim", "x_n"),
+                **coreset.options_of(kind),
+            )
         cells, block_c = stages.decision_blocks(1024)
         for last in (False, True):
             add(
@@ -255,7 +259,7 @@ def compile_triton(case: dict, architecture: int) -> dict:
         "shared": built.metadata.shared,
         **resources(built.asm["cubin"]),
         "tensor_cores": [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx],
-        "wide_loads": re.search(r"ld\.global[.\w:]*\.v(4\.b32|2\.b64)", ptx) is not None,
+        "wide_loads": len(re.findall(r"ld\.global[.\w:]*\.v(?:4\.b32|2\.b64)", ptx)),
         "wanted": _TENSOR_CORES[architecture] if case["tensor_cores"] else None,
     }
 

@@ -46,6 +46,9 @@ def test_triton_kernels(report):
     # Rows of 344 channels, multiples of 8 that the compiler is not told, are read 16 bytes at a time.
     for name in ("coreset", "knn-refine-k1", "knn-refine-k9", "knn-prepare-query", "knn-prepare-bank"):
         assert all(facts["wide_loads"] for facts in report["triton"][f"{name}-f32"].values()), name
+    # Beside sketches, which are read so too.
+    for architecture, facts in report["triton"]["coreset-sketched-f32"].items():
+        assert facts["wide_loads"] > report["triton"]["coreset-f32"][architecture]["wide_loads"]
     # So are features of 28 x 28 cells, along the cells or along the channels, whichever lie side by side.
     for name in ("segment-decision-nchw", "segment-decision-nhwc"):
         assert all(facts["wide_loads"] for facts in report["triton"][f"{name}-f32"].values()), name

@@ -48,3 +48,59 @@ def test_not_finite(device):
 
     with pytest.raises(ValueError, match="points: expected finite"):
         gpu.greedy(torch.tensor([[0.0], [float("inf")]], device=device), 1, 0)
+
+
+class TestSketches:
+    """Where they are used (there are bounds on picks and channels), they change no pick."""
+
+    @staticmethod
+    def clusters(rng, n: int = 130, dim: int = 70) -> torch.Tensor:
+        """Few strong directions, clusters and copies: what sketches exclude, and what they must not."""
+        centres = rng.standard_normal((20, 6)) @ rng.standard_normal((6, dim))
+        x = centres[rng.integers(0, 20, n)] + 0.3 * rng.standard_normal((n, dim)) + 50
+        x[n // 2 :: 7] = x[3]
+        return torch.from_numpy(x.astype(np.float32))
+
+    @staticmethod
+    def both(points: torch.Tensor, n_samples: int, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
+        from ttt4as_fast.kernels.coreset import gpu
+
+        found = []
+        for least in ((1, 1), (10**9, 1)):
+            monkeypatch.setattr(gpu, "_SKETCH_FROM", least)
+            found.append(gpu.greedy(points, n_samples, 1))
+        return found[0], found[1]
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+    def test_the_picks_are_those_of_a_full_pass(self, device, rng, monkeypatch, dtype):
+        points = self.clusters(rng).to(device, getattr(torch, dtype))
+        with_sketches, without = self.both(points, 9, monkeypatch)
+        assert torch.equal(with_sketches, without)
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e18, 3e37, 1e150])
+    def test_at_any_scale(self, device, rng, monkeypatch, scale):
+        dtype = torch.float64 if scale > 1e38 else torch.float32
+        points = (self.clusters(rng, 40, 33).double() / 60 * scale).to(dtype).to(device)
+        with_sketches, without = self.both(points, 5, monkeypatch)
+        assert torch.equal(with_sketches, without)
+
+    def test_fewer_directions_than_a_sketch_holds_and_strides(self, device, rng, monkeypatch):
+        points = torch.from_numpy(rng.integers(0, 5, (7, 60)).astype(np.float32)).T.to(device)
+        with_sketches, without = self.both(points, 9, monkeypatch)
+        assert torch.equal(with_sketches, without)
+        with_sketches, without = self.both(torch.ones((12, 9), device=device), 12, monkeypatch)
+        assert torch.equal(with_sketches, without) and len(set(with_sketches.tolist())) == 12
+
+    def test_no_distance_of_sketches_is_above_that_of_points(self, device, rng):
+        """Within the margin; and most of what is no nearer is excluded."""
+        from ttt4as_fast.kernels.coreset import gpu
+
+        points = self.clusters(rng, 400, 140).to(device)
+        sketches, margin = gpu.sketches_of(points)
+        exact = torch.cdist(points.double(), points.double()).square()
+        below = torch.cdist(sketches.double(), sketches.double()).square()
+        assert (below <= exact * (1 + 2.0**-8) + float(margin)).all()
+        assert float(margin) < 1e-5 * float(exact.mean())
+        nearest = exact[:, :8].amin(1, keepdim=True)
+        excluded, no_nearer = below > nearest * (1 + 2.0**-6) + margin.double(), exact >= nearest
+        assert float((excluded & no_nearer).sum() / no_nearer.sum()) > 0.8
