@@ -12,3 +12,13 @@ def unit_of(*counts: int) -> int:
     344 channels are, loads would be of one number each. Kernels therefore take such sizes in units.
     """
     return math.gcd(16, *counts)
+
+
+def blocks(total: int, size: int) -> int:
+    """Blocks of `size` that hold `total`. `triton.cdiv`, which kernels may call too, takes microseconds on the host."""
+    return -(-total // size)
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is not below `number`."""
+    return 1 << max(0, number - 1).bit_length()

@@ -18,11 +18,10 @@ import math
 from pathlib import Path
 
 import torch
-import triton
 
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.memory import chunks, in_chunks
-from ..gpu_common.units import unit_of
+from ..gpu_common.units import blocks, power_of_two, unit_of
 from .gpu_kernels import BLOCK, GROUP, prepare_kernel, propose_kernel, reduce_product_kernel, refine_kernel
 
 __all__ = ["ARRAYS", "Index", "unavailable"]
@@ -73,7 +72,7 @@ class Index:
         self.bank = bank
         self.scratch_bytes = scratch_bytes
         self.size, self.dim = bank.shape
-        self.padded = triton.cdiv(self.dim, _PAD) * _PAD
+        self.padded = blocks(self.dim, _PAD) * _PAD
         self.centre = torch.zeros(self.dim, dtype=torch.float64, device=bank.device)
         for start, stop in chunks(self.size, 4096):  # no float64 copy of the bank
             self.centre += bank[start:stop].double().sum(0)
@@ -88,18 +87,20 @@ class Index:
             raise ValueError("bank: expected finite values (squares within float64's range)")
         self.norm = (facts[:, 0] / 4.0**self.exponent).float()
         self.largest = facts.amax(0)
-        self.n_groups = triton.cdiv(self.size, BLOCK) * (BLOCK // GROUP)
+        self.n_groups = blocks(self.size, BLOCK) * (BLOCK // GROUP)
         # Beyond float32's range the approximation says nothing: search exhaustively.
         self.exhaustive = float(self.largest[0]) > 1e30
         self._part = 1 << 30
 
     def _prepare(self, x: torch.Tensor, largest: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """float16 copy and facts of the bank; of queries, where the `largest` facts of the bank are given."""
-        low = torch.empty((len(x), self.padded), dtype=torch.float16, device=x.device)
-        facts = torch.empty((len(x), 4), dtype=torch.float64, device=x.device)
-        block_d = min(1024, triton.next_power_of_2(self.padded))
-        unit, (x_n, x_d) = unit_of(self.dim, x.stride(0)), x.stride()
-        prepare_kernel[(len(x),)](
+        n, device = x.shape[0], x.device
+        low = torch.empty((n, self.padded), dtype=torch.float16, device=device)
+        facts = torch.empty((n, 4), dtype=torch.float64, device=device)
+        block_d = min(1024, power_of_two(self.padded))
+        x_n, x_d = x.stride()
+        unit = unit_of(self.dim, x_n)
+        prepare_kernel[(n,)](
             x, self.centre, low, facts, facts if largest is None else largest, self.exponent,
             self.dim // unit, self.padded, x_n // unit, x_d, UNIT=unit, QUERY=largest is not None, BLOCK_D=block_d,
         )  # fmt: skip
@@ -110,20 +111,21 @@ class Index:
 
         A query with a non-finite value gets distance NaN and index -1: raising would wait for the device.
         """
-        distances = torch.empty((len(query), k), dtype=torch.float32, device=query.device)
-        indices = torch.empty((len(query), k), dtype=torch.int64, device=query.device)
+        n = query.shape[0]
+        distances = torch.empty((n, k), dtype=torch.float32, device=query.device)
+        indices = torch.empty((n, k), dtype=torch.int64, device=query.device)
         if k > MAX_K or self.exhaustive:
             step, per_query = self._search_exhaustively, 32 * self.size
         else:
             step, per_query = self._search, 8 * self.n_groups + 2 * self.padded + 32
-            if self.takes_gemm(len(query)):
+            if self.takes_gemm(n):
                 per_query += 4 * self.size
 
         def work(start: int, stop: int) -> None:
             step(query[start:stop], k, distances[start:stop], indices[start:stop])
 
         part = max(128 if step == self._search else 1, self.scratch_bytes // per_query)
-        self._part = in_chunks(work, len(query), min(part, self._part), "queries")
+        self._part = in_chunks(work, n, min(part, self._part), "queries")
         return distances, indices
 
     def takes_gemm(self, n_query: int) -> bool:
@@ -138,15 +140,16 @@ class Index:
         self, query: torch.Tensor, k: int, distances: torch.Tensor, indices: torch.Tensor, gemm: bool | None = None
     ) -> None:
         low, facts = self._prepare(query, self.largest)
-        least = torch.empty((len(query), self.n_groups), dtype=torch.int32, device=query.device)
+        n = query.shape[0]
+        least = torch.empty((n, self.n_groups), dtype=torch.int32, device=query.device)
         second = torch.empty_like(least)
-        propose = self._propose_gemm if (self.takes_gemm(len(query)) if gemm is None else gemm) else self._propose
+        propose = self._propose_gemm if (self.takes_gemm(n) if gemm is None else gemm) else self._propose
         propose(low, facts, least, second)
-        list_size = max(2, triton.next_power_of_2(k))
-        lanes = min(256, max(32, triton.next_power_of_2(self.n_groups)))
+        list_size = max(2, power_of_two(k))
+        lanes = min(256, max(32, power_of_two(self.n_groups)))
         (q_n, q_d), (b_n, b_d) = query.stride(), self.bank.stride()
         unit = unit_of(self.dim, q_n, b_n)
-        refine_kernel[(len(query),)](
+        refine_kernel[(n,)](
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
             q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size, LANES=lanes,
             **refine_blocks(list_size, self.dim, self.bank.dtype), **REFINE_OPTIONS,
@@ -161,9 +164,9 @@ class Index:
         tile: tuple[int, int, int, int, int] | None = None,
     ) -> None:
         block_q, block_n, block_d, warps, stages = tile_of(low.device) if tile is None else tile
-        grid = (triton.cdiv(len(low), block_q) * triton.cdiv(self.size, block_n),)
-        propose_kernel[grid](
-            low, self.low, facts, self.norm, least, second, len(low), self.size, self.padded, self.n_groups,
+        n = low.shape[0]
+        propose_kernel[(blocks(n, block_q) * blocks(self.size, block_n),)](
+            low, self.low, facts, self.norm, least, second, n, self.size, self.padded, self.n_groups,
             BLOCK_Q=block_q, BLOCK_N=block_n, BLOCK_D=block_d, SWIZZLE=8, num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
@@ -173,7 +176,7 @@ class Index:
         else:
             product = low.float() @ self.low.float().T
         block_q, block_n = 16, 256
-        reduce_product_kernel[(triton.cdiv(len(low), block_q) * triton.cdiv(self.size, block_n),)](
+        reduce_product_kernel[(blocks(len(low), block_q) * blocks(self.size, block_n),)](
             product, facts, self.norm, least, second, len(low), self.size, self.n_groups,
             BLOCK_Q=block_q, BLOCK_N=block_n,
         )  # fmt: skip
@@ -195,7 +198,7 @@ class Index:
 def refine_blocks(list_size: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
     """Channels that `refine_kernel` reads at a time of a list, of a group and of one row: what registers hold."""
     elements = 512 if dtype == torch.float64 else 1024
-    most = triton.next_power_of_2(dim)
+    most = power_of_two(dim)
     return {
         "BLOCK_L": min(most, elements // list_size),
         "BLOCK_G": min(most, elements // GROUP),

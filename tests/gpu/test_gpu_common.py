@@ -70,3 +70,12 @@ def test_what_a_failed_part_held_is_free_before_the_next():
     assert done == [(0, 2), (2, 4), (4, 6), (6, 7)] and len(warned) == 1
     with pytest.raises(torch.OutOfMemoryError):
         in_chunks(lambda start, stop: (_ for _ in ()).throw(torch.OutOfMemoryError()), 1, 1, "things")
+
+
+def test_sizes_on_the_host_are_those_of_triton():
+    triton = pytest.importorskip("triton")
+    from ttt4as_fast.kernels.gpu_common.units import blocks, power_of_two
+
+    for number in (1, 2, 3, 4, 5, 127, 128, 129, 1 << 30, (1 << 30) + 1):
+        assert power_of_two(number) == triton.next_power_of_2(number)
+        assert blocks(number, 128) == triton.cdiv(number, 128)
