@@ -37,6 +37,7 @@ from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from ttt4as_fast.integrations import anomalib as integration
+from ttt4as_fast.integrations._anomalib_masks import _Taken
 from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, accelerate, load_installed_weights
 
 pytestmark = [
@@ -534,7 +535,7 @@ def test_same_map_and_features_same_mask_in_any_batch(folder):
     assert labels.any()
     for i in range(5):
         one = InferenceBatch(pred_score=raw.pred_score[i : i + 1], anomaly_map=raw.anomaly_map[i : i + 1])
-        post._predicted[threading.get_ident()] = (one.anomaly_map, {k: v[i : i + 1] for k, v in features.items()})
+        post._predicted[threading.get_ident()] = _Taken(one.anomaly_map, {k: v[i : i + 1] for k, v in features.items()})
         assert torch.equal(post(one).pred_mask[0], together[i])
         assert together[i].any() == labels[i]
 
@@ -946,3 +947,9 @@ def test_command_line(folder, tmp_path):
     assert not torch.isnan(post.image_threshold)
     (batch, *_) = cli.engine.predict(cli.model, datamodule=data(folder), return_predictions=True)
     assert torch.equal(batch.pred_mask.flatten(1).any(1).as_subclass(torch.Tensor), batch.pred_label)
+
+
+def test_a_post_processor_of_no_model():
+    batch = InferenceBatch(pred_score=torch.ones(1), anomaly_map=torch.rand(1, 8, 8))
+    with pytest.raises(RuntimeError, match="no features of these predictions"):
+        TTT4ASPostProcessor()(batch)

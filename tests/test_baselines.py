@@ -279,3 +279,14 @@ def test_level_is_saved_and_may_be_absent() -> None:
     assert NominalStatistics.from_arrays(parts).level is None
     with pytest.raises(ValueError, match="level"):
         NominalStatistics.from_arrays({**stats.arrays(), "level": np.zeros(2)})
+
+
+def test_the_papers_threshold_is_three_deviations():
+    zeros, ones = np.zeros((1, 2), np.float32), np.ones((1, 2), np.float32)
+    stats = NominalStatistics(zeros, ones, np.ones(1), np.ones(1))
+    assert baselines.mean_std_mask(np.array([[2.9, 3.1]]), stats).tolist() == [[False, True]]
+
+
+def test_scores_are_finite():
+    with pytest.raises(ValueError, match="scores: expected finite"):
+        NominalStatistics.from_maps(np.zeros((2, 3, 3)), [1.0, np.nan])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ pytest.importorskip(
 )
 
 from ttt4as_fast import TTT4AS, kernels
-from ttt4as_fast.benchmarks import compare, cpu, gate, latency, machine, measure, peers, workloads
+from ttt4as_fast.benchmarks import compare, cpu, digest, gate, latency, machine, measure, peers, workloads
 
 TINY = workloads.Workload("tiny", 96, 14, 112, "nothing")
 
@@ -256,3 +257,15 @@ def test_asv_benchmarks_run() -> None:
         for name in dir(one):
             if name.startswith(("time_", "peakmem_")):
                 getattr(one, name)(*sizes)
+
+
+def test_what_is_timed_is_called():
+    found = measure.by_turns({"a": lambda: time.sleep(0.06)}, 0.0, least=1)
+    assert found["a"].summary()["p50"] >= 60
+
+
+def test_the_digest_of_gpu_results():
+    row = {"name": "segment-1", "status": "ok", "ours": {"p50_ms": 0.5}, "ratios": {"recipe": 12.0}}
+    rows = [row, {"name": "knn", "status": "not measured"}]
+    text = digest.digest({"gpu": {"machine": {"device": {"name": "H100"}}, "rows": rows}})
+    assert "On H100:" in text and "12x recipe" in text and "Not measured there: knn." in text

@@ -12,7 +12,9 @@ from PIL import Image
 
 from ttt4as_fast.datasets import (
     LAYOUTS,
+    Dataset,
     ImageError,
+    Sample,
     image_size,
     list_images,
     load_dataset,
@@ -391,10 +393,16 @@ def test_visa_split_that_does_not_know_the_category_or_lacks_a_column(tmp_path):
         load_dataset(root)
 
 
+def test_kinds_are_in_natural_order():
+    test = tuple(Sample(Path("a"), 1, kind) for kind in ("cut10", "cut2"))
+    assert Dataset("x", "folder", Path(), (), test).kinds == ("cut2", "cut10")
+
+
 def test_kolektor_labels_come_from_the_masks(tmp_path):
     data = load_dataset(make_kolektor(tmp_path))
     assert data.layout == "kolektor"
     assert len(data.train) == 7  # eight nominal images, the fifth for testing
+    assert not {s.image for s in data.train} & {s.image for s in data.test}
     assert summary(data.test) == [
         ("Part0.jpg", 0, "good", None),
         ("Part1.jpg", 1, "defect", "Part1_label.bmp"),

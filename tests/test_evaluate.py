@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +154,34 @@ def test_masks_of_each_method_are_judged_as_if_made_by_hand(known, method):
     row = known.report.row(method)
     for name, value in metrics.mask_metrics(predictions, known.masks).items():
         assert row[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_images_have_the_status_of_the_gated_method(known):
+    gated = TTT4AS(image_threshold=known.model.image_threshold_)
+    out = list(known.model.predict_iter([s.image for s in known.data.test]))
+    expected = [gated(one.anomaly_map, one.features, one.pred_score).status for one in out]
+    assert [entry["status"] for entry in known.report.images] == expected
+    assert {"ok", "nominal"} <= set(expected)
+
+
+def test_the_table_has_the_numbers_of_the_rows(known):
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(known.report.table())
+    row = known.report.row("ttt4as_ungated")
+    line = next(one for one in console.export_text().splitlines() if "ttt4as_ungated" in one)
+    cells = [cell.strip() for cell in line.strip("│┃| ").split("│")]
+    assert cells[1] == f"{row['precision']:.3f}" and cells[7] == f"{100 * row['fpr_images_nominal']:.2f}"
+
+
+def test_milliseconds_are_a_time(known):
+    took = [row["milliseconds"] for row in known.report.rows if not row["method"].startswith("oracle")]
+    assert all(0 < one < 60_000 for one in took)
+
+
+def test_images_outside_of_the_root(known, tmp_path):
+    data = replace(known.data, root=tmp_path)
+    report = evaluate(known.model, data)
+    assert [entry["image"] for entry in report.images] == [s.image.as_posix() for s in data.test]
 
 
 def test_score_as_the_only_feature_is_no_matter_of_the_scale_of_scores(known):

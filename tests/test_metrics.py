@@ -252,3 +252,9 @@ def test_sets_that_lack_a_class_and_the_empty_set():
     assert math.isnan(defective["fpr_pixels_nominal"])
     assert math.isnan(defective["fpr_images_nominal"])
     assert all(math.isnan(value) for value in metrics.mask_metrics([], []).values())
+
+
+def test_aupro_up_to_a_part_of_a_pixel():
+    """The limit is 1.5 of 3 nominal pixels; the first of them lies above the defect."""
+    maps, masks = np.array([[[3.0, 1.0, 0.0, 2.0]]]), np.array([[[0, 0, 0, 1]]], bool)
+    assert metrics.aupro(maps, masks, 0.5) == pytest.approx(1 / 3)

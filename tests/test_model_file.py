@@ -220,3 +220,11 @@ def test_vision_transformer_end_to_end(tmp_path):
     found = model.fit(x).predict(x)
     assert found.features.shape == (3, 384, 4, 4) and found.anomaly_map.shape == (3, 32, 32)
     assert_equal(found, model.predict(x[[2, 0, 1]], batch_size=1), [2, 0, 1])
+
+
+def test_the_environments_backend_is_no_fault_of_the_file(model, tmp_path, monkeypatch):
+    model.save(tmp_path / "m.safetensors")
+    monkeypatch.setenv("TTT4AS_BACKEND", "bogus")
+    assert PatchCore.load(tmp_path / "m.safetensors", device="cpu", backend="cpu").backend == "cpu"
+    with pytest.raises(ValueError, match="TTT4AS_BACKEND: expected one of"):
+        PatchCore.load(tmp_path / "m.safetensors", device="cpu")

@@ -128,3 +128,16 @@ def test_bad_options_are_named():
         with pytest.raises(ValueError, match="backend: expected one of 'auto', 'cpu', 'reference', got 'gpu'"):
             kind(preset="robust", backend="gpu")
         assert kind(backend="gpu") is not None  # that it exists says not that it can serve here
+
+
+@pytest.mark.parametrize("threshold", [None, -1e308, 1e308])
+def test_scores_as_large_as_numbers_are(threshold):
+    maps = (
+        torch.rand(2, 20, 20, dtype=torch.float64)
+        * torch.tensor([0.5e308, 1.7e308], dtype=torch.float64)[:, None, None]
+    )
+    features = torch.rand(2, 4, 5, 5, dtype=torch.float64)
+    masks = nn.TTT4AS(image_threshold=threshold)(maps, features)
+    assert torch.equal(masks, ttt.TTT4AS(image_threshold=threshold)(maps, features).pred_mask)
+    with pytest.raises(ValueError, match="pred_score: expected finite"):
+        nn.TTT4AS(image_threshold=threshold)(maps, features, torch.tensor([1.0, torch.inf]))

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -415,6 +416,21 @@ def test_calibration_rate_and_refit():
     assert scores[2] < model.image_threshold_ <= scores[3]
     model.fit(textures(2, 0))
     assert model.nominal_statistics_ is None and model.image_threshold_ is None
+
+
+def test_the_network_sees_one_image_at_a_time_on_a_cpu(model, queries):
+    """In a batch the last bits of a convolution may depend on the others."""
+    seen = []
+    handle = model.network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    model.predict(queries)
+    handle.remove()
+    assert seen == [1] * len(queries)
+
+
+def test_milliseconds_are_within_those_of_the_call(model, queries):
+    begin = time.perf_counter()
+    spent = model.predict(queries).milliseconds
+    assert 0 < sum(spent.values()) <= 1e3 * (time.perf_counter() - begin)
 
 
 def test_params_make_the_same_model_and_repr_shows_what_was_chosen():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -15,6 +16,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,3 +292,49 @@ def test_an_address_in_use_is_said(model_file, port):
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: host, port: cannot listen on '127.0.0.1', {port} (")
     assert "in use" in done.stderr
+
+
+def worker(monkeypatch, predict):
+    from ttt4as_fast import serve
+
+    monkeypatch.setattr(serve, "predict_batch", predict)
+    return serve._Worker(None, None, None, serve.Limits(), serve._Metrics())
+
+
+def test_a_bad_image_fails_alone(monkeypatch):
+    def predict(model, segmenter, images, threshold):
+        if "bad" in images:
+            raise ValueError("bad")
+        return [{"image": image} for image in images]
+
+    first, second, third = worker(monkeypatch, predict)._run(["a", "bad", "c"])
+    assert (first, third) == ({"image": "a"}, {"image": "c"}) and isinstance(second, ValueError)
+
+
+def test_who_has_gone_costs_nothing_and_the_end_is_quiet(monkeypatch):
+    seen = []
+
+    def predict(model, segmenter, images, threshold):
+        seen.append(list(images))
+        return [{} for _ in images]
+
+    async def run():
+        one = worker(monkeypatch, predict)
+        one.start()
+        gone, stays = (asyncio.ensure_future(one.segment(image)) for image in ("gone", "stays"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await stays
+        await one.stop()
+
+    asyncio.run(run())
+    assert seen == [["stays"]]
+
+
+@pytest.mark.parametrize(("most", "limit"), [(10, 1000), (5000, 5000)])
+def test_pillow_s_own_limit_is_raised_and_never_lowered(monkeypatch, most, limit):
+    from ttt4as_fast.serve import Limits, create_app
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    create_app(SimpleNamespace(image_threshold_=None), None, Limits(max_pixels=most))
+    assert Image.MAX_IMAGE_PIXELS == limit

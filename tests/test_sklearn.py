@@ -201,3 +201,14 @@ def test_transformer_serves_precomputed_estimators():
     X, y = load_iris(return_X_y=True)
     chain = make_pipeline(ExactKNeighborsTransformer(n_neighbors=5), KNeighborsClassifier(5, metric="precomputed"))
     assert chain.fit(X, y).score(X, y) == KNeighborsClassifier(5).fit(X, y).score(X, y)
+
+
+def test_balanced_classes_see_the_samples_weights():
+    pytest.importorskip("sklearn", "1.7")  # before, they did not
+    X, y = load_wine(return_X_y=True)
+    X = scale(X)
+    weight = np.where(y == 0, 5.0, np.linspace(0.5, 2, len(y)))
+    options = {"class_weight": "balanced", "C": 0.01, "max_iter": 1_000_000}
+    ours = ttt.LinearSVC(tol=1e-6, **options).fit(X, y, weight)
+    theirs = Original(tol=1e-7, random_state=0, **options).fit(X, y, weight)
+    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), atol=0.01)

@@ -210,8 +210,11 @@ class _Run:
         self.detector_milliseconds: defaultdict[str, float] = defaultdict(float)
 
     def fail(self, error: ImageError) -> None:
-        path = error.path.relative_to(self.root) if error.path.is_relative_to(self.root) else error.path
-        self.failures.append({"path": path.as_posix(), "reason": error.reason})
+        self.failures.append({"path": self._shown(error.path), "reason": error.reason})
+
+    def _shown(self, path: Path) -> str:
+        """Below the root, where it lies there."""
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
     def add(
         self,
@@ -305,7 +308,7 @@ class _Run:
             f1 = {name: _f1_if_marked(self.counts[name][i]) for name in METHODS}
             entries.append(
                 {
-                    "image": sample.image.relative_to(self.root).as_posix(),
+                    "image": self._shown(sample.image),
                     "kind": sample.kind,
                     "label": sample.label,
                     "pred_score": self.scores[i],

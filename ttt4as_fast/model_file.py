@@ -106,7 +106,8 @@ def load(
         scale = (tensors["scale.mean"], tensors["scale.std"]) if options["standardize"] else None
         nominal = {name.removeprefix("nominal."): x for name, x in tensors.items() if name.startswith("nominal.")}
         statistics = NominalStatistics.from_arrays(nominal) if nominal else None
-        cls(**options, layers=layers, device="cpu")  # the stored options on their own: is the file to blame?
+        # The stored options on their own, away from what is usable here: is the file to blame?
+        cls(**options, layers=layers, device="cpu", backend="reference")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     model = cls(

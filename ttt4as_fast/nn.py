@@ -27,7 +27,7 @@ from .segmenter import TTT4AS as _Segmenter
 
 __all__ = ["TTT4AS"]
 
-_NO_GATE = torch.finfo(torch.float64).min  # finite, so that a score minus it is too
+_NO_GATE = torch.finfo(torch.float64).min  # finite, so that the difference of a score to it is too
 
 
 class TTT4AS(torch.nn.Module):
@@ -61,7 +61,7 @@ class TTT4AS(torch.nn.Module):
     def __init__(self, preset: str = "paper", *, image_threshold: float | None = None, **options: Any) -> None:
         super().__init__()
         segmenter = _Segmenter(preset, **options)
-        # The gate is at zero of what `forward` hands over: scores less the threshold.
+        # The gate is at zero of what `forward` hands over: half of the scores less half of the threshold.
         self._options = replace(segmenter.options, image_threshold=0.0)
         self._backend = segmenter.backend
         threshold = _NO_GATE if image_threshold is None else check_float(image_threshold, "image_threshold", _NO_GATE)
@@ -132,7 +132,8 @@ class TTT4AS(torch.nn.Module):
         score = maps.flatten(1).amax(1) if pred_score is None else pred_score
         if score.shape != maps.shape[:1]:
             raise ValueError(f"pred_score: expected shape ({maps.shape[0]},), got {tuple(score.shape)}")
-        above = score.double() - self.image_threshold  # the operator's gate is a number; a buffer's value is not
+        # The operator's gate is a number; a buffer's value is not. Of halves, whose difference does not overflow.
+        above = score.double() / 2 - self.image_threshold / 2
         if isinstance(self._options, RobustOptions):
             mask, _, _, _ = torch_ops.segment_robust(maps, features, above, self._options, self._backend)
         else:

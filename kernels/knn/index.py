@@ -133,7 +133,7 @@ class KnnIndex:
         if not parts:
             raise ValueError("query: the index is empty; add vectors before searching")
         k = arrays.check_int(k, "k", 1, sum(_rows(part.bank) for part in parts))
-        template, query = query, self._native(query, "query")
+        template, query = query, _native(self._module, query, "query")
         with arrays.device_of(query):
             found = [part.search(query, min(k, _rows(part.bank))) for part in parts]
         distances, indices = found[0] if len(found) == 1 else _merge(query, [part.bank for part in parts], found, k)
@@ -210,10 +210,9 @@ class KnnIndex:
     def _append(self, points: Array, name: str, *, keep: bool) -> None:
         """`keep`: the caller's memory may become the index's."""
         points = self.check_vectors(points, name)
-        if self._module is None:
-            self._device = arrays.device_type(points)
-            self._module = OPERATION.resolve(self._backend, self._device)
-        points = self._native(points, name)
+        device = arrays.device_type(points)
+        module = self._module or OPERATION.resolve(self._backend, device)
+        points = _native(module, points, name)
         parts = self._parts
         kept = len(parts)
         while kept and _rows(parts[kept - 1].bank) < 2 * len(points):
@@ -222,7 +221,8 @@ class KnnIndex:
         if not keep and kept == len(parts):  # what was put together is a copy already
             points = points.clone() if arrays.is_tensor(points) else points.copy()  # type: ignore[union-attr]
         with arrays.device_of(points):
-            part = self._module.Index(points)
+            part = module.Index(points)
+        self._module, self._device = module, device
         self._parts = (*parts[:kept], part)
 
     def check_vectors(self, x: Array, name: str) -> Array:
@@ -234,17 +234,18 @@ class KnnIndex:
             raise ValueError(f"{name}: expected device {self._device} as the bank, got {arrays.device_type(x)}")
         return x
 
-    def _native(self, x: Array, name: str) -> Array:
-        """`x` as the backend takes it; values are read on the host only."""
-        assert self._module is not None
-        if self._module.ARRAYS == "numpy":
-            x = arrays.to_numpy(x)
-            arrays.check_finite(x, name)
-        return x
-
 
 def _rows(bank: Array) -> int:
     return int(bank.shape[0])
+
+
+def _native(module: ModuleType | None, x: Array, name: str) -> Array:
+    """`x` as the backend takes it; values are read on the host only."""
+    assert module is not None  # an index that holds vectors has one
+    if module.ARRAYS == "numpy":
+        x = arrays.to_numpy(x)
+        arrays.check_finite(x, name)
+    return x
 
 
 def _bank(parts: tuple[Any, ...]) -> Array:

@@ -150,3 +150,10 @@ def test_bad_pixels_are_named(backend, rows, cols, error, says):
     with pytest.raises(error) as caught:
         kernels.bilinear_sample(np.ones((3, 4, 4)), 8, rows, cols, backend=backend)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rows", "cols"])
+def test_pixels_of_a_tensor_are_integers(backend, name):
+    pixels = {"rows": torch.tensor([1]), "cols": torch.tensor([1]), name: torch.tensor([0.5])}
+    with pytest.raises(TypeError, match=f"{name}: expected integers"):
+        kernels.bilinear_sample(torch.ones(1, 2, 2), 4, **pixels, backend=backend)

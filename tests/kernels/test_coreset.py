@@ -97,3 +97,14 @@ def test_bad_input_is_named(backend, points, n, start, error, says):
     with pytest.raises(error) as caught:
         kernels.k_center_greedy(points, n, start, backend=backend)
     assert says in str(caught.value)
+
+
+def test_progress_of_several_parts(rng, monkeypatch):
+    from ttt4as_fast.kernels.coreset import cpu
+
+    if cpu.unavailable("cpu"):
+        pytest.skip("the C++ core is not built")
+    monkeypatch.setattr(cpu, "_MOST", 64)
+    told = []
+    kernels.k_center_greedy(rng.random((300, 4)), 200, progress=lambda *t: told.append(t), backend="cpu")
+    assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -141,3 +143,22 @@ def test_bad_input_is_named(backend, query, bank, k, error, says, as_tensor):
     with pytest.raises(error) as caught:
         kernels.nearest_neighbors(query, bank, k, backend=backend)
     assert says in str(caught.value)
+
+
+def test_a_tensor_may_be_searched_in_an_array(backend):
+    distances, indices = kernels.nearest_neighbors(torch.eye(3), np.eye(3), backend=backend)
+    assert isinstance(distances, torch.Tensor) and indices[:, 0].tolist() == [0, 1, 2]
+
+
+def test_a_pickle_keeps_the_backend(backend):
+    for index in (kernels.KnnIndex(np.eye(3), backend=backend), kernels.KnnIndex(dim=3, backend=backend)):
+        assert pickle.loads(pickle.dumps(index))._backend == backend
+
+
+def test_an_addition_that_fails_leaves_no_trace(backend):
+    index = kernels.KnnIndex(dim=2, backend=backend)
+    with pytest.raises(ValueError, match="points: expected finite"):
+        index.add(np.array([[0.0, np.nan]]))
+    assert index._device is None and len(index) == 0
+    index.add(np.eye(2))
+    assert index.search(np.eye(2), 1)[1].tolist() == [[0], [1]]

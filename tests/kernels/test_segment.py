@@ -334,3 +334,11 @@ def test_bad_input_is_named(backend, change, error, says):
     with pytest.raises(error) as caught:
         kernels.segment(**{**GOOD, **change}, backend=backend)
     assert says in str(caught.value)
+
+
+def test_a_neighbourhood_beyond_the_shorter_side(backend, rng):
+    psi = rng.random((6, 200), dtype=np.float32) * 1e-3
+    psi[3, 100] = 1
+    deep = np.ones((2, 3, 9), np.float32) * np.arange(9, dtype=np.float32)
+    got = kernels.segment(psi, deep, neighbor_radius=60, percentile=100, backend=backend)
+    assert (got.pseudo_labels == 1).sum() == 6 * 121

@@ -397,3 +397,24 @@ def test_preset(rng):
         TTT4AS(preset="robust", cores=0.5)
     with pytest.raises(ValueError, match="calibrate"):
         TTT4AS().calibrate(maps)
+
+
+def test_a_map_most_of_which_is_its_maximum(backend, rng):
+    psi = np.ones((64, 64), np.float32)
+    psi[:10, :20] = 0
+    got = kernels.segment_robust(psi, rng.standard_normal((8, 8, 8)).astype(np.float32), backend=backend)
+    assert got.status == "ok" and np.isfinite(got.decision_map).all()
+    assert (got.pseudo_labels[psi == 0] <= 0).all() and (got.pseudo_labels == 1).any()
+
+
+def test_a_map_that_is_constant_to_within_rounding(backend, rng):
+    psi = np.ones((64, 64))
+    psi[3, 3] = np.nextafter(1, 2)
+    got = kernels.segment_robust(psi, rng.standard_normal((8, 8, 8)), height=0.9, size_exponent=0.0, backend=backend)
+    assert got.status == "degenerate"
+
+
+@pytest.mark.parametrize("name", ["core_weight", "background_weight", "C", "tol"])
+def test_what_must_be_above_zero(name):
+    with pytest.raises(ValueError, match=f"^{name}: expected a number in "):
+        kernels.segment_robust(np.eye(8), np.ones((1, 4, 4)), **{name: 0.0})

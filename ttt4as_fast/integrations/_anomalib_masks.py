@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.data import Batch, InferenceBatch
@@ -25,6 +25,14 @@ _OPTIONS = (
     *("preset", "percentile", "neighbor_radius", "n_nominal", "C", "loss", "nominal_sampling", "random_state"),
     *("tol", "max_iter", "backend"),
 )
+
+
+class _Taken(NamedTuple):
+    """What a forward pass has left: its map, and what features are made of."""
+
+    anomaly_map: torch.Tensor
+    source: Any  # the network's output, or the images for a backbone
+    crop: tuple[int, int] | None = None  # of the middle that the network saw, where it is not the whole image
 
 
 class TTT4ASPostProcessor(PostProcessor):
@@ -239,14 +247,14 @@ class TTT4ASPostProcessor(PostProcessor):
         anomaly_map = getattr(output, "anomaly_map", None)
         if not self.training and anomaly_map is not None:
             if self.backbone is not None:
-                self._predicted[thread] = (anomaly_map, args[0], None)
+                self._predicted[thread] = _Taken(anomaly_map, args[0])
             else:
-                self._predicted[thread] = (anomaly_map, source, getattr(module, "crop_size", None))
+                self._predicted[thread] = _Taken(anomaly_map, source, getattr(module, "crop_size", None))
 
     def _forget(self) -> None:
         """Drop what forward passes have left, by thread: a pass and its post-processing are of one thread."""
         self._features: dict[int, Any] = {}
-        self._predicted: dict[int, tuple[torch.Tensor, Any, tuple[int, int] | None]] = {}
+        self._predicted: dict[int, _Taken] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in self.__dict__.items() if name != "_network"}
@@ -310,15 +318,15 @@ class TTT4ASPostProcessor(PostProcessor):
                 "Export with export_type='torch' or torch.export.export, which keep it; or set the model's "
                 "post_processor to anomalib's PostProcessor, whose masks are one threshold"
             )
-        if ready is None or ready[1] is None:
+        if ready is None or ready.source is None:
             raise RuntimeError(
                 "TTT4ASPostProcessor has no features of these predictions: call attach(model) before the model is "
                 "run, with .eval(), and post-process in the same thread"
             )
-        same = ready[0] is anomaly_map or _same_values(ready[0], anomaly_map)
+        same = ready.anomaly_map is anomaly_map or _same_values(ready.anomaly_map, anomaly_map)
         anomaly_map = _plain(anomaly_map)
         maps = anomaly_map.squeeze(1) if anomaly_map.ndim == 4 else anomaly_map
-        features = self._maps(ready[1])
+        features = self._maps(ready.source)
         batch = maps.shape[0]  # not its len(), which an exported graph would hold as a constant
         if features.shape[0] != batch:
             raise ValueError(
@@ -329,11 +337,12 @@ class TTT4ASPostProcessor(PostProcessor):
             raise RuntimeError("TTT4ASPostProcessor has features of another batch: post-process each batch once run")
         score = maps.flatten(1).amax(1) if score is None else _plain(score).reshape(batch)
         labels = self._labels(score).to(maps.device, torch.float32) if self.gate else None
-        if ready[2] is None:
+        if ready.crop is None:
             return self._segmenter()(maps, features, labels).pred_mask.reshape(anomaly_map.shape)
         # Patchflow: the network sees the middle of an image, the map is padded back.
-        top, left = ((whole - seen) // 2 for whole, seen in zip(maps.shape[1:], ready[2], strict=True))
-        middle = (slice(None), slice(top, top + ready[2][0]), slice(left, left + ready[2][1]))
+        height, width = ready.crop
+        top, left = (maps.shape[1] - height) // 2, (maps.shape[2] - width) // 2
+        middle = (slice(None), slice(top, top + height), slice(left, left + width))
         mask = torch.zeros_like(maps, dtype=torch.bool)
         mask[middle] = self._segmenter()(maps[middle], features, labels).pred_mask
         return mask.reshape(anomaly_map.shape)
