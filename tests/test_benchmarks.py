@@ -20,7 +20,6 @@ pytest.importorskip(
 
 from ttt4as_fast import TTT4AS
 from ttt4as_fast.benchmarks import (
-    binarisers,
     cpu,
     digest,
     gate,
@@ -36,6 +35,7 @@ from ttt4as_fast.benchmarks import (
     svg,
     workloads,
 )
+from ttt4as_fast.benchmarks import masks as masks_suite
 from ttt4as_fast.io import plain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,7 +188,7 @@ def test_tables_of_the_screen(results: Path) -> None:
 
 def test_the_papers_figures_agree_with_their_own_means() -> None:
     """A figure copied wrongly would move its row's mean away from the printed one."""
-    tables = json.loads(binarisers.PAPER.read_text("utf-8"))["tables"]
+    tables = json.loads(masks_suite.PAPER.read_text("utf-8"))["tables"]
     assert [table["table"] for table in tables] == [1] * 5 + [2] * 3 + [3] * 3 + [4] * 3 + [5] * 5 + [6] * 2
     for table in tables:
         for name, printed in table["metrics"].items():
@@ -198,12 +198,12 @@ def test_the_papers_figures_agree_with_their_own_means() -> None:
 
 
 def test_the_papers_rows_of_a_category() -> None:
-    rows = binarisers.paper_rows("screw")
+    rows = masks_suite.paper_rows("screw")
     ours = next(row for row in rows if (row["table"], row["part"]) == (1, "e"))
     assert (ours["precision"], ours["recall"], ours["f1"]) == (0.086, 0.771, 0.149)
     assert len(rows) == 5 + 3 + 5 + 2
-    assert len(binarisers.paper_rows("Cable Gland")) == 6
-    assert binarisers.paper_rows("mean") == [] and binarisers.paper_rows("unheard of") == []
+    assert len(masks_suite.paper_rows("Cable Gland")) == 6
+    assert masks_suite.paper_rows("mean") == [] and masks_suite.paper_rows("unheard of") == []
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (root / "ground_truth" / "hole").mkdir(parents=True)
     for i, mask in enumerate(truth):
         Image.fromarray(mask.astype(np.uint8) * 255).save(root / "ground_truth" / "hole" / f"{i:03}_mask.png")
-    return binarisers.run(root, image_size=64, crop_size=64)
+    return masks_suite.run(root, image_size=64, crop_size=64)
 
 
 def test_masks_compares_every_method(masks: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ def test_masks_compares_every_method(masks: dict[str, Any]) -> None:
     assert ("mebin" in rows) == ("anomalib MEBin" not in masks["absent_peers"])
     assert rows["oracle_image_f1"]["f1"] >= max(rows[name]["f1"] for name in ("thr_3std", "max_nominal"))
     assert masks["suite"] == "masks-screw" and len(masks["paper"]) == 15
-    shown = [_text(one) for one in binarisers.tables(masks)]
+    shown = [_text(one) for one in masks_suite.tables(masks)]
     assert "not measured here" in shown[1] and "0.771" in shown[1]
 
 

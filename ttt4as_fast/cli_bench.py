@@ -232,7 +232,7 @@ def masks(
     if weights is not None and model is None:
         raise ValueError("weights: belong to a model that was fitted with them: give --model")
     threads = _begin(threads, output)
-    suite = _suite("binarisers")
+    suite = _suite("masks")
     with progress_bars() as progress:
         content = suite.run(dataset, model, image_size, crop_size, threads, progress=progress, weights=weights)
     _finish(content, suite.tables(content), output)
