@@ -1,9 +1,9 @@
 """Greedy k-center in Triton: one pass over the points a pick, the pick itself never leaves the device.
 
-Where many picks are made of long vectors, the pass is over sketches of the points, a tenth of their size or less, and a
-block of points is read only where its sketches cannot prove that the new pick is no nearer to any of them than a pick
-before: the same picks to the bit. A sketch is the point's coordinates along a few strong directions and the length of
-all that they leave. Distances of sketches are never above those of points (Cauchy and Schwarz, for the lengths).
+Where many picks are made of long vectors, the pass is over sketches of the points, 128 bytes each, and a point is read
+only where its sketch cannot prove that the new pick is no nearer to it than a pick before: the same picks to the bit. A
+sketch is the point's coordinates along a few strong directions and the length of all that they leave. Distances of
+sketches are never above those of points (Cauchy and Schwarz, for the lengths).
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ _BLOCK_D = 64
 _REGISTERS = 65536  # of a multiprocessor
 _SKETCH = 32  # numbers of a sketch
 _SKETCH_FROM = (256, 4 * _SKETCH)  # picks and channels from which sketches pay for themselves
+_BLOCK_S = 64  # sketches that a program looks at at a time
 _SAMPLE = 4096  # points whose strong directions are looked for
 
 
 @triton.jit(do_not_specialize=["step"])
 def pick_kernel(
-    x_ptr, sketch_ptr, margin_ptr, nearest_ptr, picks_ptr, far_ptr, far_row_ptr, previous_ptr, previous_row_ptr,
-    step, n, dim, x_n, x_d,
+    x_ptr, sketch_ptr, margin_ptr, list_ptr, nearest_ptr, picks_ptr, far_ptr, far_row_ptr, previous_ptr,
+    previous_row_ptr, step, n, dim, x_n, x_d,
     UNIT: tl.constexpr, PROGRAMS: tl.constexpr, SPAN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    SKETCH: tl.constexpr,
+    SKETCH: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Settle pick number `step`, measure all points against it, leave each program's farthest point for the next.
 
     Every program settles the pick for itself from what the programs of the launch before left, in the same order, so
     one launch a pick does. Moves N * D values and 8 bytes a point; 3 operations a value: bandwidth is the floor. With
-    sketches of SKETCH numbers (0: without) it moves those instead, and the values of blocks that they cannot exclude.
-    `dim` and `x_n` count in `UNIT`s: what they are multiples of decides how wide loads are.
+    sketches of SKETCH numbers (0: without) it moves those, lists the points that they cannot exclude, and moves the
+    values of these. `dim` and `x_n` count in `UNIT`s: what they are multiples of decides how wide loads are.
     """
     dim *= UNIT
     x_n *= UNIT
@@ -56,28 +57,42 @@ def pick_kernel(
         if program == 0:
             tl.store(picks_ptr + step, pick)
     channel = tl.arange(0, BLOCK_D)
+    first_slot, slots, stride = program * BLOCK_N, n, PROGRAMS * BLOCK_N
     if SKETCH:
         column = tl.arange(0, SKETCH)
         centre_sketch = tl.load(sketch_ptr + pick * SKETCH + column[None, :])
         margin = tl.load(margin_ptr)
-    best = tl.full((BLOCK_N,), -2, nearest_ptr.dtype.element_ty)
-    best_row = tl.full((BLOCK_N,), 0x7FFFFFFF, tl.int32)
-    for first in range(program * BLOCK_N, n, PROGRAMS * BLOCK_N):
-        row = first + tl.arange(0, BLOCK_N)
-        exists = row < n
-        nearest = tl.load(nearest_ptr + row, mask=exists, other=-2)  # on its way while the distance is summed
-        end = dim
-        if SKETCH:
-            sketch = tl.load(
+        list_ptr += program * tl.cdiv(n, PROGRAMS * BLOCK_S) * BLOCK_S
+        left = tl.full((BLOCK_S,), -2, nearest_ptr.dtype.element_ty)  # the farthest of those that are excluded
+        left_row = tl.full((BLOCK_S,), 0x7FFFFFFF, tl.int32)
+        first_slot, slots, stride = 0, 0, BLOCK_N
+        for first in range(program * BLOCK_S, n, PROGRAMS * BLOCK_S):
+            row = first + tl.arange(0, BLOCK_S)
+            exists = row < n
+            nearest = tl.load(nearest_ptr + row, mask=exists, other=-2)
+            apart = tl.load(
                 sketch_ptr + row.to(tl.int64)[:, None] * SKETCH + column[None, :], mask=exists[:, None], other=0
-            )  # fmt: skip
-            apart = sketch - centre_sketch
+            ) - centre_sketch  # fmt: skip
             # More than 1 % is left for the rounding of both sums; `sketches_of` says what the margin is for. What is
             # not a number excludes nothing.
             excluded = tl.sum(apart * apart, axis=1) > nearest.to(tl.float32) * (1 + 2.0**-6) + margin
-            end = tl.max(tl.where(exists & ~excluded, dim, 0), axis=0)  # a loop, for behind a branch loads are narrow
+            listed = (exists & ~excluded).to(tl.int32)
+            tl.store(list_ptr + slots + tl.cumsum(listed, axis=0) - 1, row, mask=listed > 0)
+            slots += tl.sum(listed, axis=0)
+            farther = exists & excluded & (nearest > left)
+            left_row = tl.where(farther, row, left_row)
+            left = tl.where(farther, nearest, left)
+        tl.debug_barrier()  # the list is read by other threads than wrote it
+    best = tl.full((BLOCK_N,), -2, nearest_ptr.dtype.element_ty)
+    best_row = tl.full((BLOCK_N,), 0x7FFFFFFF, tl.int32)
+    for first in range(first_slot, slots, stride):
+        row = first + tl.arange(0, BLOCK_N)
+        exists = row < slots
+        if SKETCH:
+            row = tl.load(list_ptr + row, mask=exists, other=0)
+        nearest = tl.load(nearest_ptr + row, mask=exists, other=-2)  # on its way while the distance is summed
         total = tl.zeros((BLOCK_N, BLOCK_D), nearest_ptr.dtype.element_ty)
-        for start in range(0, end, BLOCK_D):
+        for start in range(0, dim, BLOCK_D):
             d = start + channel
             # In two dimensions, as the points, and of fewer channels than there are threads: Triton then lets each
             # thread read those that it needs. More of them pass through shared memory, behind two barriers.
@@ -91,17 +106,20 @@ def pick_kernel(
             difference = tl.where((d < dim)[None, :], x - centre, 0.0)
             total += difference * difference
         distance = tl.sum(total, axis=1)
-        if SKETCH:
-            distance = tl.where(end > 0, distance, float("inf"))
         nearest = tl.minimum(nearest, distance)
         nearest = tl.where(row == pick, -1.0, nearest)  # below any distance: a duplicate never brings a pick back
-        tl.store(nearest_ptr + row, nearest, mask=exists & (end > 0))
+        tl.store(nearest_ptr + row, nearest, mask=exists)
         farther = exists & (nearest > best)  # rows grow, so that the lowest of equals stays
         best_row = tl.where(farther, row, best_row)
         best = tl.where(farther, nearest, best)
     farthest = tl.max(best, axis=0)
+    if SKETCH:
+        farthest = tl.maximum(farthest, tl.max(left, axis=0))
+    farthest_row = tl.min(tl.where(best == farthest, best_row, 0x7FFFFFFF), axis=0)
+    if SKETCH:
+        farthest_row = tl.minimum(farthest_row, tl.min(tl.where(left == farthest, left_row, 0x7FFFFFFF), axis=0))
     tl.store(far_ptr + program, farthest)
-    tl.store(far_row_ptr + program, tl.min(tl.where(best == farthest, best_row, 0x7FFFFFFF), axis=0))
+    tl.store(far_row_ptr + program, farthest_row)
 
 
 def greedy(
@@ -131,17 +149,19 @@ def greedy(
     far = torch.empty((2, programs), dtype=dtype, device=device).unbind()
     far_row = torch.empty((2, programs), dtype=torch.int32, device=device).unbind()
     unit, (row_stride, stride) = unit_of(dim, points.stride(0)), points.stride()
-    sketch, margin, columns = nearest, nearest, 0  # of no use
+    sketch, margin, listed, columns = nearest, nearest, picks, 0  # of no use
     if n_samples >= _SKETCH_FROM[0] and dim >= _SKETCH_FROM[1]:
         sketch, margin = sketches_of(points)
         columns = _SKETCH
+        slots = triton.cdiv(n, programs * _BLOCK_S) * _BLOCK_S
+        listed = torch.empty(programs * slots, dtype=torch.int32, device=device)
     block_d = min(_BLOCK_D, triton.next_power_of_2(dim))
-    constants = (unit, programs, triton.next_power_of_2(programs), block_n, block_d, columns)
+    constants = (unit, programs, triton.next_power_of_2(programs), block_n, block_d, columns, _BLOCK_S)
     again: list[Callable | None] = [None, None]
     for step in range(n_samples):
         now, before = step % 2, (step + 1) % 2
         arguments = (
-            points, sketch, margin, nearest, picks, far[now], far_row[now], far[before], far_row[before],
+            points, sketch, margin, listed, nearest, picks, far[now], far_row[now], far[before], far_row[before],
             step, n, dim // unit, row_stride // unit, stride, *constants,
         )  # fmt: skip
         launch = again[now]

@@ -82,7 +82,9 @@ def coreset(guard: Guard) -> None:
     from ttt4as_fast.kernels.coreset import gpu
 
     points = guard.like(torch.from_numpy(np.random.default_rng(0).standard_normal((77, 13)).astype(np.float32)))
-    assert len(set(gpu.greedy(points, 9, 2).tolist())) == 9
+    for least in (gpu._SKETCH_FROM, (1, 1)):  # without sketches, and with
+        gpu._SKETCH_FROM = least
+        assert len(set(gpu.greedy(points, 9, 2).tolist())) == 9
 
 
 def bilinear(guard: Guard) -> None:

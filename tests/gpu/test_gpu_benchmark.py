@@ -182,6 +182,7 @@ def test_the_package_can_be_used_as_it_lies_in_the_checkout(monkeypatch):
     gpu = module("gpu")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(gpu, "ROOT", ROOT)  # where this file lies, whatever is installed
     gpu.from_checkout()
     script = "import ttt4as_fast.kernels as k, ttt4as_fast.benchmarks.gpu; print(k.__file__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
