@@ -152,7 +152,7 @@ class PatchCore:
     def __repr__(self) -> str:
         parameters = inspect.signature(type(self)).parameters
         changed = {name: value for name, value in self.get_params().items() if value != parameters[name].default}
-        return f"PatchCore({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
     # ------------------------------------------------------------ fitting
 
