@@ -20,6 +20,19 @@ if not CUDA and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Coverage looks at the first case of each test in the interpreter: tracing takes longer than interpreting."""
+    if not config.pluginmanager.hasplugin("_cov"):
+        return
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("interpret"):
+            test = item.nodeid.partition("[")[0]
+            if test in seen:
+                item.add_marker(pytest.mark.no_cover)
+            seen.add(test)
+
+
 @pytest.fixture(
     params=[pytest.param("cpu", marks=pytest.mark.interpret), pytest.param("cuda", marks=pytest.mark.gpu)],
     ids=["interpreted", "cuda"],
