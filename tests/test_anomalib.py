@@ -646,6 +646,7 @@ class Pyramid(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.feature_extractor = torch.nn.Conv2d(3, 8, 4, 4)
+        self.crop_size = 48  # which is none of its forward pass
         self.seen = []
 
     def forward(self, images):

@@ -32,7 +32,9 @@ class _Taken(NamedTuple):
 
     anomaly_map: torch.Tensor
     source: Any  # the network's output, or the images for a backbone
-    crop: tuple[int, int] | None = None  # of the middle that the network saw, where it is not the whole image
+    crop: Sequence[int] | None = (
+        None  # (height, width) of the middle that the network saw, where it is not the whole image
+    )
 
 
 class TTT4ASPostProcessor(PostProcessor):
@@ -249,7 +251,8 @@ class TTT4ASPostProcessor(PostProcessor):
             if self.backbone is not None:
                 self._predicted[thread] = _Taken(anomaly_map, args[0])
             else:
-                self._predicted[thread] = _Taken(anomaly_map, source, getattr(module, "crop_size", None))
+                crop = getattr(module, "crop_size", None)  # of Patchflow, a pair; a number of that name is another's
+                self._predicted[thread] = _Taken(anomaly_map, source, crop if isinstance(crop, (tuple, list)) else None)
 
     def _forget(self) -> None:
         """Drop what forward passes have left, by thread: a pass and its post-processing are of one thread."""
