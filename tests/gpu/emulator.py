@@ -29,16 +29,21 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "")) or shutil.which("c++") or shutil.which("g++")
 
 
+def kernels_of(text: str) -> list[str]:
+    """The names of the kernels in a CUDA source."""
+    names = re.findall(r"^extern \"C\" __global__ void (?:__launch_bounds__\([^)]*\))?\s*(\w+)\(", text, re.MULTILINE)
+    names += re.findall(r"^\w+_KERNEL\((\w+), ", text, re.MULTILINE)  # those that a macro spells out
+    assert names, text[:200]
+    return names
+
+
 @functools.cache
 def library(file: str) -> ctypes.CDLL:
     """The kernels of `file`, built for the host; ``host_NAME`` launches kernel NAME."""
     from ttt4as_fast.kernels.gpu_common import cuda
 
     text = cuda.source(file)
-    kernels = re.findall(r"^extern \"C\" __global__ void (?:__launch_bounds__\([^)]*\))?\s*(\w+)\(", text, re.MULTILINE)
-    kernels += re.findall(r"^\w+_KERNEL\((\w+), ", text, re.MULTILINE)  # those that a macro spells out
-    assert kernels, file
-    launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels)
+    launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels_of(text))
     whole = f'#include "{SHIM}"\n{text}\n{launchers}\n'
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
     return ctypes.CDLL(str(build(whole, SHIM, Path(file).stem, ".so", flags)))

@@ -46,12 +46,16 @@ def unavailable(kind: str) -> str | None:
 
 
 @functools.cache
-def program(file: str, kernel: str, kind: str) -> Path:
-    """A program that runs `kernel` of `file`, with arguments from a file."""
+def program(file: str, kind: str) -> Path:
+    """A program that runs a kernel of `file`: the first argument names it, the second a file with its arguments."""
     from ttt4as_fast.kernels.gpu_common import cuda
 
-    main = f"int main(int, char** arguments) {{ return host::run({kernel}, arguments[1]); }}"
-    unit = f'#include "{SHIM}"\n{cuda.source(file)}\n{main}\n'
+    text = cuda.source(file)
+    runs = "".join(
+        f'    if (!std::strcmp(arguments[1], "{name}")) return host::run({name}, arguments[2]);\n'
+        for name in emulator.kernels_of(text)
+    )
+    unit = f'#include "{SHIM}"\n{text}\nint main(int, char** arguments) {{\n{runs}    return 2;\n}}\n'
     return emulator.build(unit, SHIM, f"{Path(file).stem}-{kind}", "", [*FLAGS, *SANITIZERS[kind]])
 
 
@@ -71,7 +75,7 @@ class Sanitizer(emulator.Emulator):
         with tempfile.NamedTemporaryFile() as written:
             written.write(b"".join(parts))
             written.flush()
-            command = [str(program(file, kernel, self.kind)), written.name]
+            command = [str(program(file, self.kind)), kernel, written.name]
             options = {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | options)
         if done.returncode:
