@@ -35,6 +35,20 @@ def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile` with nothing compiled before, and without the methods that it leaves in `torch.nn.Module`.
+
+    Behind those nobody finds the parameters of a subclass any more: configuration files of anomalib are refused.
+    """
+    import torch
+
+    torch._dynamo.reset()
+    for name in ("__init__", "__setstate__"):
+        monkeypatch.setattr(torch.nn.Module, name, getattr(torch.nn.Module, name))
+    monkeypatch.setattr(torch.nn.Module, "___needs_generation_tag_patch", True, raising=False)
+
+
+@pytest.fixture
 def full_disk() -> Iterator[None]:
     """Every file ends at 4 KiB: a write beyond fails as on a full disk, though with "File too large"."""
     resource = pytest.importorskip("resource")

@@ -38,8 +38,8 @@ def test_gate_is_a_buffer():
     assert not by_maximum(maps, features).any()
 
 
+@pytest.mark.usefixtures("compiling")
 def test_compiles_whole():
-    torch._dynamo.reset()
     module = nn.TTT4AS(image_threshold=0.2)
     compiled = torch.compile(module, fullgraph=True)
     assert torch.equal(compiled(*inputs()), module(*inputs()))

@@ -132,10 +132,10 @@ class TestGraphs:
         done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-3000:]
 
+    @pytest.mark.usefixtures("compiling")
     @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
     def test_compiled(self, rng, mode):
         """Beside inductor's own graphs the operators run as they are, in the first call and in later ones."""
-        torch._dynamo.reset()
         maps, features = case(rng, (56, 64), batch=1)
 
         def call(maps, features):

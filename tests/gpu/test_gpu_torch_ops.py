@@ -55,9 +55,9 @@ def test_opcheck(device, name):
     )
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("name", ["segment", "bilinear_upsample-channels_last"])
 def test_compiles_whole_and_exports(device, name):
-    torch._dynamo.reset()
     arguments = samples(device)[name]
     tensors = tuple(x for x in arguments if isinstance(x, torch.Tensor))
     rest = arguments[len(tensors) :]

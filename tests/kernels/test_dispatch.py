@@ -131,9 +131,9 @@ class Call(torch.nn.Module):
         return self.call(anomaly_map, features)
 
 
+@pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_without_a_graph_break(name):
-    torch._dynamo.reset()
     want = CALLS[name](*inputs())
     got = torch.compile(Call(name), fullgraph=True, backend="aot_eager")(*inputs())
     torch.testing.assert_close(got, want)
