@@ -40,12 +40,16 @@ from ttt4as_fast.integrations import anomalib as integration
 from ttt4as_fast.integrations._anomalib_masks import _Taken
 from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, accelerate, load_installed_weights
 
+from .untraced import untraced
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # anomalib and timm among themselves
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 SIDE = 64
 NETWORK = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"], "pre_trained": False}
+SIMPLE = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False}
+"""For exporters, which take ten times as long over paddings that depend on the size."""
 LITE0 = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
 
 
@@ -159,9 +163,12 @@ def test_a_later_version_is_taken(monkeypatch, found):
 # ---------------------------------------------------------------- PatchCore
 
 
-def bank_model(cls=host.Patchcore, n: int = 6, **options):
+def bank_model(cls=host.Patchcore, n: int = 6, network=NETWORK, **options):
     """A PatchCore over noise, fitted after a fixed seed, without the engine."""
-    model = load_installed_weights(cls(**NETWORK, pre_processor=cls.configure_pre_processor((SIDE, SIDE)), **options))
+    torch.manual_seed(0)
+    model = cls(**network, pre_processor=cls.configure_pre_processor((SIDE, SIDE)), **options)
+    if network is NETWORK:
+        load_installed_weights(model)
     model.train()
     model.model(torch.rand(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(model.model.memory_bank))
     torch.manual_seed(0)
@@ -398,7 +405,7 @@ def test_accelerate_refuses_what_is_not_sound():
 
 
 def test_torch_export_holds_torch_operations_only(images):
-    model = accelerate(bank_model())
+    model = accelerate(bank_model(network=SIMPLE))
     program = torch.export.export(model, (images,))
     targets = {str(node.target) for node in program.graph.nodes}
     assert not any("ttt4as" in target for target in targets) and any("matmul" in target for target in targets)
@@ -413,7 +420,8 @@ def onnx_file(tmp_path_factory) -> Path:
     for needed in ("onnx", "onnxscript"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed: pip install onnx onnxscript onnxruntime openvino")
-    return accelerate(bank_model()).to_onnx(tmp_path_factory.mktemp("onnx"), input_size=(SIDE, SIDE))
+    with untraced():
+        return accelerate(bank_model(network=SIMPLE)).to_onnx(tmp_path_factory.mktemp("onnx"), input_size=(SIDE, SIDE))
 
 
 @pytest.mark.slow
@@ -437,7 +445,7 @@ def test_onnx_and_openvino_agree(images, onnx_file, runtime):
         session = onnxruntime.InferenceSession(onnx_file)
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
-    expected = accelerate(bank_model())(images)
+    expected = accelerate(bank_model(network=SIMPLE))(images)
     np.testing.assert_allclose(found["pred_score"], expected.pred_score.numpy(), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["anomaly_map"], expected.anomaly_map.numpy(), rtol=0, atol=1e-3)
 
@@ -464,7 +472,7 @@ def test_torch_export_keeps_the_masks(folder, tmp_path, options):
     model.post_processor = post.attach(model).eval()
     images = torch.cat([read(folder, f"{kind}/{i:03}.png") for kind in ("bad", "good_test") for i in range(3)])
     batch = torch.export.Dim("batch", min=2, max=16)  # where the host's search starts to work in chunks
-    with torch.no_grad():
+    with torch.no_grad(), untraced():
         program = torch.export.export(Plain(model), (images[:2],), dynamic_shapes={"batch": {0: batch}})
     assert [str(node.target) for node in program.graph.nodes if "ttt4as" in str(node.target)] == [
         "ttt4as.segment_robust.default" if options else "ttt4as.segment.default"
@@ -481,7 +489,7 @@ def test_torch_export_keeps_the_masks(folder, tmp_path, options):
 
 def test_onnx_of_masks_is_refused(images, tmp_path):
     pytest.importorskip("onnxscript", reason="the exporter needs onnx and onnxscript")
-    model = bank_model(Patchcore, post_processor=TTT4ASPostProcessor())
+    model = bank_model(Patchcore, network=SIMPLE, post_processor=TTT4ASPostProcessor())
     with pytest.raises(Exception, match=r"for which ONNX and OpenVINO have no operator\. Export with"):
         model.to_onnx(tmp_path, input_size=(SIDE, SIDE))
 

@@ -14,23 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from ..untraced import without_trace
+
 CUDA = torch.cuda.is_available()
 # Triton reads the variable once, when it is imported.
 if not CUDA and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Coverage looks at the first case of each test in the interpreter: tracing takes longer than interpreting."""
-    if not config.pluginmanager.hasplugin("_cov"):
-        return
-    seen = set()
-    for item in items:
-        if item.get_closest_marker("interpret"):
-            test = item.nodeid.partition("[")[0]
-            if test in seen:
-                item.add_marker(pytest.mark.no_cover)
-            seen.add(test)
 
 
 @pytest.fixture(
@@ -48,9 +37,14 @@ def device(request, monkeypatch) -> Iterator[torch.device]:
         yield torch.device("cuda", torch.cuda.current_device())
         return
     require_interpreter()
+    from triton.runtime.interpreter import GridExecutor
+
     from ttt4as_fast.kernels.gpu_common import cuda
 
     from . import emulator
+
+    # The bodies of kernels do not count for coverage; interpreting one is Triton's Python.
+    monkeypatch.setattr(GridExecutor, "__call__", without_trace(GridExecutor.__call__))
 
     if emulator.compiler():
         monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator())
