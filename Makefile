@@ -10,7 +10,8 @@
 # make clean   everything that the above made
 #
 # PYTHON chooses the interpreter (3.10 or newer), VENV the environment, PYTEST_ARGS adds to pytest's command line,
-# WORKERS says how many processes run the tests. BENCH_ARGS adds to `ttt4as bench all`, COMPARE_ARGS to bench-compare: for a
+# WORKERS says how many processes run the tests. INSTALLER=uv installs with uv: seconds instead of minutes, but what pip is
+# configured to do uv does not read. BENCH_ARGS adds to `ttt4as bench all`, COMPARE_ARGS to bench-compare: for a
 # look, not for a verdict, COMPARE_ARGS="--rounds 2 --seconds 0.1".
 # A rerun installs again only what changed.
 
@@ -20,12 +21,17 @@ SANITIZE ?= address,undefined
 CLANG ?= clang++
 PYTEST_ARGS ?=
 WORKERS ?= 2
+INSTALLER ?= pip
 BASE ?= HEAD~1
 BENCH_ARGS ?=
 COMPARE_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL_pip := $(PIP) install
+INSTALL_uv := $(BIN)/uv pip install --python $(BIN)/python --reinstall-package ttt4as_fast
+INSTALL = $(or $(INSTALL_$(INSTALLER)),$(error INSTALLER: expected pip or uv, got $(INSTALLER)))
+INSTALLED_BY = $(BIN)/$(if $(filter uv,$(INSTALLER)),uv,python)
 SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
 	$(shell find ttt4as_fast kernels benchmarks -type f ! -name '*.py[co]' ! -name '*.so')
 # The same names as in .pre-commit-config.yaml.
@@ -37,9 +43,10 @@ CPP_FILES = $(shell find kernels tests $(wildcard benchmarks examples) -type f |
 demo: $(VENV)/.installed
 	$(BIN)/ttt4as demo --output demo-output
 
-# The workers share the processors: an OpenMP thread that waits must sleep. Spinning took three times the CPU.
+# The workers share the processors: an OpenMP thread that waits must sleep. Spinning took three times the CPU. Files in the
+# order of their names: xdist's own, by the number of tests, leaves the builds to the end, where one worker waits.
 test: $(VENV)/.installed-test
-	OMP_WAIT_POLICY=passive $(BIN)/pytest --cov -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/pytest --cov -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -102,20 +109,23 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 
+$(BIN)/uv: | $(BIN)/python
+	$(PIP) install uv
+
 # setuptools packs whatever an earlier build left in build/lib*, files that are gone since among it.
-$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+$(VENV)/.installed: $(SOURCES) | $(INSTALLED_BY)
 	rm -rf build/lib build/lib.* build/bdist.*
-	$(PIP) install .
+	$(INSTALL) .
 	touch $@
 
-$(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
+$(VENV)/.installed-test: $(SOURCES) | $(INSTALLED_BY)
 	rm -rf build/lib build/lib.* build/bdist.*
-	$(PIP) install ".[test]"
+	$(INSTALL) ".[test]"
 	touch $(VENV)/.installed $@
 
-$(VENV)/.installed-bench: $(SOURCES) | $(BIN)/python
+$(VENV)/.installed-bench: $(SOURCES) | $(INSTALLED_BY)
 	rm -rf build/lib build/lib.* build/bdist.*
-	$(PIP) install ".[bench]"
+	$(INSTALL) ".[bench]"
 	touch $(VENV)/.installed $@
 
 # The linters read the sources, not the installation: that it is stale does no harm, that its list of extras is would.
