@@ -9,6 +9,7 @@ import triton.language as tl
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.geometry import axis
 from ..gpu_common.memory import chunks
+from ..gpu_common.units import blocks, power_of_two
 
 __all__ = ["ARRAYS", "sample", "unavailable", "upsample"]
 
@@ -106,12 +107,12 @@ def upsample(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
     y = torch.empty((batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format)
     rows, cols = _axes(x, height, width)
     block_c, block_w = upsample_blocks(channels, width, last)
-    blocks_w = triton.cdiv(width, block_w)
+    blocks_w = blocks(width, block_w)
     part_c = max(1, GRID_LIMIT // blocks_w) * block_c
     for first, last_image in chunks(batch, GRID_LIMIT):
         for channel, last_channel in chunks(channels, part_c):
             part, out = x[first:last_image, channel:last_channel], y[first:last_image, channel:last_channel]
-            upsample_kernel[(h, triton.cdiv(part.shape[1], block_c) * blocks_w, len(part))](
+            upsample_kernel[(h, blocks(part.shape[1], block_c) * blocks_w, len(part))](
                 part, out, rows.start, rows.weight, cols.lower, cols.weight,
                 part.shape[1], h, w, width, *x.stride(), *y.stride(),
                 BLOCK_C=block_c, BLOCK_W=block_w, CHANNELS_LAST=last,
@@ -127,8 +128,8 @@ def sample(features: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, heigh
     if len(rows) == 0:
         return y
     row_axis, col_axis = _axes(features, height, width)
-    block_n, block_c = 16, min(64, triton.next_power_of_2(channels))
-    sample_kernel[(triton.cdiv(len(rows), block_n), triton.cdiv(channels, block_c))](
+    block_n, block_c = 16, min(64, power_of_two(channels))
+    sample_kernel[(blocks(len(rows), block_n), blocks(channels, block_c))](
         features, y, rows.contiguous(), cols.contiguous(),
         row_axis.lower, row_axis.weight, col_axis.lower, col_axis.weight,
         len(rows), channels, h, w, height, width, *features.stride(), BLOCK_N=block_n, BLOCK_C=block_c,
@@ -139,10 +140,10 @@ def sample(features: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, heigh
 def upsample_blocks(channels: int, width: int, channels_last: bool) -> tuple[int, int]:
     """Channels and columns of a program of `upsample_kernel`: about 1,024 elements, the contiguous axis the longer."""
     if channels_last:
-        block_c = min(128, triton.next_power_of_2(channels))
-        return block_c, min(1024 // block_c, triton.next_power_of_2(width))
-    block_w = min(256, triton.next_power_of_2(width))
-    return min(1024 // block_w, triton.next_power_of_2(channels)), block_w
+        block_c = min(128, power_of_two(channels))
+        return block_c, min(1024 // block_c, power_of_two(width))
+    block_w = min(256, power_of_two(width))
+    return min(1024 // block_w, power_of_two(channels)), block_w
 
 
 def _axes(features: torch.Tensor, height: int, width: int) -> tuple:

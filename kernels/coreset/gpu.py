@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.memory import chunks
-from ..gpu_common.units import unit_of
+from ..gpu_common.units import blocks, power_of_two, unit_of
 
 __all__ = ["ARRAYS", "greedy", "unavailable"]
 
@@ -142,7 +142,7 @@ def greedy(
     dtype = torch.promote_types(points.dtype, torch.float32)
     block_n = block_n_of(dtype)
     options = options_of(dtype)
-    programs = min(triton.cdiv(n, block_n), _programs(device, options))
+    programs = min(blocks(n, block_n), _programs(device, options))
     nearest = torch.full((n,), float("inf"), dtype=dtype, device=device)
     picks = torch.full((n_samples,), start, dtype=torch.int64, device=device)
     # In turn, and cut once: a slice a launch would cost the host what the launch does.
@@ -153,10 +153,10 @@ def greedy(
     if n_samples >= _SKETCH_FROM[0] and dim >= _SKETCH_FROM[1]:
         sketch, margin = sketches_of(points)
         columns = _SKETCH
-        slots = triton.cdiv(n, programs * _BLOCK_S) * _BLOCK_S
+        slots = blocks(n, programs * _BLOCK_S) * _BLOCK_S
         listed = torch.empty(programs * slots, dtype=torch.int32, device=device)
-    block_d = min(_BLOCK_D, triton.next_power_of_2(dim))
-    constants = (unit, programs, triton.next_power_of_2(programs), block_n, block_d, columns, _BLOCK_S)
+    block_d = min(_BLOCK_D, power_of_two(dim))
+    constants = (unit, programs, power_of_two(programs), block_n, block_d, columns, _BLOCK_S)
     again: list[Callable | None] = [None, None]
     for step in range(n_samples):
         now, before = step % 2, (step + 1) % 2

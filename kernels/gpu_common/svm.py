@@ -12,6 +12,7 @@ import triton.language as tl
 
 from . import cuda
 from .geometry import Axis
+from .units import blocks
 
 GRAM_CAPACITY = 1024
 """Basis vectors of an image up to which its Gram matrix is formed; past it products go through the basis."""
@@ -229,7 +230,7 @@ def train(
     )  # fmt: skip
     weights = torch.empty((batch, dim), dtype=torch.float32, device=device)
     block_c = 64
-    weights_kernel[(triton.cdiv(dim, block_c), batch)](
+    weights_kernel[(blocks(dim, block_c), batch)](
         basis, beta, counts, status, weights, rows, dim, BLOCK_M=32, BLOCK_C=block_c
     )
     return Trained(weights, report)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ..gpu_common.svm import Samples
+from ..gpu_common.units import blocks, power_of_two
 
 NON_FINITE: tl.constexpr = tl.constexpr(4)
 """The status of an image with a value that is not finite."""
@@ -162,7 +163,7 @@ def basis(
     batch, channels, h, w = features.shape
     out = torch.empty((batch, rows, channels), dtype=torch.float32, device=features.device)
     block_m, block_c = 16, 64
-    basis_kernel[(triton.cdiv(rows, block_m), triton.cdiv(channels, block_c), batch)](
+    basis_kernel[(blocks(rows, block_m), blocks(channels, block_c), batch)](
         features, out, points, samples.cells, counts, status,
         samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
         channels, h, w, samples.size[1], rows, points.shape[1], *strides(features), BLOCK_M=block_m, BLOCK_C=block_c,
@@ -175,7 +176,7 @@ def decision(features: torch.Tensor, weights: torch.Tensor, report: torch.Tensor
     batch, channels, h, w = features.shape
     low = torch.empty((batch, h, w), dtype=torch.float32, device=features.device)
     block_p, block_c = decision_blocks(channels)
-    decision_kernel[(triton.cdiv(h * w, block_p), batch)](
+    decision_kernel[(blocks(h * w, block_p), batch)](
         features, weights, report, status, low, channels, h * w, *strides(features),
         BLOCK_P=block_p, BLOCK_C=block_c, CHANNELS_LAST=layout(features) == torch.channels_last,
     )  # fmt: skip
@@ -184,7 +185,7 @@ def decision(features: torch.Tensor, weights: torch.Tensor, report: torch.Tensor
 
 def decision_blocks(channels: int) -> tuple[int, int]:
     """Cells and channels of a program of `decision_kernel`: many reads in flight, for one image has few programs."""
-    return 16, min(256, triton.next_power_of_2(channels))
+    return 16, min(256, power_of_two(channels))
 
 
 def upsample_threshold(
@@ -194,7 +195,7 @@ def upsample_threshold(
     batch, h, w = low.shape
     height, width = samples.size
     block = 1024
-    upsample_threshold_kernel[(triton.cdiv(height * width, block), batch)](
+    upsample_threshold_kernel[(blocks(height * width, block), batch)](
         low, status, decision, mask, samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
         h, w, height, width, BLOCK=block,
     )  # fmt: skip
