@@ -20,7 +20,7 @@ from typing import Any
 from .gpu_tools import ROOT
 
 POLL_S = 0.5
-START_S = 60.0
+GRACE_S = 60.0
 """Seconds that a process may take, beside those of its row, before it is taken to hang: imports, probes, ceilings."""
 
 Command = Callable[[Sequence[str], Path, float], list[str]]
@@ -69,8 +69,8 @@ def measure_apart(
                     if over or not left:
                         why = f"its process ended with status {process.returncode}"
                         break
-                    allowed = START_S + 3 * seconds(left[0])
-                    if time.monotonic() > min(started + allowed, deadline + START_S):
+                    allowed = GRACE_S + 3 * seconds(left[0])
+                    if time.monotonic() > min(started + allowed, deadline + GRACE_S):
                         why = f"no end after {time.monotonic() - started:.0f} seconds"
                         break
                     time.sleep(POLL_S)

@@ -128,7 +128,7 @@ class TestApart:
 
     def measured(self, names: list[str], monkeypatch, seconds: float = 60) -> dict[str, dict]:
         apart = module("gpu_apart")
-        monkeypatch.setattr(apart, "START_S", 3.0)
+        monkeypatch.setattr(apart, "GRACE_S", 3.0)
         monkeypatch.setattr(apart, "POLL_S", 0.02)
         rows: dict[str, dict] = {}
 
