@@ -1,500 +1,39 @@
-"""anomalib itself, fitted and run on crops of real photographs: the same PatchCore, and our masks behind its models."""
+"""Our masks behind anomalib's models, fitted and run by anomalib on crops of real photographs."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import importlib.util
-import io
 import math
 import threading
-from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ttt4as_fast as ttt
-from ttt4as_fast import demo
 from ttt4as_fast.patches import join_layers
 
 pytest.importorskip("anomalib", reason="anomalib is not installed: pip install 'ttt4as_fast[anomalib]'")
 
 import anomalib.models as host
 import timm
-from anomalib.data import DepthBatch, Folder, ImageBatch, InferenceBatch
+from anomalib.data import DepthBatch, ImageBatch, InferenceBatch
 from anomalib.deploy import TorchInferencer
-from anomalib.engine import Engine
-from anomalib.models.components import KCenterGreedy
 from anomalib.models.image.anomaly_dino.torch_model import AnomalyDINOModel
 from anomalib.models.image.patchflow.torch_model import PatchflowModel
-from anomalib.models.image.super_add.torch_model import SuperADDModel
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from ttt4as_fast.integrations import anomalib as integration
 from ttt4as_fast.integrations._anomalib_masks import _Taken
-from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, accelerate, load_installed_weights
+from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, load_installed_weights
 
-from .untraced import untraced
+from .anomalib_models import LITE0, NETWORK, SIDE, bank_model, data, engine, fitted, make, predict, read
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # anomalib and timm among themselves
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-SIDE = 64
-NETWORK = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"], "pre_trained": False}
-SIMPLE = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False}
-"""For exporters, which take ten times as long over paddings that depend on the size."""
-LITE0 = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
-
-
-def pre_processor(side: int = SIDE) -> PreProcessor:
-    return PreProcessor(transform=Compose([Resize((side, side)), Normalize(**LITE0)]))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A data set in anomalib's folder layout: crops of a photograph, some with parts of another blended in."""
-    root = tmp_path_factory.mktemp("brick")
-    crops = {
-        area: demo.texture_crops("brick", area, n, SIDE, 0)
-        for area, n in (("train", 12), ("test", 5), ("validation", 5))
-    }
-    defective, masks = demo.make_defects(crops["test"], [demo.load_texture("grass")], size=(0.05, 0.1))
-    content = {"good": crops["train"], "good_test": crops["validation"], "bad": defective, "masks": 255 * masks}
-    for name, images in content.items():
-        (root / name).mkdir()
-        for i, image in enumerate(images):
-            Image.fromarray(image.astype(np.uint8)).save(root / name / f"{i:03}.png")
-    return root
-
-
-def data(folder: Path, batch_size: int = 4) -> Folder:
-    return Folder(
-        name="brick",
-        root=folder,
-        normal_dir="good",
-        normal_test_dir="good_test",
-        abnormal_dir="bad",
-        mask_dir="masks",
-        train_batch_size=4,
-        eval_batch_size=batch_size,
-        num_workers=0,
-        val_split_mode="same_as_test",
-    )
-
-
-def engine(root: Path, **options) -> Engine:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Engine(default_root_dir=root, accelerator="cpu", devices=1, **quiet, **options)
-
-
-def make(name: str, **options):
-    """A model of anomalib's (``"ours"``: `Patchcore` of the integration) that needs no download."""
-    torch.manual_seed(0)
-    options = {"pre_processor": pre_processor(), "visualizer": False, **options}
-    if name == "ReverseDistillation":  # whose decoder mirrors a ResNet; its weights are random here
-        return host.ReverseDistillation(
-            backbone="resnet18", layers=["layer1", "layer2", "layer3"], pre_trained=False, **options
-        )
-    if name == "Padim":
-        return load_installed_weights(host.Padim(**NETWORK, n_features=24, **options))
-    return load_installed_weights((Patchcore if name == "ours" else host.Patchcore)(**NETWORK, **options))
-
-
-@functools.cache
-def fitted(name: str, folder: Path):
-    """A model with a `TTT4ASPostProcessor`, fitted through the engine, and its engine."""
-    model = make(name, post_processor=TTT4ASPostProcessor())
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002 - which anomalib's projection draws from
-    runner = engine(folder / f"results_{name}", max_epochs=1)
-    runner.fit(model, datamodule=data(folder))
-    return model.eval(), runner
-
-
-def predict(model, runner: Engine, folder: Path, batch_size: int = 4) -> dict[str, dict[str, torch.Tensor]]:
-    """What the engine predicts, by image."""
-    found = {}
-    for batch in runner.predict(model, datamodule=data(folder, batch_size), return_predictions=True):
-        for i, path in enumerate(batch.image_path):
-            names = ("pred_mask", "pred_label", "pred_score", "anomaly_map")
-            found["/".join(Path(path).parts[-2:])] = {name: getattr(batch, name)[i].clone() for name in names}
-    assert len(found) == 10
-    return found
-
-
-def read(folder: Path, name: str) -> torch.Tensor:
-    """(1, 3, H, W) in [0, 1]."""
-    pixels = np.asarray(Image.open(folder / name).convert("RGB"))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-
-
-# ---------------------------------------------------------------- versions
-
-
-@pytest.mark.parametrize("found", ["1.2.0", "2.0.0b3", "2.6.9", "3.0.0"])
-def test_another_version_is_refused(monkeypatch, found):
-    monkeypatch.setattr(metadata, "version", lambda name: found)
-    with pytest.raises(ImportError, match=rf"needs anomalib >= 2\.7, < 3, and found {found}"):
-        integration._check_version()
-
-
-def test_no_version_is_refused(monkeypatch):
-    def absent(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", absent)
-    with pytest.raises(ImportError, match=r"found none: pip install 'ttt4as_fast\[anomalib\]'"):
-        integration._check_version()
-
-
-@pytest.mark.parametrize("found", ["2.7.0", "2.10.1.dev3"])
-def test_a_later_version_is_taken(monkeypatch, found):
-    monkeypatch.setattr(metadata, "version", lambda name: found)
-    integration._check_version()
-
-
-# ---------------------------------------------------------------- PatchCore
-
-
-def bank_model(cls=host.Patchcore, n: int = 6, network=NETWORK, **options):
-    """A PatchCore over noise, fitted after a fixed seed, without the engine."""
-    torch.manual_seed(0)
-    model = cls(**network, pre_processor=cls.configure_pre_processor((SIDE, SIDE)), **options)
-    if network is NETWORK:
-        load_installed_weights(model)
-    model.train()
-    model.model(torch.rand(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(model.model.memory_bank))
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    model.fit()
-    return model.eval()
-
-
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
-
-
-def test_fit_and_test_as_anomalib(folder, tmp_path):
-    """The same coreset, metrics and predictions through the engine, and checkpoints that load into either class."""
-    results, models = [], {}
-    for name in ("stock", "ours"):
-        torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        model, runner = make(name), engine(tmp_path / name)
-        torch.manual_seed(0)
-        runner.fit(model, datamodule=data(folder))
-        results.append(runner.test(model, datamodule=data(folder))[0])
-        models[name] = (model, runner)
-    assert results[0].keys() == results[1].keys() and results[0]["image_AUROC"] > 0.6
-    for metric, value in results[0].items():
-        assert results[1][metric] == pytest.approx(value, abs=1e-6), metric
-    (stock, stock_runner), (ours, our_runner) = models["stock"], models["ours"]
-    torch.testing.assert_close(ours.model.memory_bank, stock.model.memory_bank, rtol=0, atol=0)
-    assert ours.state_dict().keys() == stock.state_dict().keys()
-    assert dict(ours.hparams) == dict(stock.hparams) and ours.name == stock.name
-
-    image = read(folder, "bad/000.png")
-    for runner, target, reference in ((stock_runner, Patchcore, stock), (our_runner, host.Patchcore, ours)):
-        loaded = target.load_from_checkpoint(runner.trainer.checkpoint_callback.best_model_path).eval()
-        torch.testing.assert_close(loaded(image).pred_score, reference.eval()(image).pred_score, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(loaded(image).anomaly_map, reference(image).anomaly_map, rtol=1e-3, atol=1e-3)
-        assert type(loaded.model) is (integration._FastPatchcoreModel if target is Patchcore else type(stock.model))
-
-
-@pytest.mark.parametrize(
-    ("num_neighbors", "precision"),
-    [(1, "float32"), (9, "float32"), (10_000, "float32"), (9, "float16")],  # half convolutions are slow on a CPU
-)
-def test_accelerate_in_place(images, num_neighbors, precision):
-    model = bank_model(num_neighbors=num_neighbors, precision=precision, post_processor=False)
-    expected = copy.deepcopy(model)(images)
-    assert accelerate(model) is model and accelerate(model) is model
-    found = model(images)
-    assert found.pred_score.dtype == expected.pred_score.dtype and found.anomaly_map.shape == (3, 1, SIDE, SIDE)
-    tolerance = {"float32": 1e-3, "float16": 0.2}[precision]  # anomalib's half distances cancel
-    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=tolerance)
-    torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=0, atol=tolerance)
-
-
-def test_search_follows_the_bank(images):
-    """Every way to change a memory bank is seen by the next search."""
-    model = accelerate(bank_model())
-    inner = model.model
-    embedding = torch.rand(5, inner.memory_bank.shape[1])
-
-    def check():
-        bank = inner.memory_bank
-        expected = torch.cdist(embedding.double(), bank.double()).topk(3, largest=False)
-        distances, indices = inner.nearest_neighbors(embedding.to(bank.dtype), 3)
-        torch.testing.assert_close(distances.double(), expected.values, rtol=1e-2, atol=1e-4)
-        assert distances.dtype == bank.dtype and torch.equal(indices[:, 0], expected.indices[:, 0])
-        one, index = inner.nearest_neighbors(embedding.to(bank.dtype), 1)
-        assert one.shape == index.shape == (5,) and torch.equal(index, indices[:, 0])
-
-    check()
-    prepared = inner._index()
-    assert inner._index() is prepared
-    inner.memory_bank = inner.memory_bank.flip(0).clone()
-    check()
-    inner.memory_bank.add_(0.5)
-    check()
-    with torch.inference_mode():
-        inner.memory_bank = inner.memory_bank * 0.5
-        check()
-        inner.memory_bank.mul_(3)
-    check()
-    state = {name: value.clone() for name, value in inner.state_dict().items()}
-    state["memory_bank"] = torch.rand(7, inner.memory_bank.shape[1])
-    inner.load_state_dict(state)
-    assert len(inner.memory_bank) == 7
-    check()
-    inner.memory_bank[3] = embedding[0]
-    check()
-    inner.double()
-    check()
-
-
-def test_copies_and_pickles(images):
-    model = accelerate(bank_model())
-    expected = model(images).anomaly_map
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    bank = model.model.memory_bank
-    assert stream.tell() < 14e6 + 1.5 * bank.numel() * bank.element_size()  # the prepared bank is not saved with it
-    stream.seek(0)
-    for other in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
-        assert torch.equal(other(images).anomaly_map, expected)
-        other.model.memory_bank.zero_()
-        assert torch.equal(model(images).anomaly_map, expected)
-
-
-class Sizes(TorchDispatchMode):
-    """Records the largest tensor that any torch operation makes."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and function.__name__.split(".")[0] not in ("expand", "t", "transpose"):
-            self.largest = max(self.largest, result.numel())
-        return result
-
-
-@pytest.mark.parametrize("ratio", [0.01, 0.1, 1.0])
-def test_coreset_is_anomalibs(ratio):
-    generator = torch.Generator().manual_seed(0)
-    store = [torch.randn(n, 300, generator=generator) for n in (70, 1, 129)]
-    torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002
-    expected = KCenterGreedy(torch.cat(store), ratio).sample_coreset()
-    torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002
-    assert torch.equal(integration._coreset(store, ratio), expected)
-
-
-def test_coreset_is_made_in_bounded_memory():
-    store = [torch.randn(100, 2000) for _ in range(10)]
-    sizes = {}
-    for name, run in {
-        "ours": lambda: integration._coreset(store, 0.02),
-        "anomalib": lambda: KCenterGreedy(torch.vstack(store), 0.02).sample_coreset(),
-    }.items():
-        with Sizes() as recorded:
-            run()
-        sizes[name] = recorded.largest
-    assert sizes["anomalib"] >= 1000 * 2000  # it stacks the store
-    projected = 1000 * 170  # by the Johnson-Lindenstrauss bound
-    assert sizes["ours"] <= 2 * projected
-
-
-def test_coreset_of_duplicates_and_errors():
-    same = [torch.ones(6, 40)]
-    assert integration._coreset(same, 0.5).shape == (3, 40)
-    with pytest.raises(ValueError, match=r"keeps at least one of the 6 patches, got 0\.1"):
-        integration._coreset(same, 0.1)
-    model = accelerate(host.Patchcore(**NETWORK))
-    with pytest.raises(ValueError, match="Embedding store is empty"):
-        model.model.subsample_embedding(0.1)
-    with pytest.raises(ValueError, match="Memory bank is empty"):
-        model.eval().model(torch.zeros(1, 3, SIDE, SIDE))
-    model.model.embedding_store.append(torch.rand(20, 5))
-    with pytest.warns(DeprecationWarning, match="ignored"):
-        model.model.subsample_embedding(0.5, torch.rand(3, 5))
-    assert model.model.memory_bank.shape == (10, 5)
-
-
-def test_anomaly_dino(monkeypatch, images):
-    """Random weights, since those of DINO would have to be fetched; the coreset is anomalib's own."""
-    create = timm.create_model
-    monkeypatch.setattr(
-        timm, "create_model", lambda name, **options: create(name, **{**options, "pretrained": False, "img_size": 56})
-    )
-    banks = []
-    for change in (lambda model: model, accelerate):
-        torch.manual_seed(0)
-        model = change(AnomalyDINOModel(encoder_name="vit_small_patch14_dinov2", coreset_subsampling=True))
-        model.train()
-        model(images[..., :56, :56])
-        torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        model.fit()
-        banks.append(model.memory_bank)
-        assert model.eval()(images).anomaly_map.shape == (3, 1, SIDE, SIDE)
-    assert len(banks[0]) == 4 and torch.equal(*banks)
-    with pytest.raises(TypeError, match="coreset_subsampling=True"):
-        accelerate(AnomalyDINOModel(encoder_name="vit_small_patch14_dinov2"))
-
-
-def test_super_add(monkeypatch):
-    """Each layer has a bank of its own; random weights, since those of DINOv3 would have to be fetched."""
-    create = timm.create_model
-    small = {"pretrained": False, "img_size": 48}
-    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **{**options, **small}))
-    torch.manual_seed(0)
-    stock = SuperADDModel(
-        "vit_tiny_patch16_dinov3_qkvb",
-        layers=[3, 9],
-        patch_size=48,
-        patch_overlap=16,
-        max_database_size=20,
-        subsampling_iterations=1,
-    )
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    stock.train()(images)
-    stock.subsample_embedding()
-    model = accelerate(copy.deepcopy(stock.eval()))
-    assert stock.memory_bank.shape[:2] == (2, 20) and type(model) is integration._FastSuperADDModel
-    for _ in range(2):
-        expected, found = stock(images.flip(3)), model(images.flip(3))
-        torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-4, atol=1e-5)
-        assert len(model._prepared[2]) == 2
-        for one in (stock, model):  # which the prepared search must see
-            one.memory_bank[1] += 0.5
-    query, other = torch.rand(1, 4, stock.memory_bank.shape[2]), stock.memory_bank[0].clone()
-    for ours, theirs in zip(*(one.nearest_neighbors_chunked(query, other, 2) for one in (model, stock)), strict=True):
-        assert torch.equal(ours, theirs)  # not the model's bank: anomalib's own search
-
-
-def test_accelerate_refuses_what_is_not_sound():
-    class Mine(host.Patchcore):
-        pass
-
-    class MyModel(integration.PatchcoreModel):
-        def nearest_neighbors(self, embedding, n_neighbors):
-            return super().nearest_neighbors(embedding, n_neighbors)
-
-    own = host.Patchcore(**NETWORK)
-    own.model.__class__ = MyModel
-    other_bank = host.MHPatchcore(backbone="resnet18", pre_trained=False)
-    for model in (make("Padim"), own, torch.nn.Linear(2, 2), other_bank):
-        with pytest.raises(TypeError, match=r"model: expected Patchcore, AnomalyDINO or SuperADD of anomalib.* got"):
-            accelerate(model)
-    assert type(accelerate(Mine(**NETWORK)).model) is integration._FastPatchcoreModel
-
-
-# ---------------------------------------------------------------- export
-
-
-def test_torch_export_holds_torch_operations_only(images):
-    model = accelerate(bank_model(network=SIMPLE))
-    program = torch.export.export(model, (images,))
-    targets = {str(node.target) for node in program.graph.nodes}
-    assert not any("ttt4as" in target for target in targets) and any("matmul" in target for target in targets)
-    expected = model(images)
-    found = program.module()(images)
-    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-3)
-    torch.testing.assert_close(found.pred_score, expected.pred_score, rtol=1e-4, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory) -> Path:
-    for needed in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed: pip install onnx onnxscript onnxruntime openvino")
-    with untraced():
-        return accelerate(bank_model(network=SIMPLE)).to_onnx(tmp_path_factory.mktemp("onnx"), input_size=(SIDE, SIDE))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_onnx_and_openvino_agree(images, onnx_file, runtime):
-    if importlib.util.find_spec(runtime) is None:
-        pytest.skip(f"{runtime} is not installed: pip install onnx onnxscript onnxruntime openvino")
-    if runtime == "openvino":
-        import openvino
-
-        compiled = openvino.Core().compile_model(
-            onnx_file,
-            "CPU",
-            {"INFERENCE_PRECISION_HINT": "f32"},  # else bfloat16, where the machine has it
-        )
-        result = compiled(images.numpy())
-        found = {output.get_any_name(): result[output] for output in compiled.outputs}
-    else:
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(onnx_file)
-        names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(None, {"input": images.numpy()}), strict=True))
-    expected = accelerate(bank_model(network=SIMPLE))(images)
-    np.testing.assert_allclose(found["pred_score"], expected.pred_score.numpy(), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found["anomaly_map"], expected.anomaly_map.numpy(), rtol=0, atol=1e-3)
-
-
-class Plain(torch.nn.Module):
-    """A model whose result is a plain tuple: `torch.export.save` knows anomalib's type of result not."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch):
-        return tuple(self.model(batch))
-
-
-@pytest.mark.parametrize("options", [{}, {"preset": "robust"}], ids=["paper", "robust"])
-def test_torch_export_keeps_the_masks(folder, tmp_path, options):
-    """A program with the method as one operator: the same masks, labels and gate, whatever the batch."""
-    model = copy.deepcopy(fitted("ours", folder)[0])
-    model.post_processor.detach(model)
-    post = TTT4ASPostProcessor(**options)
-    post.load_state_dict(model.post_processor.state_dict())
-    post._image_threshold *= 0.999  # the adaptive threshold is the score of an image, which its last bit would decide
-    model.post_processor = post.attach(model).eval()
-    images = torch.cat([read(folder, f"{kind}/{i:03}.png") for kind in ("bad", "good_test") for i in range(3)])
-    batch = torch.export.Dim("batch", min=2, max=16)  # where the host's search starts to work in chunks
-    with torch.no_grad(), untraced():
-        program = torch.export.export(Plain(model), (images[:2],), dynamic_shapes={"batch": {0: batch}})
-    assert [str(node.target) for node in program.graph.nodes if "ttt4as" in str(node.target)] == [
-        "ttt4as.segment_robust.default" if options else "ttt4as.segment.default"
-    ]
-    torch.export.save(program, tmp_path / "model.pt2")
-    loaded = torch.export.load(tmp_path / "model.pt2").module()
-    for some in (images, images[2:4]):
-        expected, found = model(some), InferenceBatch(*loaded(some))
-        assert torch.equal(found.pred_label, expected.pred_label)
-        assert (found.pred_mask != expected.pred_mask).float().mean() < 0.002  # the graph searches in another way
-        assert torch.equal(found.pred_mask.flatten(1).any(1), found.pred_label)
-    assert not post._features and not post._predicted
-
-
-def test_onnx_of_masks_is_refused(images, tmp_path):
-    pytest.importorskip("onnxscript", reason="the exporter needs onnx and onnxscript")
-    model = bank_model(Patchcore, network=SIMPLE, post_processor=TTT4ASPostProcessor())
-    with pytest.raises(Exception, match=r"for which ONNX and OpenVINO have no operator\. Export with"):
-        model.to_onnx(tmp_path, input_size=(SIDE, SIDE))
-
-
-# ---------------------------------------------------------------- masks
 
 
 def features_of(model, inputs: torch.Tensor) -> torch.Tensor:
@@ -920,14 +459,13 @@ def test_command_line(folder, tmp_path):
     yaml = pytest.importorskip("yaml")
     from anomalib.cli import AnomalibCLI
 
-    network = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"], "pre_trained": False}
     module = "ttt4as_fast.integrations.anomalib"
     normalize = {"class_path": "torchvision.transforms.v2.Normalize", "init_args": LITE0}
     config = {
         "model": {
             "class_path": f"{module}.Patchcore",
             "init_args": {
-                **network,
+                **NETWORK,
                 "post_processor": {
                     "class_path": f"{module}.TTT4ASPostProcessor",
                     "init_args": {"neighbor_radius": 3, "layers": ["blocks.4"], "image_sensitivity": 0.6},

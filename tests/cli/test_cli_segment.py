@@ -1,0 +1,152 @@
+"""`ttt4as segment`: arrays and folders of them to masks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .command import records, ttt4as
+
+
+def arrays(folder: Path, n: int | None = None, seed: int = 0) -> tuple[Path, Path]:
+    rng = np.random.default_rng(seed)
+    psi = 0.1 * rng.random((n or 1, 48, 56), dtype=np.float32)
+    deep = rng.normal(size=(n or 1, 12, 12, 14)).astype(np.float32)
+    psi[:, 20:26, 30:38] += 1
+    deep[:, :3, 5:7, 7:10] += 4
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "maps.npy", psi if n else psi[0])
+    np.save(folder / "features.npy", deep if n else deep[0])
+    return folder / "maps.npy", folder / "features.npy"
+
+
+def test_segment_is_the_method(tmp_path: Path) -> None:
+    from ttt4as_fast import TTT4AS
+
+    maps, features = arrays(tmp_path / "in")
+    ttt4as("segment", maps, features, "-o", tmp_path / "out", "--percentile", 98, "--n-nominal", 64, "-C", 0.01)
+    (record,) = records(tmp_path / "out")
+    mask = np.load(tmp_path / "out" / record["files"]["array"])
+    expected = TTT4AS(percentile=98, n_nominal=64, C=0.01)(np.load(maps), np.load(features))
+    np.testing.assert_array_equal(mask, expected.pred_mask)
+    assert mask.any()
+    with Image.open(tmp_path / "out" / record["files"]["mask"]) as image:
+        np.testing.assert_array_equal(np.asarray(image), mask * np.uint8(255))
+    assert record["status"] == expected.status == "ok"
+    assert record["mask_area"] == mask.sum() == sum(region["area"] for region in record["regions"])
+
+
+def test_segment_robust(tmp_path: Path) -> None:
+    from ttt4as_fast import TTT4AS
+
+    maps, features = arrays(tmp_path / "in")
+    ttt4as("segment", maps, features, "-o", tmp_path / "out", "--preset", "robust", "-C", 0.01)
+    (record,) = records(tmp_path / "out")
+    expected = TTT4AS(preset="robust", C=0.01)(np.load(maps), np.load(features))
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / record["files"]["array"]), expected.pred_mask)
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "b", "--preset", "robust", "--percentile", 90, code=2)
+    assert "percentile" in done.stderr
+
+
+def test_the_robust_preset_takes_the_nominal_level_of_the_model() -> None:
+    from types import SimpleNamespace
+
+    from ttt4as_fast import TTT4AS, cli
+
+    paper = TTT4AS().get_params()
+    params = {option: paper[argument] for option, argument in cli._METHOD_OPTIONS.items()}
+    detector = SimpleNamespace(nominal_statistics_=SimpleNamespace(level=3.5))
+    for preset, level in (("paper", None), ("robust", 3.5)):
+        context = SimpleNamespace(params={**params, "preset": preset})
+        assert cli._segmenter(context, None, detector).get_params().get("nominal_level") == level
+    assert cli._segmenter(SimpleNamespace(params={**params, "preset": "robust"}), None).options.nominal_level is None
+
+
+def test_segment_batches_npz_and_gates(tmp_path: Path) -> None:
+    maps, features = arrays(tmp_path / "in", 3)
+    psi = np.load(maps)
+    psi[1] *= 0.2
+    np.savez(tmp_path / "both.npz", anomaly_map=psi, features=np.load(features), other=np.zeros(1))
+    both = tmp_path / "both.npz"
+    done = ttt4as("segment", both, both, "-o", tmp_path / "out", "--image-threshold", 0.9, "--json")
+    found = records(tmp_path / "out")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == found
+    assert [record["status"] for record in found] == ["ok", "nominal", "ok"]
+    assert found[1]["mask_area"] == 0
+    assert [record["name"] for record in found] == ["both_0000", "both_0001", "both_0002"]
+
+
+def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) -> None:
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        maps, features = arrays(tmp_path / "in", seed=i)
+        shutil.copy(maps, tmp_path / "maps" / f"{i}.npy")
+        shutil.copy(features, tmp_path / "features" / f"{i}.npy")
+    (tmp_path / "maps" / "1.npy").write_bytes((tmp_path / "maps" / "1.npy").read_bytes()[:200])
+    np.save(tmp_path / "maps" / "lonely.npy", np.zeros((4, 4)))
+    np.save(tmp_path / "maps" / "3.npy", np.full((4, 4), np.nan))
+    np.save(tmp_path / "features" / "3.npy", np.zeros((4, 4, 4)))
+    done = ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "out", code=1)
+    assert [record["name"] for record in records(tmp_path / "out")] == ["0", "2"]
+    for word in ("1.npy", "lonely.npy", "3.npy"):
+        assert re.search(f"skipped: .*{re.escape(word)}", done.stderr), done.stderr
+
+
+def test_segment_counts_files_without_their_other_half(tmp_path: Path) -> None:
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    maps, features = arrays(tmp_path / "in")
+    for copy in ("maps/a.npy", "maps/b.npy"):
+        shutil.copy(maps, tmp_path / copy)
+    for copy in ("features/a.npy", "features/c.npy"):
+        shutil.copy(features, tmp_path / copy)
+    done = ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o", code=1)
+    assert "1 done, 0 done earlier, 2 failed" in done.stdout
+    for name in ("maps/b.npy", "features/c.npy"):
+        assert f"skipped: {tmp_path / name}: no file of the same name in the other folder" in done.stderr
+
+
+def test_segment_does_again_what_changed(tmp_path: Path) -> None:
+    maps, features = arrays(tmp_path / "in")
+    other = tmp_path / "other.npy"
+    shutil.copy(features, other)
+
+    def run(path: Path) -> str:
+        return ttt4as("segment", maps, path, "-o", tmp_path / "o").stdout
+
+    assert "1 done, 0 done earlier" in run(features)
+    assert "0 done, 1 done earlier" in run(features)
+    np.save(features, -np.load(features))
+    assert "1 done, 0 done earlier" in run(features)
+    assert "1 done, 0 done earlier" in run(other)
+    assert "0 done, 1 done earlier" in run(other)
+    assert len(records(tmp_path / "o")) == 1
+
+
+@pytest.mark.parametrize("case", ["absent", "mixed", "text", "objects", "shapes", "names"])
+def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
+    maps, features = arrays(tmp_path / "in")
+    if case == "absent":
+        maps = tmp_path / "no such.npy"
+    if case == "mixed":
+        maps = maps.parent
+    if case == "text":
+        maps.write_text("hello")
+    if case == "objects":
+        np.save(maps, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    if case == "shapes":
+        np.save(features, np.zeros((3, 4)))
+    if case == "names":
+        maps = tmp_path / "x.npz"
+        np.savez(maps, a=np.zeros((4, 4)), b=np.zeros((4, 4)))
+    code = 2 if case in ("absent", "mixed") else 1
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "out", code=code)
+    assert maps.name in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
