@@ -29,8 +29,10 @@ COMPARE_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL_pip := $(PIP) install
-INSTALL_uv := $(BIN)/uv pip install --python $(BIN)/python --reinstall-package ttt4as_fast
+INSTALL_uv := $(BIN)/uv pip install --python $(BIN)/python
 INSTALL = $(or $(INSTALL_$(INSTALLER)),$(error INSTALLER: expected pip or uv, got $(INSTALLER)))
+# The sources of this folder, anew whatever was made of them before.
+INSTALL_HERE = $(INSTALL) $(if $(filter uv,$(INSTALLER)),--reinstall-package ttt4as_fast)
 INSTALLED_BY = $(BIN)/$(if $(filter uv,$(INSTALLER)),uv,python)
 SOURCES := pyproject.toml setup.py CMakeLists.txt MANIFEST.in \
 	$(shell find ttt4as_fast kernels benchmarks -type f ! -name '*.py[co]' ! -name '*.so')
@@ -115,21 +117,21 @@ $(BIN)/uv: | $(BIN)/python
 # setuptools packs whatever an earlier build left in build/lib*, files that are gone since among it.
 $(VENV)/.installed: $(SOURCES) | $(INSTALLED_BY)
 	rm -rf build/lib build/lib.* build/bdist.*
-	$(INSTALL) .
+	$(INSTALL_HERE) .
 	touch $@
 
 $(VENV)/.installed-test: $(SOURCES) | $(INSTALLED_BY)
 	rm -rf build/lib build/lib.* build/bdist.*
-	$(INSTALL) ".[test]"
+	$(INSTALL_HERE) ".[test]"
 	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-bench: $(SOURCES) | $(INSTALLED_BY)
 	rm -rf build/lib build/lib.* build/bdist.*
-	$(INSTALL) ".[bench]"
+	$(INSTALL_HERE) ".[bench]"
 	touch $(VENV)/.installed $@
 
 # The linters read the sources, not the installation: that it is stale does no harm, that its list of extras is would.
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml | $(INSTALLED_BY)
 	test $(VENV)/.installed -nt pyproject.toml || $(MAKE) $(VENV)/.installed
-	$(PIP) install "ttt4as_fast[dev]"
+	$(INSTALL) "ttt4as_fast[dev]"
 	touch $@
