@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ..untraced import without_trace
+from ..untraced import untraced
 
 CUDA = torch.cuda.is_available()
 # Triton reads the variable once, when it is imported.
@@ -44,8 +44,7 @@ def device(request, monkeypatch) -> Iterator[torch.device]:
     from . import emulator
 
     # The bodies of kernels do not count for coverage; interpreting one is Triton's Python.
-    monkeypatch.setattr(GridExecutor, "__call__", without_trace(GridExecutor.__call__))
-
+    monkeypatch.setattr(GridExecutor, "__call__", untraced()(GridExecutor.__call__))
     if emulator.compiler():
         monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator())
     dispatch._why_not.cache_clear()

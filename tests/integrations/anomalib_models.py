@@ -22,6 +22,8 @@ from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, lo
 
 from .conftest import SIDE
 
+AMONG_THEMSELVES = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
+"""What anomalib and timm warn each other of."""
 NETWORK = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"], "pre_trained": False}
 SIMPLE = {"backbone": "resnet18", "layers": ["layer1", "layer2"], "pre_trained": False}
 """For exporters, which take ten times as long over paddings that depend on the size."""

@@ -22,12 +22,9 @@ from anomalib.models.image.super_add.torch_model import SuperADDModel
 from ttt4as_fast.integrations import anomalib as integration
 from ttt4as_fast.integrations.anomalib import Patchcore, accelerate
 
-from .anomalib_models import NETWORK, SIDE, bank_model, data, engine, make, read
+from .anomalib_models import AMONG_THEMSELVES, NETWORK, SIDE, bank_model, data, engine, make, read
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # anomalib and timm among themselves
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = AMONG_THEMSELVES
 
 
 # ---------------------------------------------------------------- versions

@@ -17,12 +17,9 @@ from anomalib.data import InferenceBatch
 from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, accelerate
 
 from ..untraced import untraced
-from .anomalib_models import SIDE, SIMPLE, bank_model, fitted, read
+from .anomalib_models import AMONG_THEMSELVES, SIDE, SIMPLE, bank_model, fitted, read
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # anomalib and timm among themselves
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = AMONG_THEMSELVES
 
 
 def test_torch_export_holds_torch_operations_only(images):

@@ -28,12 +28,21 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Res
 from ttt4as_fast.integrations._anomalib_masks import _Taken
 from ttt4as_fast.integrations.anomalib import Patchcore, TTT4ASPostProcessor, load_installed_weights
 
-from .anomalib_models import LITE0, NETWORK, SIDE, bank_model, data, engine, fitted, make, predict, read
+from .anomalib_models import (
+    AMONG_THEMSELVES,
+    LITE0,
+    NETWORK,
+    SIDE,
+    bank_model,
+    data,
+    engine,
+    fitted,
+    make,
+    predict,
+    read,
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # anomalib and timm among themselves
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = AMONG_THEMSELVES
 
 
 def features_of(model, inputs: torch.Tensor) -> torch.Tensor:
