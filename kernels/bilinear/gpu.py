@@ -60,7 +60,8 @@ def upsample_kernel(
     for y in range(first, last):
         dy = tl.load(row_weight_ptr + y)
         value = top * (1 - dy) + bottom * dy
-        tl.store(out, value.to(y_ptr.dtype.element_ty), mask=mask)
+        # Streamed: lines that are written whole and not read here need not wait in the L2 for others.
+        tl.store(out, value.to(y_ptr.dtype.element_ty), mask=mask, cache_modifier=".cs")
         out += y_h
 
 

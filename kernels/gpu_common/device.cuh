@@ -18,6 +18,29 @@ typedef unsigned long long u64;
 
 namespace ttt4as {
 
+// 16 bytes to shared memory, or zeros where nothing exists, without waiting; both addresses are multiples of 16.
+__device__ inline void copy_async(float4* to, const float* from, bool exists) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const u32 place = u32(__cvta_generic_to_shared(to)), size = exists ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(size) : "memory");
+#else
+    *to = exists ? *reinterpret_cast<const float4*>(from) : float4{0, 0, 0, 0};
+#endif
+}
+// The thread's copies since the last such call are a group.
+__device__ inline void copies_end_group() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Wait for the thread's copies but those of the last `pending` groups; others see them past the next barrier.
+template <int pending>
+__device__ void copies_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+
 struct Add {
     template <typename V>
     __device__ V operator()(V a, V b) const {

@@ -1,7 +1,8 @@
 // Percentile, local maxima and square dilation of one map by one block: exact, no host round trip, any shape.
 //
-// Cost a map of n pixels: one pass for the range, three (float) or six (double) at most for the order statistic, one
-// for the maxima; the dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
+// Cost a map of n pixels: one pass for the range and one for the pixels that a high percentile can be among, where those
+// are few. Otherwise three passes (float) or six (double) at most for the order statistic, one for the maxima. The
+// dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
 #pragma once
 #include "device.cuh"
 
@@ -10,23 +11,26 @@ namespace ttt4as {
 #define IN_FLIGHT 8  // loads that a thread issues before it uses the first: one block has no other way to hide latency
 #define HISTOGRAM_BITS 11
 #define HISTOGRAM_BINS (1 << HISTOGRAM_BITS)
+#define SHORTLIST 4096  // pixels at most that are looked at again without passing over the map
 
 template <typename T>
 struct Range {
     typename Ordered<T>::Key lowest, highest;
+    typename Ordered<T>::Key own;  // the highest of those that this thread has seen, 0 if it has seen none
     bool finite;
 };
 
-// visit(value) for all n values, by all threads of a block.
+// visit(value, place) for all n values, by all threads of a block.
 template <typename T, typename Visit>
 __device__ void each_value(const T* values, int n, Visit visit) {
     const int stride = blockDim.x;
-    for (int first = threadIdx.x; first < n; first += IN_FLIGHT * stride) {
+    int first = threadIdx.x;
+    for (; first + (IN_FLIGHT - 1) * stride < n; first += IN_FLIGHT * stride) {
         T x[IN_FLIGHT];
-        for (int k = 0; k < IN_FLIGHT; ++k) x[k] = values[first + k * stride < n ? first + k * stride : first];
-        for (int k = 0; k < IN_FLIGHT; ++k)
-            if (first + k * stride < n) visit(x[k]);
+        for (int k = 0; k < IN_FLIGHT; ++k) x[k] = values[first + k * stride];
+        for (int k = 0; k < IN_FLIGHT; ++k) visit(x[k], first + k * stride);
     }
+    for (; first < n; first += stride) visit(values[first], first);
 }
 
 template <typename T>
@@ -34,23 +38,25 @@ __device__ Range<T> range_of(const T* values, int n) {
     typedef Ordered<T> O;
     typename O::Key low = ~typename O::Key(0), high = 0;
     int bad = 0;
-    each_value(values, n, [&](T x) {
+    each_value(values, n, [&](T x, int) {
         const typename O::Key key = O::key(x);
         bad |= !O::finite(x);
         low = key < low ? key : low;
         high = key > high ? key : high;
     });
+    const typename O::Key own = high;
     low = block_reduce(low, Min());
     high = block_reduce(high, Max());
     bad = block_reduce(bad, Max());
-    return Range<T>{low, high, bad == 0};
+    return Range<T>{low, high, own, bad == 0};
 }
 
-// The key of rank `rank` (from 0) among those of n finite numbers, in [low, high], and how many are not above it.
+// The key of rank `rank` (from 0) among finite numbers, in [low, high], and how many are not above it; after `rounds`
+// rounds, a key that is not above it. each(visit) calls visit(key, place) for all of them, by all threads.
 // Integer bins over the keys' own range: radix selection that does not waste bins on exponents nobody has.
-template <typename T>
-__device__ typename Ordered<T>::Key order_statistic(const T* values, int n, int rank, typename Ordered<T>::Key low,
-                                                    typename Ordered<T>::Key high, int& not_above) {
+template <typename T, typename Each>
+__device__ typename Ordered<T>::Key order_statistic(Each each, int rank, typename Ordered<T>::Key low,
+                                                    typename Ordered<T>::Key high, int& not_above, int rounds = 64) {
     typedef Ordered<T> O;
     typedef typename O::Key Key;
     __shared__ int histogram[HISTOGRAM_BINS];
@@ -61,8 +67,7 @@ __device__ typename Ordered<T>::Key order_statistic(const T* values, int n, int 
         const int shift = width > HISTOGRAM_BITS ? width - HISTOGRAM_BITS : 0;
         for (int bin = threadIdx.x; bin < HISTOGRAM_BINS; bin += blockDim.x) histogram[bin] = 0;
         __syncthreads();
-        each_value(values, n, [&](T x) {
-            const Key key = O::key(x);
+        each([&](Key key, int) {
             if (key >= low && key <= high) atomicAdd(&histogram[int((key - low) >> shift)], 1);
         });
         __syncthreads();
@@ -84,7 +89,7 @@ __device__ typename Ordered<T>::Key order_statistic(const T* values, int n, int 
         below = found_below;
         __syncthreads();
         low += Key(bin) << shift;
-        if (shift == 0) {
+        if (shift == 0 || --rounds == 0) {
             not_above = below + count;
             return low;
         }
@@ -93,43 +98,105 @@ __device__ typename Ordered<T>::Key order_statistic(const T* values, int n, int 
     }
 }
 
+// The places of a block's map that may matter to its percentile; in no order.
+__device__ inline int* shortlist() {
+    __shared__ int places[SHORTLIST];
+    return places;
+}
+
+// Fill it with all places whose values are among the `needed` highest, and some more, none of which has a higher value
+// left out. Returns how many there are, and their least key at most in `least`; -1 where they do not fit.
+template <typename T>
+__device__ int list_highest(const T* values, int n, int needed, const Range<T>& range,
+                            typename Ordered<T>::Key& least) {
+    typedef Ordered<T> O;
+    typedef typename O::Key Key;
+    __shared__ int length;
+    if (needed > int(blockDim.x)) return -1;
+    // As many threads have seen a value that is not below this one, each another.
+    int unused;
+    least = order_statistic<T>([&](auto visit) { visit(range.own, 0); }, int(blockDim.x) - needed, Key(0),
+                               range.highest, unused, 2);
+    if (threadIdx.x == 0) length = 0;
+    __syncthreads();
+    int* const places = shortlist();
+    each_value(values, n, [&](T x, int place) {
+        if (O::key(x) < least) return;
+        const int end = atomicAdd(&length, 1);
+        if (end < SHORTLIST) places[end] = place;
+    });
+    __syncthreads();
+    return length <= SHORTLIST ? length : -1;
+}
+
+template <typename T>
+struct Percentile {
+    typename Ordered<T>::Key least;
+    int listed;  // places of the shortlist, which has all values from `least` on; -1: there is none
+};
+
 // The key of the least of the values that is not below their percentile: numpy.percentile with linear interpolation, in
 // float64 and to the bit. It lies between two neighbouring values, so that one of them is the answer.
 template <typename T>
-__device__ typename Ordered<T>::Key percentile_of(const T* values, int n, double percentile, Range<T> range) {
+__device__ Percentile<T> percentile_of(const T* values, int n, double percentile, const Range<T>& range) {
     typedef Ordered<T> O;
     typedef typename O::Key Key;
     const double position = __dmul_rn(double(n - 1), percentile / 100.0);
     const int rank = int(position);
     const double part = position - rank;
+    Key low = range.lowest;
+    const int listed = list_highest(values, n, n - rank, range, low);
+    const auto each = [&](auto visit) {
+        if (listed < 0) {
+            each_value(values, n, [&](T x, int place) { visit(O::key(x), place); });
+        } else {
+            const int* const places = shortlist();
+            for (int i = threadIdx.x; i < listed; i += blockDim.x) visit(O::key(values[places[i]]), places[i]);
+        }
+    };
+    const int before = listed < 0 ? 0 : n - listed;  // values that are not listed, all of them lower
     int not_above;
-    const Key lower = order_statistic(values, n, rank, range.lowest, range.highest, not_above);
-    if (part == 0 || not_above > rank + 1 || rank + 1 >= n) return lower;
+    const Key lower =
+        order_statistic<T>(each, rank - before, listed < 0 ? range.lowest : low, range.highest, not_above);
+    if (part == 0 || before + not_above > rank + 1 || rank + 1 >= n) return Percentile<T>{lower, listed};
     Key upper = range.highest;
-    each_value(values, n, [&](T x) {
-        const Key key = O::key(x);
+    each([&](Key key, int) {
         if (key > lower && key < upper) upper = key;
     });
     upper = block_reduce(upper, Min());
     const double a = exact(O::value(lower)), b = exact(O::value(upper)), difference = __dadd_rn(b, -a);
     const double tau = part >= 0.5 ? __dadd_rn(b, -__dmul_rn(difference, __dadd_rn(1.0, -part)))
                                    : __dadd_rn(a, __dmul_rn(difference, part));
-    return a >= tau ? lower : upper;
+    return Percentile<T>{a >= tau ? lower : upper, listed};
 }
 
-// Whether `value`, which is the map's at (row, col), is a peak.
+// Whether no neighbour is higher than `value`, which is the map's at (row, col).
 template <typename T>
-__device__ bool is_peak(const T* map, T value, int height, int width, int row, int col,
-                        typename Ordered<T>::Key least) {
+__device__ bool is_peak(const T* map, T value, int height, int width, int row, int col) {
     typedef Ordered<T> O;
     const typename O::Key key = O::key(value);
-    if (key < least) return false;
     const int top = row > 0 ? row - 1 : 0, bottom = row + 1 < height ? row + 1 : row;
     const int left = col > 0 ? col - 1 : 0, right = col + 1 < width ? col + 1 : col;
     for (int y = top; y <= bottom; ++y)
         for (int x = left; x <= right; ++x)
             if (O::key(map[y * width + x]) > key) return false;
     return true;
+}
+
+// visit(row, col) for every peak of the map, by one thread each.
+template <typename T, typename Visit>
+__device__ void each_peak(const T* map, int height, int width, const Percentile<T>& percentile, Visit visit) {
+    const auto look = [&](T value, int place) {
+        if (Ordered<T>::key(value) < percentile.least) return;
+        const int row = place / width, col = place % width;
+        if (is_peak(map, value, height, width, row, col)) visit(row, col);
+    };
+    if (percentile.listed < 0) {
+        each_value(map, height * width, look);
+    } else {
+        const int* const places = shortlist();
+        for (int i = threadIdx.x; i < percentile.listed; i += blockDim.x) look(map[places[i]], places[i]);
+    }
 }
 
 // --- bit maps: `words` = ceil(width / 32) words a row, bit c % 32 of word c / 32 is column c ---

@@ -91,8 +91,9 @@ __device__ V sum_of_row(V (&sums)[ROWS], int part, int sharers) {
     return sum;
 }
 
-// out = K in where K is at hand, padded with zeros: a load of `in` serves ROWS rows.
-template <typename V>
+// out = K in where K is at hand, padded with zeros: a load of `in` serves ROWS rows, of which AHEAD loads each are under
+// way at once.
+template <int AHEAD, typename V>
 __device__ void rows_product(const float* gram, int ld, int m, int sharers, V* out, const V* in) {
     const int part = threadIdx.x & (sharers - 1), own = own_row(part, sharers), end = padded(m) / 4, step = ld / 4;
     for (int first = 0; first < m; first += ROWS * (blockDim.x / sharers)) {
@@ -100,9 +101,16 @@ __device__ void rows_product(const float* gram, int ld, int m, int sharers, V* o
         V sums[ROWS] = {};
         if (row < m) {
             const float4* k = reinterpret_cast<const float4*>(gram) + (long long)row * step;
-#pragma unroll 2
-            for (int j = part; j < end; j += sharers)
-                for (int i = 0; i < ROWS; ++i) sums[i] += dot4(k[i * step + j], in + 4 * j);
+#pragma unroll(AHEAD == 1 ? 2 : 1)
+            for (int j = part; j < end; j += AHEAD * sharers) {
+                float4 held[AHEAD][ROWS];
+                for (int l = 0; l < AHEAD; ++l)
+                    for (int i = 0; i < ROWS; ++i)
+                        held[l][i] = j + l * sharers < end ? k[i * step + j + l * sharers] : float4{0, 0, 0, 0};
+                for (int l = 0; l < AHEAD; ++l)
+                    for (int i = 0; i < ROWS; ++i)
+                        sums[i] += dot4(held[l][i], in + 4 * (j + l * sharers < end ? j + l * sharers : j));
+            }
         }
         const V sum = sum_of_row(sums, part, sharers);
         if (own < ROWS && row + own < m) out[row + own] = sum;
@@ -115,9 +123,9 @@ __device__ void product(const Problem& p, V* out, const V* in) {
     __syncthreads();
     if (p.gram_shared) {
         __builtin_assume(__isShared(p.gram) && __isShared(in) && __isShared(out));
-        rows_product(p.gram, p.ld, p.m, p.sharers, out, in);
+        rows_product<1>(p.gram, p.ld, p.m, p.sharers, out, in);
     } else if (p.gram) {
-        rows_product(p.gram, p.ld, p.m, 32, out, in);
+        rows_product<sizeof(V) == 4 ? 3 : 2>(p.gram, p.ld, p.m, 32, out, in);
     } else {
         double total[1] = {0};
         for (int j = threadIdx.x; j < p.m; j += blockDim.x) total[0] += in[j];
@@ -210,7 +218,7 @@ __device__ bool small_direction(const Problem& p, const Vectors& v, double rho, 
         around[0] = i;
     } else if (i < m) {
         for (int k = 0; k < STENCIL; ++k) {
-            entry[k] = float(p.stencil(i - p.n_points)[k]);
+            entry[k] = p.stencil(i - p.n_points)[k];
             around[k] = p.n_points + p.neighbour(i - p.n_points)[k];
         }
     }
@@ -306,7 +314,7 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
     arrange(p);
     Outcome outcome = {1e300, 0, true};
     while (true) {
-        if (threadIdx.x == 0) p.slope = p.hinge ? p.C / mu : 2 * p.C;
+        if (threadIdx.x == 0) p.slope = p.hinge ? p.C / mu : 2 * p.C, p.inverse = 1 / p.slope;
         __syncthreads();
         const Vectors v = vectors_of(p);
         double *beta = v.beta, *z = v.z, *r = v.r, *kr = v.kr;
@@ -353,7 +361,7 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
 // status    (B,) in: 0 to train; out: 0, 3 or 4
 // beta      (B, rows) out: coefficients of the basis, 0 beyond m
 // report    (B, 3) out: gap, iterations, intercept
-// scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, 15 h w, 6 H W
+// scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, 10 h w, 7 H W
 // Shared memory: the vectors of the solver where they take no more than half of it, and K where it fits the rest.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     svm_solve(const float* gram, const float* basis, const int* counts, const signed char* point_signs,
@@ -408,7 +416,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         p.cap = p.hinge ? C : 1e300;
         p.through = space + (long long)VECTORS * padded(rows);
         p.by_cell = p.through + dim;
-        p.by_pixel = p.by_cell + 15 * grid;
+        p.by_pixel = p.by_cell + 10 * grid;
         p.size = int(n), p.grid = int(grid);
     }
     if (gram_shared) {

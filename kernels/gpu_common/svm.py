@@ -16,13 +16,12 @@ from .units import blocks
 
 GRAM_CAPACITY = 1024
 """Basis vectors of an image up to which its Gram matrix is formed; past it products go through the basis."""
-_FILE = "gpu_common/svm.cu"
+_GRAM, _SOLVER = "gpu_common/gram.cu", "gpu_common/svm.cu"
 THREADS = 512
 """Threads of the solver's block, 512 at most."""
 _VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
-_TILE, _BLOCK_K, _GRAM_STAGES = 16, 64, 4
-_GRAM_PROGRAMS = 64  # an image
+_GRAM_BLOCKS, _GRAM_THREADS = 64, 256  # an image's, and a block's
 
 
 class Samples(NamedTuple):
@@ -48,52 +47,6 @@ class Trained(NamedTuple):
     """(B, dim) float32"""
     report: torch.Tensor
     """(B, 3) float64: relative duality gap, iterations, intercept"""
-
-
-@triton.jit
-def gram_kernel(
-    basis_ptr, gram_ptr, counts_ptr, status_ptr, rows, dim, capacity,
-    PROGRAMS: tl.constexpr, TILE: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """K = U U^T + 1 of each image, lower triangle mirrored: m^2 dim / 2 multiplications in float32, no tensor cores.
-
-    Whole tiles are written, with zeros beyond m: `capacity` is a multiple of TILE, and the solver reads rows four
-    columns at a time.
-
-    A fixed number of programs an image share its tiles, for only the device knows how many there are.
-    """
-    image = tl.program_id(1)
-    m = tl.load(counts_ptr + image * 3) + tl.load(counts_ptr + image * 3 + 2)
-    if tl.load(status_ptr + image) != 0:
-        m = 0
-    if m > capacity:
-        m = 0
-    basis = basis_ptr + image.to(tl.int64) * rows * dim
-    gram = gram_ptr + image.to(tl.int64) * capacity * capacity
-    tiles = tl.cdiv(m, TILE)
-    for tile in range(tl.program_id(0), tiles * (tiles + 1) // 2, PROGRAMS):
-        # tile = i * (i + 1) / 2 + j; the root may be off by one for large tiles
-        i = ((tl.sqrt(8.0 * tile + 1) - 1) / 2).to(tl.int32)
-        i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
-        i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
-        j = tile - i * (i + 1) // 2
-        row = i * TILE + tl.arange(0, TILE)
-        col = j * TILE + tl.arange(0, TILE)
-        total = tl.zeros((TILE, TILE), tl.float32)
-        for k in range(0, dim, BLOCK_K):
-            channel = k + tl.arange(0, BLOCK_K)
-            a = tl.load(
-                basis + row[:, None] * dim + channel[None, :],
-                mask=(row < m)[:, None] & (channel < dim)[None, :], other=0,
-            )  # fmt: skip
-            b = tl.load(
-                basis + col[None, :] * dim + channel[:, None],
-                mask=(col < m)[None, :] & (channel < dim)[:, None], other=0,
-            )  # fmt: skip
-            total = tl.dot(a, b, total, input_precision="ieee")
-        total = tl.where((row < m)[:, None] & (col < m)[None, :], total + 1, 0)
-        tl.store(gram + row[:, None] * capacity + col[None, :], total)
-        tl.store(gram + col[None, :] * capacity + row[:, None], total)
 
 
 @triton.jit
@@ -156,7 +109,7 @@ class Capacity:
     def scratch(self) -> int:
         """Doubles of scratch of an image, as the solver takes them."""
         cells, pixels = self.grid[0] * self.grid[1], self.size[0] * self.size[1]
-        return self.vectors + self.dim + 15 * cells + 6 * pixels
+        return self.vectors + self.dim + 10 * cells + 7 * pixels
 
     @property
     def bytes(self) -> int:
@@ -205,9 +158,9 @@ def train(
     batch, rows, dim = basis.shape
     device = basis.device
     gram = torch.empty((batch, capacity.gram, capacity.gram), dtype=torch.float32, device=device)
-    gram_kernel[(_GRAM_PROGRAMS, batch)](
-        basis, gram, counts, status, rows, dim, capacity.gram,
-        PROGRAMS=_GRAM_PROGRAMS, TILE=_TILE, BLOCK_K=_BLOCK_K, num_stages=_GRAM_STAGES,
+    cuda.launch(
+        device, _GRAM, "gram", _GRAM_BLOCKS * batch, _GRAM_THREADS,
+        basis, gram, counts, status, *(np.int32(i) for i in (rows, dim, capacity.gram, _GRAM_BLOCKS)),
     )  # fmt: skip
     beta = torch.empty((batch, rows), dtype=torch.float64, device=device)
     report = torch.empty((batch, 3), dtype=torch.float64, device=device)
@@ -223,7 +176,7 @@ def train(
     limit = min(max_iter, np.iinfo(np.int32).max)
     integers = (*size, int(loss == "hinge"), limit, capacity.shared_bytes)
     cuda.launch(
-        device, _FILE, "svm_solve", batch, THREADS,
+        device, _SOLVER, "svm_solve", batch, THREADS,
         gram, basis, counts, signs, scales, *pixels, status, beta, report, scratch, np.int64(capacity.scratch),
         np.int32(capacity.gram), np.int32(rows), np.int32(dim), *(np.int32(i) for i in integers),
         np.float64(C), np.float64(tol), shared_bytes=capacity.shared_bytes,

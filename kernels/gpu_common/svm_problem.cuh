@@ -29,28 +29,30 @@ struct Problem {
     const signed char* point_sign;  // null: all -1
     const double* point_scale;      // null: all 1
     // losses: alpha = clip(slope * margin, 0, cap), scaled for points by point_scale
-    double C, slope, cap;
+    double C, slope, cap, inverse;  // inverse: 1 / slope
     bool hinge;
     // scratch of pixels and of cells
     double *by_pixel, *by_cell;
     int size, grid;  // H * W, h * w
 
-    // Of labelled pixels, in their order: decision, its change, weights of the lower row and the right column, and
-    // twice the cell above and left, plus 1 for an anomalous one.
+    // Of labelled pixels, in their order: decision, its change, weights of the lower row and the right column, twice the
+    // cell above and left, plus 1 for an anomalous one, and what `linearise` finds of each: loss'' and alpha y.
     __device__ double& f(int i) const { return by_pixel[i]; }
     __device__ double& fd(int i) const { return by_pixel[size + i]; }
     __device__ float2& weight(int i) const { return reinterpret_cast<float2*>(by_pixel + 2ll * size)[i]; }
     __device__ int& corner(int i) const { return reinterpret_cast<int*>(by_pixel + 3ll * size)[i]; }
     __device__ double sign(int i) const { return corner(i) & 1 ? 1 : -1; }
+    __device__ float& curvature(int i) const { return reinterpret_cast<float*>(by_pixel + 3ll * size)[size + i]; }
+    __device__ double& pull(int i) const { return by_pixel[6ll * size + i]; }
     // The pixels that look at each cell, between the bounds of a cell: four a pixel at most.
     __device__ int& member(int k) const { return reinterpret_cast<int*>(by_pixel + 4ll * size)[k]; }
-    // Of cells, in their order: a row of N, the cells around it (itself for one that no pixel looks at, whose entry of
-    // N is 0, so that no branch holds up a load), and its bounds.
-    __device__ double* stencil(int i) const { return by_cell + (long long)STENCIL * i; }
+    // Of cells, in their order: a row of N (in float32: a direction needs no more), the cells around it (itself for one
+    // that no pixel looks at, whose entry of N is 0, so that no branch holds up a load), and its bounds.
+    __device__ float* stencil(int i) const { return reinterpret_cast<float*>(by_cell) + (long long)STENCIL * i; }
     __device__ int* neighbour(int i) const {
-        return reinterpret_cast<int*>(by_cell + (long long)STENCIL * grid) + (long long)STENCIL * i;
+        return reinterpret_cast<int*>(by_cell) + (long long)STENCIL * grid + (long long)STENCIL * i;
     }
-    __device__ int2& bounds(int i) const { return reinterpret_cast<int2*>(by_cell + 14ll * grid)[i]; }
+    __device__ int2& bounds(int i) const { return reinterpret_cast<int2*>(by_cell + 9ll * grid)[i]; }
 };
 
 __device__ inline double point_sign(const Problem& p, int i) { return p.point_sign ? p.point_sign[i] : -1; }
@@ -151,9 +153,12 @@ __device__ inline Sample sample(const Problem& p, double margin, double scale) {
     Sample s;
     s.alpha = clip(linear, cap);
     s.curvature = margin > 0 && linear < cap ? slope : 0;
-    s.conjugate = slope > 0 ? s.alpha * s.alpha / (2 * slope) : 0;
-    s.smooth = s.alpha * (margin > 0 ? margin : 0) - s.conjugate;
-    s.loss = p.hinge ? p.C * scale * (margin > 0 ? margin : 0) : s.smooth;
+    // alpha^2 / (2 slope), without a division where one can be spared
+    const double positive = margin > 0 ? margin : 0;
+    s.conjugate = 0.5 * s.alpha * positive;
+    if (linear >= cap && slope > 0) s.conjugate = 0.5 * cap * cap * (scale == 1 ? p.inverse : p.inverse / scale);
+    s.smooth = s.alpha * positive - s.conjugate;
+    s.loss = p.hinge ? p.C * scale * positive : s.smooth;
     return s;
 }
 
@@ -172,42 +177,45 @@ __device__ inline void linearise(const Problem p, const double* z, double* force
     for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) {
         const double f = blend(p, z, i);
         p.f(i) = f;
-        const Sample s = sample(p, 1 - p.sign(i) * f, 1);
+        const double y = p.sign(i);
+        const Sample s = sample(p, 1 - y * f, 1);
+        p.curvature(i) = float(s.curvature);
+        p.pull(i) = s.alpha * y;
         sums[0] += s.smooth, sums[1] += s.loss, sums[2] += s.alpha, sums[3] += s.conjugate;
     }
     __syncthreads();
     const int part = threadIdx.x % GATHERERS, cells = blockDim.x / GATHERERS;
     for (int first = 0; first < p.n_cells; first += cells) {
         const int i = first + threadIdx.x / GATHERERS;
-        double gathered[1 + STENCIL] = {};
+        double pull = 0;
+        float around[STENCIL] = {};
         if (i < p.n_cells) {
             const int cell = p.cells[i];
             const int2 bounds = p.bounds(i);
             for (int k = bounds.x + part; k < bounds.y; k += GATHERERS) {
                 const int pixel = p.member(k);
-                const double y = p.sign(pixel), dy = p.weight(pixel).x, dx = p.weight(pixel).y;
-                const Sample s = sample(p, 1 - y * p.f(pixel), 1);
+                const float dy = p.weight(pixel).x, dx = p.weight(pixel).y;
                 // Which of the pixel's four cells this is; its other row lies above or below, its other column left
                 // or right.
                 const int from = cell - (p.corner(pixel) >> 1);
                 const bool lower = from >= p.w, right = (lower ? from - p.w : from) == 1;
-                const double own_y = lower ? dy : 1 - dy, y0 = lower ? 1 - dy : 0, y2 = lower ? 0 : dy;
-                const double own_x = right ? dx : 1 - dx, x0 = right ? 1 - dx : 0, x2 = right ? 0 : dx;
-                const double own = own_y * own_x, weight = own * s.curvature;
-                gathered[0] += own * s.alpha * y;
-                gathered[1] += weight * (y0 * x0), gathered[2] += weight * (y0 * own_x);
-                gathered[3] += weight * (y0 * x2), gathered[4] += weight * (own_y * x0);
-                gathered[5] += weight * own, gathered[6] += weight * (own_y * x2);
-                gathered[7] += weight * (y2 * x0), gathered[8] += weight * (y2 * own_x);
-                gathered[9] += weight * (y2 * x2);
+                pull += (lower ? double(dy) : 1 - double(dy)) * (right ? double(dx) : 1 - double(dx)) * p.pull(pixel);
+                const float own_y = lower ? dy : 1 - dy, y0 = lower ? 1 - dy : 0, y2 = lower ? 0 : dy;
+                const float own_x = right ? dx : 1 - dx, x0 = right ? 1 - dx : 0, x2 = right ? 0 : dx;
+                const float weight = own_y * own_x * p.curvature(pixel);
+                around[0] += weight * (y0 * x0), around[1] += weight * (y0 * own_x), around[2] += weight * (y0 * x2);
+                around[3] += weight * (own_y * x0), around[4] += weight * (own_y * own_x);
+                around[5] += weight * (own_y * x2);
+                around[6] += weight * (y2 * x0), around[7] += weight * (y2 * own_x), around[8] += weight * (y2 * x2);
             }
         }
-        for (int k = 0; k <= STENCIL; ++k)
-            for (int distance = GATHERERS / 2; distance; distance >>= 1)
-                gathered[k] += __shfl_xor_sync(FULL_WARP, gathered[k], distance);
+        for (int distance = GATHERERS / 2; distance; distance >>= 1) {
+            pull += __shfl_xor_sync(FULL_WARP, pull, distance);
+            for (int k = 0; k < STENCIL; ++k) around[k] += __shfl_xor_sync(FULL_WARP, around[k], distance);
+        }
         if (i < p.n_cells && part == 0) {
-            force[p.n_points + i] = gathered[0];
-            for (int k = 0; k < STENCIL; ++k) p.stencil(i)[k] = gathered[1 + k];
+            force[p.n_points + i] = pull;
+            for (int k = 0; k < STENCIL; ++k) p.stencil(i)[k] = around[k];
         }
     }
     block_sum(sums);
@@ -217,7 +225,7 @@ __device__ inline void linearise(const Problem p, const double* z, double* force
 template <typename V>
 __device__ V curved(const Problem& p, const double* diagonal, const V* q, int i) {
     if (i < p.n_points) return V(diagonal[i]) * q[i];
-    const double* stencil = p.stencil(i - p.n_points);
+    const float* stencil = p.stencil(i - p.n_points);
     const int* neighbour = p.neighbour(i - p.n_points);
     V sum = 0;
 #pragma unroll(sizeof(V) == 4 ? 9 : 3)  // loads under way, as many as there are registers for

@@ -22,7 +22,20 @@ import torch
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
-from .gpu_kernels import BLOCK, GROUP, prepare_kernel, propose_kernel, reduce_product_kernel, refine_kernel
+from .gpu_kernels import (
+    BLOCK,
+    GROUP,
+    prepare_kernel,
+    propose_kernel,
+    propose_persistent_kernel,
+    reduce_product_kernel,
+    refine_kernel,
+)
+
+try:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ImportError:  # Triton before 3.4
+    TensorDescriptor = None
 
 __all__ = ["ARRAYS", "Index", "unavailable"]
 
@@ -33,7 +46,9 @@ SCRATCH_BYTES = 256 << 20
 """Default bound on the scratch of a search."""
 TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8, 4)}
 """Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages."""
-REFINE_OPTIONS = {"num_warps": 4, "maxnreg": 128}
+MANY_QUERIES = 4096
+"""Queries from which `refine_kernel` has two warps for each instead of four: they fill the device, and meet less."""
+REFINE_REGISTERS = 128
 """Without a bound of its own ptxas spills a few bytes of `refine_kernel` to fit one more block on a multiprocessor."""
 
 
@@ -102,7 +117,8 @@ class Index:
         unit = unit_of(self.dim, x_n)
         prepare_kernel[(n,)](
             x, self.centre, low, facts, facts if largest is None else largest, self.exponent,
-            self.dim // unit, self.padded, x_n // unit, x_d, UNIT=unit, QUERY=largest is not None, BLOCK_D=block_d,
+            self.dim // unit, self.padded, x_n // unit, x_d,
+            UNIT=unit, QUERY=largest is not None, BLOCK_D=block_d, WHOLE=self.padded <= block_d,
         )  # fmt: skip
         return low, facts
 
@@ -147,12 +163,13 @@ class Index:
         propose(low, facts, least, second)
         list_size = max(2, power_of_two(k))
         lanes = min(256, max(32, power_of_two(self.n_groups)))
+        warps = 4 if n < MANY_QUERIES else 2
         (q_n, q_d), (b_n, b_d) = query.stride(), self.bank.stride()
         unit = unit_of(self.dim, q_n, b_n)
         refine_kernel[(n,)](
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
             q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size, LANES=lanes,
-            **refine_blocks(list_size, self.dim, self.bank.dtype), **REFINE_OPTIONS,
+            **refine_blocks(list_size, self.dim, self.bank.dtype, warps), num_warps=warps, maxnreg=REFINE_REGISTERS,
         )  # fmt: skip
 
     def _propose(
@@ -165,10 +182,17 @@ class Index:
     ) -> None:
         block_q, block_n, block_d, warps, stages = tile_of(low.device) if tile is None else tile
         n = low.shape[0]
-        propose_kernel[(blocks(n, block_q) * blocks(self.size, block_n),)](
-            low, self.low, facts, self.norm, least, second, n, self.size, self.padded, self.n_groups,
-            BLOCK_Q=block_q, BLOCK_N=block_n, BLOCK_D=block_d, SWIZZLE=8, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+        tiles = blocks(n, block_q) * blocks(self.size, block_n)
+        blocking = {"BLOCK_Q": block_q, "BLOCK_N": block_n, "BLOCK_D": block_d, "SWIZZLE": 8}
+        rest = (facts, self.norm, least, second, n, self.size, self.padded, self.n_groups)
+        if has_descriptors(low.device):
+            q, b = TensorDescriptor.from_tensor(low, [block_q, block_d]), TensorDescriptor.from_tensor(self.low, [block_n, block_d])
+            programs = torch.cuda.get_device_properties(low.device).multi_processor_count
+            propose_persistent_kernel[(min(programs, tiles),)](
+                q, b, *rest, **blocking, PROGRAMS=programs, num_warps=warps, num_stages=stages
+            )
+        else:
+            propose_kernel[(tiles,)](low, self.low, *rest, **blocking, num_warps=warps, num_stages=stages)
 
     def _propose_gemm(self, low: torch.Tensor, facts: torch.Tensor, least: torch.Tensor, second: torch.Tensor) -> None:
         if low.is_cuda:
@@ -195,14 +219,21 @@ class Index:
         indices.copy_(order[:, :k].masked_fill(~number, -1))
 
 
-def refine_blocks(list_size: int, dim: int, dtype: torch.dtype) -> dict[str, int]:
+def has_descriptors(device: torch.device) -> bool:
+    """Whether tiles are copied by hardware from a tensor's description: from compute capability 9 on."""
+    if TensorDescriptor is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def refine_blocks(list_size: int, dim: int, dtype: torch.dtype, warps: int) -> dict[str, int]:
     """Channels that `refine_kernel` reads at a time of a list, of a group and of one row: what registers hold."""
-    elements = 512 if dtype == torch.float64 else 1024
+    elements = (128 if dtype == torch.float64 else 256) * warps
     most = power_of_two(dim)
     return {
         "BLOCK_L": min(most, elements // list_size),
         "BLOCK_G": min(most, elements // GROUP),
-        "BLOCK_1": min(most, 512),
+        "BLOCK_1": min(most, 128 * warps),
     }
 
 

@@ -13,65 +13,78 @@ BLOCK = 4 * GROUP
 _NONE = tl.constexpr(0x7FFFFFFF)
 
 
+@triton.jit
+def _centred(x_ptr, centre_ptr, d, dim, x_d):
+    """The channels `d` of a vector less the bank's mean, in float64; 0 beyond `dim`."""
+    x = tl.load(x_ptr + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
+    return x - tl.load(centre_ptr + d, mask=d < dim, other=0)
+
+
 @triton.jit(do_not_specialize=["exponent"])
 def prepare_kernel(
     x_ptr, centre_ptr, low_ptr, facts_ptr, largest_ptr, exponent, dim, padded, x_n, x_d,
-    UNIT: tl.constexpr, QUERY: tl.constexpr, BLOCK_D: tl.constexpr,
+    UNIT: tl.constexpr, QUERY: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One vector: centred, scaled to [-1, 1], rounded to float16; writes 2 bytes a channel and 4 facts.
 
-    The bank has one scale, 2**exponent, and a vector's facts are its squared norm, the norm of what was rounded, that
-    of the rounding error, and the scale. A query has a scale of its own, and its facts are those that distances in
-    units of 2 * its scale * the bank's need: the ratio of the bank's scale to twice its own, its squared norm in units,
-    the bound on the error, and how many units a squared distance of 1 is.
+    The bank has one scale, 2**exponent, and a vector's facts are its squared norm, a bound on the norm of what was
+    rounded, one on that of the rounding error, and the scale. A query has a scale of its own, and its facts are those
+    that distances in units of 2 * its scale * the bank's need: the ratio of the bank's scale to twice its own, its
+    squared norm in units, the bound on the error, and how many units a squared distance of 1 is.
+
+    Reads a vector once where a block holds it (WHOLE), a query else twice. Norms are sums in float32, of float64 in
+    float64: float64 arithmetic would take longer than the memory does.
     """
     dim *= UNIT  # see `unit_of`
     x_n *= UNIT
     row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_n
     channel = tl.arange(0, BLOCK_D)
+    x = _centred(x_ptr, centre_ptr, channel, dim, x_d)
     if QUERY:
-        largest = tl.zeros((BLOCK_D,), tl.float64)
-        for first in range(0, dim, BLOCK_D):
-            d = first + channel
-            x = tl.load(x_ptr + row * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
-            c = tl.load(centre_ptr + d, mask=d < dim, other=0)
-            largest = tl.maximum(largest, tl.abs(x - c))
+        largest = tl.abs(x).to(tl.float32)
+        for first in range(BLOCK_D, dim, BLOCK_D):
+            rest = _centred(x_ptr, centre_ptr, first + channel, dim, x_d)
+            largest = tl.maximum(largest, tl.abs(rest).to(tl.float32))
         # The power of two above the largest magnitude, from the exponent of its float32; where it is far below the
         # bank's, what is lost with the bits that go is nothing beside the bank.
-        peak = tl.max(largest, axis=0).to(tl.float32)
-        exponent = tl.maximum((peak.to(tl.int32, bitcast=True) >> 23) - 126, exponent - 60)
+        exponent = tl.maximum((tl.max(largest, axis=0).to(tl.int32, bitcast=True) >> 23) - 126, exponent - 60)
         exponent = tl.minimum(tl.maximum(exponent, -100), 100)
     scale = ((exponent + 127) << 23).to(tl.float32, bitcast=True).to(tl.float64)
     inverse = ((127 - exponent) << 23).to(tl.float32, bitcast=True).to(tl.float64)
-    whole = tl.zeros((BLOCK_D,), tl.float64)
-    kept = tl.zeros((BLOCK_D,), tl.float64)
-    lost = tl.zeros((BLOCK_D,), tl.float64)
+    kind: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    whole = tl.zeros((BLOCK_D,), kind)
+    lost = tl.zeros((BLOCK_D,), kind)
     for first in range(0, padded, BLOCK_D):
         d = first + channel
-        x = tl.load(x_ptr + row * x_n + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
-        x -= tl.load(centre_ptr + d, mask=d < dim, other=0)
-        low = (x * inverse).to(tl.float32).to(tl.float16)
+        if not WHOLE:
+            x = _centred(x_ptr, centre_ptr, d, dim, x_d)
+        scaled = (x * inverse).to(kind)
+        low = scaled.to(tl.float32).to(tl.float16)
         tl.store(low_ptr + row * padded + d, low, mask=d < padded)
-        rounded = low.to(tl.float64) * scale
-        whole += x * x
-        kept += rounded * rounded
-        lost += (x - rounded) * (x - rounded)
-    squared = tl.sum(whole, axis=0)
-    rounded_norm = tl.sqrt(tl.sum(kept, axis=0))
-    lost_norm = tl.sqrt(tl.sum(lost, axis=0))
+        error = scaled - low.to(kind)  # exact, for `low` has the leading bits of `scaled`
+        whole += scaled * scaled
+        lost += error * error
+    squared = tl.sum(whole, axis=0).to(tl.float64) * scale * scale
+    norm = tl.sqrt(squared)
+    lost_norm = tl.sqrt(tl.sum(lost, axis=0).to(tl.float64)) * scale
+    # What rounding `scaled` to float32 took belongs to the error.
+    lost_norm += 2.0**-22 * norm
+    rounded_norm = norm + lost_norm
     facts = facts_ptr + row * 4
     if QUERY:
         bank_norm = tl.sqrt(tl.load(largest_ptr))
         bank_rounded = tl.load(largest_ptr + 1)
         bank_lost = tl.load(largest_ptr + 2)
         bank_scale = tl.load(largest_ptr + 3)
-        norm = tl.sqrt(squared)
         unit = 0.5 * inverse / bank_scale
         # By Cauchy and Schwarz what rounding does to a product; then float32 sums of the tensor cores, which truncate;
-        # then the arithmetic after them and the bits that carry the place.
+        # then norms summed in float32 by 128 threads, the arithmetic after them and the bits that carry the place.
+        channels = padded.to(tl.float64)
         bound = 2 * (lost_norm * bank_rounded + norm * bank_lost)
-        bound += padded.to(tl.float64) * 2.0**-21 * tl.maximum(norm, rounded_norm) * tl.maximum(bank_norm, bank_rounded)
-        bound += 2.0**-17 * (norm + bank_norm) * (norm + bank_norm)
+        bound += channels * 2.0**-21 * rounded_norm * bank_rounded
+        bound += (2.0**-17 + channels * 2.0**-31) * (norm + bank_norm) * (norm + bank_norm)
+        bound *= 1 + 2.0**-10  # for the norms in it are sums in float32 too
         tl.store(facts, 0.5 * inverse * bank_scale)
         tl.store(facts + 1, squared * unit)
         tl.store(facts + 2, tl.where(squared < float("inf"), bound, float("nan")))
@@ -130,6 +143,18 @@ def _store_groups(least_ptr, second_ptr, least, second, row, tile_n, n_query, n_
 
 
 @triton.jit
+def _tile(tile, tiles_q, tiles_n, SWIZZLE: tl.constexpr):
+    """Its place among tiles of queries and of the bank: SWIZZLE tiles of queries by all of the bank at a time.
+
+    So neighbouring programs share rows of the bank.
+    """
+    first_q = tile // (SWIZZLE * tiles_n) * SWIZZLE
+    height = tl.minimum(tiles_q - first_q, SWIZZLE)
+    within = tile % (SWIZZLE * tiles_n)
+    return first_q + within % height, within // height
+
+
+@triton.jit
 def propose_kernel(
     q_ptr, b_ptr, facts_ptr, norm_ptr, least_ptr, second_ptr, n_query, n_bank, padded, n_groups,
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SWIZZLE: tl.constexpr,
@@ -138,15 +163,8 @@ def propose_kernel(
 
     2 Q N D operations; reads Q and N rows of 2 D bytes a tile row and column, writes 8 / GROUP bytes a pair.
     """
-    tiles_q = tl.cdiv(n_query, BLOCK_Q)
-    tiles_n = tl.cdiv(n_bank, BLOCK_N)
-    # Neighbouring programs share rows of the bank: SWIZZLE tiles of queries by all of the bank at a time.
-    tile = tl.program_id(0)
-    first_q = tile // (SWIZZLE * tiles_n) * SWIZZLE
-    height = tl.minimum(tiles_q - first_q, SWIZZLE)
-    within = tile % (SWIZZLE * tiles_n)
-    row = ((first_q + within % height) * BLOCK_Q + tl.arange(0, BLOCK_Q)).to(tl.int64)
-    tile_n = within // height
+    tile_q, tile_n = _tile(tl.program_id(0), tl.cdiv(n_query, BLOCK_Q), tl.cdiv(n_bank, BLOCK_N), SWIZZLE)
+    row = (tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q)).to(tl.int64)
     col = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     channel = tl.arange(0, BLOCK_D)
     # A row beyond the last repeats it: loads need no mask, what they give is not stored.
@@ -159,6 +177,27 @@ def propose_kernel(
         b += BLOCK_D
     least, second = _two_least(product, facts_ptr, norm_ptr, row, col, n_query, n_bank, BLOCK_Q, BLOCK_N)
     _store_groups(least_ptr, second_ptr, least, second, row, tile_n, n_query, n_groups, BLOCK_N)
+
+
+@triton.jit
+def propose_persistent_kernel(
+    q, b, facts_ptr, norm_ptr, least_ptr, second_ptr, n_query, n_bank, padded, n_groups,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SWIZZLE: tl.constexpr, PROGRAMS: tl.constexpr,
+):  # fmt: skip
+    """The same where tensors are copied by descriptors (`q` and `b`), PROGRAMS programs taking tiles by turns.
+
+    One loop over tiles and channels: a tile's first copies are under way while the one before is reduced.
+    """
+    tiles_q, tiles_n = tl.cdiv(n_query, BLOCK_Q), tl.cdiv(n_bank, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles_q * tiles_n, PROGRAMS, flatten=True):
+        tile_q, tile_n = _tile(tile, tiles_q, tiles_n, SWIZZLE)
+        product = tl.zeros((BLOCK_Q, BLOCK_N), tl.float32)
+        for d in range(0, padded, BLOCK_D):
+            product = tl.dot(q.load([tile_q * BLOCK_Q, d]), b.load([tile_n * BLOCK_N, d]).T, product)
+        row = (tile_q * BLOCK_Q + tl.arange(0, BLOCK_Q)).to(tl.int64)
+        col = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        least, second = _two_least(product, facts_ptr, norm_ptr, row, col, n_query, n_bank, BLOCK_Q, BLOCK_N)
+        _store_groups(least_ptr, second_ptr, least, second, row, tile_n, n_query, n_groups, BLOCK_N)
 
 
 @triton.jit
@@ -190,8 +229,7 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
             b_ptr + rows.to(tl.int64)[:, None] * b_n + (d.to(tl.int64) * b_d)[None, :],
             mask=valid[:, None] & (d < dim)[None, :], other=0,
         ).to(tl.float64)  # fmt: skip
-        difference = tl.where((d < dim)[None, :], q - b, 0.0)
-        total += difference * difference
+        total += (q - b) * (q - b)
     return tl.where(valid, tl.sum(total, axis=1), float("inf"))
 
 
@@ -240,10 +278,14 @@ def _replace(found, rows, worst, worst_row, tie, distance, row, place, LIST: tl.
 
 
 @triton.jit
-def _following(value, second, limit, lane, after):
-    """The next lane past `after` whose group is worth a look: 64 * lane + 2 * place + (all of the group is)."""
-    word = lane * 64 + (value & 31) * 2 + tl.where(second <= limit, 1, 0)
-    return tl.min(tl.where((lane > after) & (value <= limit), word, _NONE), axis=0)
+def _following(value, second, seen, limit, lane, after):
+    """The next lane past `after` whose group is worth a look: 64 * lane + 2 * place + (all of the group is).
+
+    Where the least of a group was `seen`, only a second one is a reason.
+    """
+    whole = second <= limit
+    word = lane * 64 + (value & 31) * 2 + tl.where(whole, 1, 0)
+    return tl.min(tl.where((lane > after) & (whole | ((value <= limit) & ~seen)), word, _NONE), axis=0)
 
 
 @triton.jit
@@ -255,7 +297,7 @@ def refine_kernel(
 ):  # fmt: skip
     """The exact neighbours of one query: what the bound cannot exclude is measured, ties go to the lower index.
 
-    Reads 8 bytes a group twice, D values for each of the k seeds and for each row that qualifies beside them: 0.1
+    Reads 4 bytes a group, then 8, D values for each of the k seeds and for each row that qualifies beside them: 0.1
     of them at k 1 and one at k 9 on vectors with a network's statistics (the benchmark's, 16,384 x 1,024; simulated).
     """
     dim *= UNIT  # see `unit_of`
@@ -268,9 +310,9 @@ def refine_kernel(
     bound = tl.load(facts_ptr + query * 4 + 2)
     unit = tl.load(facts_ptr + query * 4 + 3)
     # Distances that differ by less are a tie, which the lower index wins. Sums in another order do: a square passes at
-    # most dim / 8 additions of its thread (`refine_blocks`) and a few dozen across threads, each of which rounds by
+    # most dim / 4 additions of its thread (`refine_blocks`) and a few dozen across threads, each of which rounds by
     # 2**-53, in both sums.
-    tie = 2.0**-46 + dim.to(tl.float64) * 2.0**-55
+    tie = 2.0**-46 + dim.to(tl.float64) * 2.0**-54
     lane = tl.arange(0, LANES)
     place = tl.arange(0, LIST)
 
@@ -280,12 +322,14 @@ def refine_kernel(
         value = tl.load(least_ptr + first + lane, mask=first + lane < n_groups, other=0x7FFFFFFF)
         best = tl.minimum(best, (value.to(tl.int64) << 32) | (first + lane))
     rows = tl.full((LIST,), -1, tl.int32)
+    seeded = tl.full((LANES,), -1, tl.int32)  # a lane gives one seed at most
     for j in range(k):
         seed = tl.min(best, axis=0)
         group = (seed & 0x7FFFFFFF).to(tl.int32)
         least = (seed >> 32).to(tl.int32)
         rows = tl.where((place == j) & (least < _NONE), _column(group, least & 31), rows)
         best = tl.where(lane == group % LANES, tl.full((LANES,), _NONE, tl.int64) << 32, best)
+        seeded = tl.where(lane == group % LANES, group, seeded)
     rows = tl.where(rows < n_bank, rows, -1)
     found = _measure(q_ptr, b_ptr, rows, rows >= 0, dim, q_d, b_n, b_d, LIST, BLOCK_L)
     # Places past k never count as the worst.
@@ -297,7 +341,8 @@ def refine_kernel(
     for first in range(0, n_groups, LANES):
         value = tl.load(least_ptr + first + lane, mask=first + lane < n_groups, other=0x7FFFFFFF)
         second = tl.load(second_ptr + first + lane, mask=first + lane < n_groups, other=0x7FFFFFFF)
-        following = _following(value, second, limit, lane, -1)
+        seen = seeded == first + lane
+        following = _following(value, second, seen, limit, lane, -1)
         while following < _NONE:
             group = first + (following >> 6)
             if following & 1:
@@ -324,7 +369,7 @@ def refine_kernel(
                         found, rows = _replace(found, rows, worst, worst_row, tie, distance, row, place, LIST)
                         worst, worst_row = _worst(found, rows, tie)
             limit = _limit(worst, bound, unit)
-            following = _following(value, second, limit, lane, following >> 6)
+            following = _following(value, second, seen, limit, lane, following >> 6)
 
     # NaN is not below infinity: a query that is not a number gets distance NaN and no neighbour.
     number = (place < k) & (found < float("inf"))

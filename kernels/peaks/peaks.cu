@@ -9,16 +9,10 @@ __device__ void local_maxima(const T* maps, bool* out, int height, int width, do
     const T* map = maps + offset;
     const int n = height * width;
     const Range<T> range = range_of(map, n);
-    if (!range.finite) {  // no percentile exists; the caller reports it
-        for (int i = threadIdx.x; i < n; i += blockDim.x) out[offset + i] = false;
-        return;
-    }
-    const typename Ordered<T>::Key least = percentile_of(map, n, percentile, range);
-    each_pixel(
-        height, width, [=](int row, int col) { return map[row * width + col]; },
-        [=](int row, int col, T value) {
-            if (col < width) out[offset + row * width + col] = is_peak(map, value, height, width, row, col, least);
-        });
+    for (int i = threadIdx.x; i < n; i += blockDim.x) out[offset + i] = false;
+    if (!range.finite) return;  // no percentile exists; the caller reports it
+    const Percentile<T> found = percentile_of(map, n, percentile, range);  // threads meet in it
+    each_peak(map, height, width, found, [=](int row, int col) { out[offset + row * width + col] = true; });
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 1)

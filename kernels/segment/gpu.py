@@ -46,6 +46,7 @@ SCRATCH_BYTES = 2 << 30
 """Scratch of a call at most; a batch that needs more goes through in parts, to the same result."""
 
 _FILE = "segment/label.cu"
+_LABEL_RESERVED = 40 * 1024  # bytes of shared memory that it has for itself at most
 _Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -180,15 +181,18 @@ class _Plan:
             return torch.empty((batch, *shape), dtype=torch.int32, device=device)
 
         status, counts, points, pixels = integers(), integers(3), integers(self.limit), integers(height, width)
-        cells, slot, bits = integers(h * w), integers(h * w), integers(2 * height * -(-width // 32))
+        cells, slot = integers(h * w), integers(h * w)
+        bits_bytes = 8 * height * -(-width // 32)  # two bit maps
+        bits_shared = bits_bytes <= cuda.shared_memory_limit(device) - _LABEL_RESERVED
         candidates = _on_device(self.candidates, device)
         radius = min(self.neighbor_radius, max(height, width))  # more reaches no further
         size = (height, width, h, w, len(candidates), self.limit, radius, int(own_points))
         cuda.launch(
             device, _FILE, "label_f64" if maps.dtype == torch.float64 else "label_f32", batch, cuda.THREADS,
             maps, None if skip is None else skip.contiguous(), candidates, labels, status, points, pixels, cells, slot,
-            counts, bits, rows.lower, rows.weight, cols.lower, cols.weight, *(np.int32(i) for i in size),
-            np.float64(self.percentile),
+            counts, None if bits_shared else integers(bits_bytes // 4), rows.lower, rows.weight, cols.lower,
+            cols.weight, *(np.int32(i) for i in size),
+            np.float64(self.percentile), shared_bytes=bits_bytes if bits_shared else 0,
         )  # fmt: skip
         samples = Samples(labels, pixels, cells, slot, rows, cols, (height, width), (h, w), own_points)
         basis = stages.basis(features, points, counts, status, samples, capacity.rows)

@@ -34,7 +34,7 @@ __device__ void touch(int* slot, const Axis& rows, const Axis& cols, int row, in
 // pixels      (B, H * W) labelled pixels that are not points, ascending; counts[b][1] of them
 // cells       (B, h * w) cells that those pixels look at, ascending; counts[b][2] of them
 // slot        (B, h * w) the place of a cell in `cells`, or -1
-// scratch     (B, 2, H * ceil(W / 32)) bits
+// scratch     (B, 2, H * ceil(W / 32)) bits, null where they fit in the shared memory that the launch asks for
 // With own_points the nominal samples are points; without, they are pixels like the anomalous ones.
 template <typename T>
 __device__ void label(const T* maps, const bool* skip, const int* candidates, signed char* labels, int* status,
@@ -49,7 +49,8 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
     cells += (long long)image * n_cells;
     slot += (long long)image * n_cells;
     counts += image * 3;
-    u32* bits = scratch + (long long)image * 2 * height * words;
+    DYNAMIC_SHARED(u32, shared);
+    u32* const bits = scratch == nullptr ? shared : scratch + (long long)image * 2 * height * words;
 
     const bool gated = skip != nullptr && skip[image];
     const Range<T> range = range_of(map, n);
@@ -59,11 +60,13 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
         if (threadIdx.x == 0) status[image] = range.finite ? NOMINAL : NON_FINITE;
         return;
     }
-    const typename Ordered<T>::Key least = percentile_of(map, n, percentile, range);
-    fill_bits(
-        bits, height, width, [=](int row, int col) { return map[row * width + col]; },
-        [=](int row, int col, T value) { return is_peak(map, value, height, width, row, col, least); });
-    u32* listed = dilate_bits(bits, bits + height * words, height, width, radius);
+    for (int i = threadIdx.x; i < height * words; i += blockDim.x) bits[i] = 0;
+    const Percentile<T> found = percentile_of(map, n, percentile, range);  // threads meet in it
+    each_peak(map, height, width, found,
+              [=](int row, int col) { atomicOr(&bits[row * words + (col >> 5)], 1u << (col & 31)); });
+    __syncthreads();
+    u32* const listed = dilate_bits(bits, bits + height * words, height, width, radius);
+    int* const before = reinterpret_cast<int*>(listed == bits ? bits + height * words : bits);
     spread_bits(listed, height, width, labels);
     int n_anomalous = 0;
     for (int i = threadIdx.x; i < height * words; i += blockDim.x) n_anomalous += __popc(listed[i]);
@@ -97,13 +100,19 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
     int n_pixels = 0;
     for (int first = 0; first < height * words; first += blockDim.x) {
         const int i = first + threadIdx.x;
-        u32 left = i < height * words ? listed[i] : 0;
         int all;
-        int place = n_pixels + block_scan(__popc(left), all);
+        const int place = n_pixels + block_scan(i < height * words ? __popc(listed[i]) : 0, all);
+        if (i < height * words) before[i] = place;
         n_pixels += all;
-        for (; left; left &= left - 1) {
-            const int row = i / words, col = i % words * 32 + __ffs(int(left)) - 1;
-            pixels[place++] = row * width + col;
+    }
+    __syncthreads();
+    // A warp a word, a lane a pixel.
+    const int lane = threadIdx.x & 31;
+    for (int i = threadIdx.x >> 5; i < height * words; i += blockDim.x >> 5) {
+        const u32 word = listed[i];
+        if (word >> lane & 1u) {
+            const int row = i / words, col = i % words * 32 + lane;
+            pixels[before[i] + __popc(word & ((1u << lane) - 1))] = row * width + col;
             touch(slot, rows, cols, row, col);
         }
     }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-SOURCES = ("peaks/peaks.cu", "segment/label.cu", "gpu_common/svm.cu")
+SOURCES = ("peaks/peaks.cu", "segment/label.cu", "gpu_common/gram.cu", "gpu_common/svm.cu")
 
 _POINTERS = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "f64": "*fp64"}
 _ONE = {"f16": (90,), "bf16": (80,), "f64": (90,)}
@@ -37,7 +37,14 @@ def cases() -> list[dict]:
     found = []
 
     def add(
-        name: str, kernel, types: dict, constants: dict, tensor_cores: bool = False, plain: tuple = (), **options
+        name: str,
+        kernel,
+        types: dict,
+        constants: dict,
+        tensor_cores: bool = False,
+        plain: tuple = (),
+        architectures: tuple = (),
+        **options,
     ) -> None:
         """One case; sizes in `plain` are not known to be multiples of 16."""
         found.append(
@@ -48,6 +55,7 @@ def cases() -> list[dict]:
                 "constants": constants,
                 "tensor_cores": tensor_cores,
                 "plain": plain,
+                "architectures": architectures,
                 "options": options,
             }
         )
@@ -100,13 +108,13 @@ def cases() -> list[dict]:
                     facts_ptr="*fp64",
                     largest_ptr="*fp64",
                 ),
-                {"x_d": 1, "UNIT": 8, "QUERY": query, "BLOCK_D": 1024},
+                {"x_d": 1, "UNIT": 8, "QUERY": query, "BLOCK_D": 1024, "WHOLE": True},
                 plain=("dim", "x_n"),
             )
-        for k in (1, 9, knn.MAX_K) if dtype == "f32" else (9,):
+        for k, warps in ((1, 4), (9, 4), (knn.MAX_K, 4), (1, 2), (9, 2), (knn.MAX_K, 2)) if dtype == "f32" else ((9, 4),):
             size = max(2, triton.next_power_of_2(k))
             add(
-                f"knn-refine-k{k}-{dtype}",
+                f"knn-refine-k{k}-{'' if warps == 4 else 'many-'}{dtype}",
                 knn.refine_kernel,
                 typed(
                     knn.refine_kernel,
@@ -118,9 +126,10 @@ def cases() -> list[dict]:
                     distance_ptr="*fp32",
                     index_ptr="*i64",
                 ),
-                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "LANES": 256, **knn.refine_blocks(size, 1024, kind)},
+                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "LANES": 256, **knn.refine_blocks(size, 1024, kind, warps)},
                 plain=("dim", "q_n", "b_n"),
-                **knn.REFINE_OPTIONS,
+                num_warps=warps,
+                maxnreg=knn.REFINE_REGISTERS,
             )
         accumulator = "*fp64" if dtype == "f64" else "*fp32"
         # 344 channels: multiples of 8 that the compiler does not see
@@ -200,13 +209,6 @@ def cases() -> list[dict]:
         plain=("h", "w"),
     )
     add(
-        "svm-gram",
-        svm.gram_kernel,
-        typed(svm.gram_kernel, basis_ptr="*fp32", gram_ptr="*fp32", counts_ptr="*i32", status_ptr="*i32"),
-        {"PROGRAMS": svm._GRAM_PROGRAMS, "TILE": svm._TILE, "BLOCK_K": svm._BLOCK_K},
-        num_stages=svm._GRAM_STAGES,
-    )
-    add(
         "svm-weights",
         svm.weights_kernel,
         typed(
@@ -227,8 +229,16 @@ def cases() -> list[dict]:
         typed(knn.reduce_product_kernel, product_ptr="*fp32", **floats, **packed),
         {"BLOCK_Q": 16, "BLOCK_N": 256},
     )
-    propose = typed(knn.propose_kernel, q_ptr="*fp16", b_ptr="*fp16", **floats, **packed)
-    found.append({"name": "knn-propose", "kernel": knn.propose_kernel, "types": propose, "tensor_cores": True})
+    for architecture in ARCHITECTURES:
+        block_q, block_n, block_d, warps, stages = knn.TILES[architecture // 10]
+        constants = {"BLOCK_Q": block_q, "BLOCK_N": block_n, "BLOCK_D": block_d, "SWIZZLE": 8}
+        kernel, tensors = knn.propose_kernel, {"q_ptr": "*fp16", "b_ptr": "*fp16"}
+        if architecture >= 90:
+            kernel, constants = knn.propose_persistent_kernel, constants | {"PROGRAMS": 132}
+            tensors = {"q": f"tensordesc<fp16[{block_q}, {block_d}]>", "b": f"tensordesc<fp16[{block_n}, {block_d}]>"}
+        types = typed(kernel, **tensors, **floats, **packed)
+        options = {"num_warps": warps, "num_stages": stages}
+        add("knn-propose", kernel, types, constants, True, architectures=(architecture,), **options)
     return found
 
 
@@ -238,21 +248,15 @@ def compile_triton(case: dict, architecture: int) -> dict:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants, options = case.get("constants"), case.get("options", {})
-    if constants is None:  # the one kernel whose tile depends on the architecture
-        from ttt4as_fast.kernels.knn.gpu import TILES
-
-        block_q, block_n, block_d, warps, stages = TILES[architecture // 10]
-        constants = {"BLOCK_Q": block_q, "BLOCK_N": block_n, "BLOCK_D": block_d, "SWIZZLE": 8}
-        options = {"num_warps": warps, "num_stages": stages}
+    constants, options = case["constants"], case["options"]
     kernel = case["kernel"]
     signature = {name: "constexpr" if name in constants else kind for name, kind in case["types"].items()}
     places = {name: (kernel.arg_names.index(name),) for name in signature}
-    free = (*(kernel.do_not_specialize or ()), *case.get("plain", ()))
+    free = (*(kernel.do_not_specialize or ()), *case["plain"])
     attributes = {
         places[name]: [["tt.divisibility", 16]]
         for name, kind in signature.items()
-        if kind != "constexpr" and name not in free
+        if not kind.startswith(("constexpr", "tensordesc")) and name not in free
     }
     source = ASTSource(kernel, signature, {places[name]: value for name, value in constants.items()}, attributes)
     built = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
@@ -308,9 +312,9 @@ def main() -> None:
     """Print ``{"triton": {name: {arch: facts}}, "cuda": {file: {arch: facts}}}``."""
     report: dict = {"triton": {}, "cuda": {}}
     for case in cases():
-        facts = report["triton"][case["name"]] = {}
+        facts = report["triton"].setdefault(case["name"], {})
         # float32 for every architecture; the other dtypes, which differ in their loads alone, for one each.
-        for architecture in _ONE.get(case["name"].split("-")[-1], ARCHITECTURES):
+        for architecture in case["architectures"] or _ONE.get(case["name"].split("-")[-1], ARCHITECTURES):
             try:
                 facts[architecture] = compile_triton(case, architecture)
             except Exception as error:

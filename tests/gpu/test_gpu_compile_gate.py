@@ -52,7 +52,7 @@ def test_triton_kernels(report):
     # So are features of 28 x 28 cells, along the cells or along the channels, whichever lie side by side.
     for name in ("segment-decision-nchw", "segment-decision-nhwc"):
         assert all(facts["wide_loads"] for facts in report["triton"][f"{name}-f32"].values()), name
-    assert all(set(report["triton"][name]) == {"80", "90", "100"} for name in ("knn-propose", "svm-gram"))
+    assert all(set(report["triton"][name]) == {"80", "90", "100"} for name in ("knn-propose", "svm-weights"))
 
 
 def test_cuda_sources_with_nvcc(report):
@@ -64,7 +64,7 @@ def test_cuda_sources_with_nvcc(report):
             assert facts["kernels"]
             for name, kernel in facts["kernels"].items():
                 assert kernel["stack"] == 0 and kernel["spills"] == 0, (file, name, architecture, kernel)
-                assert kernel["shared"] <= 12 * 1024  # static; the solver asks for the rest when it is launched
+                assert kernel["shared"] <= 48 * 1024  # static; the solver asks for the rest when it is launched
     solver = report["cuda"]["gpu_common/svm.cu"]["90"]["kernels"]["svm_solve"]
     assert solver["shared"] <= 4096, "Capacity sets aside 4096 bytes for the solver's own"
 
