@@ -41,10 +41,15 @@ __device__ void copies_wait() {
 #endif
 }
 
+// Operations, each with what changes no result beside a value that is in it already.
 struct Add {
     template <typename V>
     __device__ V operator()(V a, V b) const {
         return a + b;
+    }
+    template <typename V>
+    __device__ V neutral(V) const {
+        return V(0);
     }
 };
 struct Min {
@@ -52,23 +57,38 @@ struct Min {
     __device__ V operator()(V a, V b) const {
         return b < a ? b : a;
     }
+    template <typename V>
+    __device__ V neutral(V any) const {
+        return any;
+    }
 };
 struct Max {
     template <typename V>
     __device__ V operator()(V a, V b) const {
         return a < b ? b : a;
     }
+    template <typename V>
+    __device__ V neutral(V any) const {
+        return any;
+    }
 };
+
+// Combine one value a lane; every lane gets the result.
+template <typename V, typename Op>
+__device__ V warp_reduce(V value, Op op) {
+    for (int distance = 16; distance; distance >>= 1) value = op(value, __shfl_xor_sync(FULL_WARP, value, distance));
+    return value;
+}
 
 // Combine one value a thread; every thread gets the result.
 template <typename V, typename Op>
 __device__ V block_reduce(V value, Op op) {
     __shared__ V slots[MAX_WARPS];
-    for (int distance = 16; distance; distance >>= 1) value = op(value, __shfl_xor_sync(FULL_WARP, value, distance));
-    if ((threadIdx.x & 31) == 0) slots[threadIdx.x >> 5] = value;
+    const int lane = threadIdx.x & 31;
+    value = warp_reduce(value, op);
+    if (lane == 0) slots[threadIdx.x >> 5] = value;
     __syncthreads();
-    V total = slots[0];
-    for (int warp = 1; warp < int(blockDim.x >> 5); ++warp) total = op(total, slots[warp]);
+    const V total = warp_reduce(lane < int(blockDim.x >> 5) ? slots[lane] : op.neutral(slots[0]), op);
     __syncthreads();
     return total;
 }
@@ -94,7 +114,13 @@ __device__ void block_sum_once(V (&values)[N], int warps) {
 
 template <int N>
 __device__ void block_sum(double (&values)[N]) {
-    block_sum_once(values, blockDim.x >> 5);
+    __shared__ double slots[MAX_WARPS][N];
+    const int lane = threadIdx.x & 31;
+    for (int i = 0; i < N; ++i) values[i] = warp_reduce(values[i], Add());
+    if (lane == 0)
+        for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
+    __syncthreads();
+    for (int i = 0; i < N; ++i) values[i] = warp_reduce(lane < int(blockDim.x >> 5) ? slots[lane][i] : 0.0, Add());
     __syncthreads();
 }
 
@@ -109,12 +135,9 @@ __device__ inline int block_scan(int value, int& total) {
     }
     if (lane == 31) slots[warp] = sum;
     __syncthreads();
-    int before = 0;
-    total = 0;
-    for (int w = 0; w < int(blockDim.x >> 5); ++w) {
-        if (w < warp) before += slots[w];
-        total += slots[w];
-    }
+    const int all = lane < int(blockDim.x >> 5) ? slots[lane] : 0;
+    total = warp_reduce(all, Add());
+    const int before = warp_reduce(lane < warp ? all : 0, Add());
     __syncthreads();
     return before + sum - value;
 }

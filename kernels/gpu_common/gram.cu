@@ -68,17 +68,17 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS)
             const float4(*const a)[PITCH] = vectors + chunk % STAGES * 2 * TILE + own_row;
             const float4(*const b)[PITCH] = a - own_row + TILE + own_col;
             for (int k = warp; k < CHUNK; k += warps) {
-                float4 x[ROWS];
+                float4 x[ROWS], y[COLS];  // all loads before the first use: two warps a scheduler hide none
                 for (int r = 0; r < ROWS; ++r) x[r] = a[8 * r][k];
-                for (int c = 0; c < COLS; ++c) {
-                    const float4 y = b[4 * c][k];
-                    for (int r = 0; r < ROWS; ++r) {
-                        sums[r][c] += x[r].x * y.x;
-                        sums[r][c] += x[r].y * y.y;
-                        sums[r][c] += x[r].z * y.z;
-                        sums[r][c] += x[r].w * y.w;
-                    }
-                }
+                for (int c = 0; c < COLS; ++c) y[c] = b[4 * c][k];
+                for (int c = 0; c < COLS; ++c)
+                    for (int r = 0; r < ROWS; ++r) sums[r][c] += x[r].x * y[c].x;
+                for (int c = 0; c < COLS; ++c)
+                    for (int r = 0; r < ROWS; ++r) sums[r][c] += x[r].y * y[c].y;
+                for (int c = 0; c < COLS; ++c)
+                    for (int r = 0; r < ROWS; ++r) sums[r][c] += x[r].z * y[c].z;
+                for (int c = 0; c < COLS; ++c)
+                    for (int r = 0; r < ROWS; ++r) sums[r][c] += x[r].w * y[c].w;
             }
         }
         __syncthreads();

@@ -192,6 +192,7 @@ __device__ inline void linearise(const Problem p, const double* z, double* force
         if (i < p.n_cells) {
             const int cell = p.cells[i];
             const int2 bounds = p.bounds(i);
+#pragma unroll 4  // loads under way
             for (int k = bounds.x + part; k < bounds.y; k += GATHERERS) {
                 const int pixel = p.member(k);
                 const float dy = p.weight(pixel).x, dx = p.weight(pixel).y;
