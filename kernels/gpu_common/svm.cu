@@ -17,7 +17,8 @@
 // above 1e-4 for the hinge and for C >= 1 (features of two backbones on real parts). A direction is good enough in
 // float32, which spares converting K to float64 at each product, for as long as it brings the gap down; then it is
 // float64 too. A small K lives in registers while a direction is sought, one that fits in shared memory, a larger one
-// in global memory, and where m exceeds the capacity of K products go through U itself: slower, and as correct.
+// in global memory, with a copy in 16 bits in shared memory to seek directions by, and where m exceeds the capacity of K
+// products go through U itself: slower, and as correct.
 #include "svm_problem.cuh"
 
 using namespace ttt4as;
@@ -117,6 +118,39 @@ __device__ void rows_product(const float* gram, int ld, int m, int sharers, V* o
     }
 }
 
+// The same by the copy in 16 bits, whose entries are off by up to 2^-16 of the largest: 8 threads share ROWS rows.
+__device__ void coarse_product(const Problem& p, float* out, const float* in) {
+    const int sharers = 8, part = threadIdx.x & (sharers - 1), own = own_row(part, sharers), across = padded(p.m) / 8;
+    const float offset = 8388608.0f + 32768.0f;  // 2^23 with 16 bits in the last places of its mantissa is 2^23 + them
+    __builtin_assume(__isShared(p.coarse) && __isShared(in) && __isShared(out));
+    __syncthreads();
+#pragma unroll 1
+    for (int first = 0; first < p.m; first += ROWS * (blockDim.x / sharers)) {
+        const int row = first + ROWS * (threadIdx.x / sharers);
+        float sums[ROWS] = {};
+        if (row < p.m) {
+            const uint4* k = reinterpret_cast<const uint4*>(p.coarse) + row * across;
+#pragma unroll 2
+            for (int j = part; j < across; j += sharers) {
+                const float4 v[2] = {reinterpret_cast<const float4*>(in)[2 * j],
+                                     reinterpret_cast<const float4*>(in)[2 * j + 1]};
+                const float x[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
+                for (int i = 0; i < ROWS; ++i) {
+                    const uint4 packed = k[i * across + j];
+                    const u32 pairs[4] = {packed.x, packed.y, packed.z, packed.w};
+                    for (int l = 0; l < 4; ++l) {
+                        sums[i] += (__uint_as_float((pairs[l] & 0xffffu) | 0x4b000000u) - offset) * x[2 * l];
+                        sums[i] += (__uint_as_float((pairs[l] >> 16) | 0x4b000000u) - offset) * x[2 * l + 1];
+                    }
+                }
+            }
+        }
+        const float sum = sum_of_row(sums, part, sharers);
+        if (own < ROWS && row + own < p.m) out[row + own] = p.unit * sum;
+    }
+    __syncthreads();
+}
+
 // out = K in. Threads meet before (so that `in` may have just been written) and after.
 template <typename V>
 __device__ void product(const Problem& p, V* out, const V* in) {
@@ -149,6 +183,15 @@ __device__ void product(const Problem& p, V* out, const V* in) {
     }
     __syncthreads();
 }
+
+// The product that a direction is sought by: float64 is for what coarse arithmetic does not bring down.
+__device__ void seek_product(const Problem& p, float* out, const float* in) {
+    if (p.coarse)
+        coarse_product(p, out, in);
+    else
+        product(p, out, in);
+}
+__device__ void seek_product(const Problem& p, double* out, const double* in) { product(p, out, in); }
 
 // x with (I + N K) x = residual, until the error in the metric of K has shrunk by eta. `work` holds five vectors of V.
 // False where arithmetic in V does not get there. One reduction a step, after Chronopoulos and Gear (1989).
@@ -188,7 +231,7 @@ __device__ bool direction(const Problem& p, const Vectors& v, double rho, double
             s[i] = change;
             x[i] += double(a * along) * inverse;
         }
-        product(p, kr, r);
+        seek_product(p, kr, r);
     }
     return reached;
 }
@@ -355,6 +398,12 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
     }
 }
 
+// A number of at most 32767 in magnitude as 16 bits: its nearest integer, and 32768; one that is none as any.
+__device__ u32 code(float x) {
+    const float inside = x > 32767 ? 32767 : (x > -32767 ? x : -32767);
+    return u32(int(inside + 32768.5f)) & 0xffffu;
+}
+
 // gram      (B, capacity, capacity) float32, capacity a multiple of PAD and rows and columns from m to padded(m) zero;
 //           images with m > capacity go through `basis` (B, rows, dim) float32
 // counts    (B, 3) points, pixels and cells of each image
@@ -362,7 +411,8 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
 // beta      (B, rows) out: coefficients of the basis, 0 beyond m
 // report    (B, 3) out: gap, iterations, intercept
 // scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, 10 h w, 7 H W
-// Shared memory: the vectors of the solver where they take no more than half of it, and K where it fits the rest.
+// Shared memory: the vectors of the solver where they take no more than half of it, and K where it fits the rest, in 16
+// bits if need be.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     svm_solve(const float* gram, const float* basis, const int* counts, const signed char* point_signs,
               const double* point_scales, const signed char* labels, const int* pixels, const int* cells,
@@ -388,6 +438,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     const bool vectors_shared = used <= shared_bytes / 2, has_gram = m <= capacity;
     const bool gram_shared =
         has_gram && vectors_shared && used + (long long)length * length * int(sizeof(float)) <= shared_bytes;
+    const bool coarse = has_gram && vectors_shared && !gram_shared &&
+                        used + (long long)length * length * int(sizeof(unsigned short)) <= shared_bytes;
     gram += (long long)image * capacity * capacity;
     float* copy = reinterpret_cast<float*>(reinterpret_cast<char*>(shared) + used);
     double* const space = scratch + image * scratch_size;
@@ -395,6 +447,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         p.gram = !has_gram ? nullptr : (gram_shared ? copy : gram);
         p.ld = gram_shared ? length : capacity;
         p.gram_shared = gram_shared;
+        p.coarse = coarse ? reinterpret_cast<unsigned short*>(copy) : nullptr;
         p.sharers = sharers_of(m);
         p.small = gram_shared && ROWS * int(blockDim.x) >= m * p.sharers && length <= 4 * HELD * p.sharers;
         p.n_points = counts[0], p.n_pixels = counts[1], p.n_cells = counts[2];
@@ -425,6 +478,21 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         for (int i = threadIdx.x; i < length * across; i += blockDim.x)
             reinterpret_cast<float4*>(copy)[i] =
                 reinterpret_cast<const float4*>(gram)[i / across * (capacity / 4) + i % across];
+    }
+    if (coarse) {
+        // No entry of a Gram matrix is larger than the largest of its diagonal.
+        float largest = 0;
+        for (int i = threadIdx.x; i < m; i += blockDim.x) largest = fmaxf(largest, gram[(long long)i * capacity + i]);
+        largest = block_reduce(largest, Max());
+        const float per_unit = 32767 / largest;
+        if (threadIdx.x == 0) p.unit = largest / 32767;
+        const int across = length / 2;
+#pragma unroll 4
+        for (int i = threadIdx.x; i < length * across; i += blockDim.x) {
+            const int row = i / across, pair = i % across;
+            const float2 k = reinterpret_cast<const float2*>(gram + (long long)row * capacity)[pair];
+            reinterpret_cast<u32*>(copy)[i] = code(k.x * per_unit) | code(k.y * per_unit) << 16;
+        }
     }
     __syncthreads();
     const Outcome outcome = solve(p, tol, max_iter);

@@ -22,6 +22,8 @@ THREADS = 512
 _VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
 _GRAM_BLOCKS, _GRAM_THREADS = 64, 256  # an image's, and a block's
+WEIGHTS_BLOCKS = 64, 32
+"""Basis vectors and channels of a program of `weights_kernel`: one image alone should have many programs."""
 
 
 class Samples(NamedTuple):
@@ -182,8 +184,8 @@ def train(
         np.float64(C), np.float64(tol), shared_bytes=capacity.shared_bytes,
     )  # fmt: skip
     weights = torch.empty((batch, dim), dtype=torch.float32, device=device)
-    block_c = 64
+    block_m, block_c = WEIGHTS_BLOCKS
     weights_kernel[(blocks(dim, block_c), batch)](
-        basis, beta, counts, status, weights, rows, dim, BLOCK_M=32, BLOCK_C=block_c
+        basis, beta, counts, status, weights, rows, dim, BLOCK_M=block_m, BLOCK_C=block_c
     )
     return Trained(weights, report)

@@ -12,6 +12,8 @@ namespace ttt4as {
 // that it uses, and no others, for as long as it runs.
 struct Problem {
     const float* gram;   // (m, ld), null where products go through `basis`
+    const unsigned short* coarse;  // (m, padded(m)), of a K that is not in shared memory itself; null: there is none
+    float unit;                    // K is unit * (coarse - 32768), nearly
     const float* basis;  // (m, dim)
     double* through;     // (dim) scratch of products through `basis`
     double* vectors;     // VECTORS times padded(m), those of `solve`

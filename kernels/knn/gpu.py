@@ -13,6 +13,7 @@ float16 carries three more bits than bfloat16 at the same rate, which leaves few
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -186,8 +187,9 @@ class Index:
         blocking = {"BLOCK_Q": block_q, "BLOCK_N": block_n, "BLOCK_D": block_d, "SWIZZLE": 8}
         rest = (facts, self.norm, least, second, n, self.size, self.padded, self.n_groups)
         if has_descriptors(low.device):
-            q, b = TensorDescriptor.from_tensor(low, [block_q, block_d]), TensorDescriptor.from_tensor(self.low, [block_n, block_d])
-            programs = torch.cuda.get_device_properties(low.device).multi_processor_count
+            q = TensorDescriptor.from_tensor(low, [block_q, block_d])
+            b = TensorDescriptor.from_tensor(self.low, [block_n, block_d])
+            programs = processors(low.device)
             propose_persistent_kernel[(min(programs, tiles),)](
                 q, b, *rest, **blocking, PROGRAMS=programs, num_warps=warps, num_stages=stages
             )
@@ -224,6 +226,12 @@ def has_descriptors(device: torch.device) -> bool:
     if TensorDescriptor is None or device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device)[0] >= 9
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device, each of which holds one program of `propose_persistent_kernel`."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def refine_blocks(list_size: int, dim: int, dtype: torch.dtype, warps: int) -> dict[str, int]:

@@ -21,7 +21,7 @@ import functools
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,8 +201,7 @@ class _Plan:
             C=self.C, loss=self.loss, tol=self.tol, max_iter=self.max_iter, samples=samples,
         )  # fmt: skip
         low = stages.decision(features, trained.weights, trained.report, status)
-        stages.upsample_threshold(low, status, samples, mask, decision)
-        codes.copy_(status)
+        stages.upsample_threshold(low, status, samples, mask, decision, codes)
 
 
 def _on_device(candidates: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -265,14 +264,30 @@ class _Graph:
         with self.lock:
             stream = torch.cuda.current_stream()
             stream.wait_event(self.used)
-            for buffer, x in zip(self.inputs, inputs, strict=True):
-                if buffer is not None:
-                    buffer.record_stream(stream)  # the graph may be dropped while this stream still reads it
-                    buffer.copy_(x, non_blocking=True)
+            buffers = [x for x in self.inputs if x is not None]
+            for buffer in buffers:
+                buffer.record_stream(stream)  # the graph may be dropped while this stream still reads it
+            _copy(buffers, [x for x in inputs if x is not None])
             self.graph.replay()
-            mask, decision, labels, codes = (x.clone() for x in self.outputs)
+            outputs = [torch.empty_like(x) for x in self.outputs]
+            _copy(outputs, self.outputs)
             self.used.record()
+        mask, decision, labels, codes = outputs
         return mask, decision, labels, codes
+
+
+_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _copy(to: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
+    """Copies between tensors of equal dtypes, one launch for all whose numbers have one size: launches are what an
+    image alone takes time for.
+    """
+    for size in sorted({x.itemsize for x in to}):
+        pairs = [(a, b) for a, b in zip(to, of, strict=True) if a.itemsize == size]
+        if len({a.dtype for a, _ in pairs}) > 1:
+            pairs = [(a.view(_NUMBERS[size]), b.view(_NUMBERS[size])) for a, b in pairs]
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs], non_blocking=True)
 
 
 def _buffer_like(x: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:

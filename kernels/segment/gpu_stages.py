@@ -96,10 +96,10 @@ def decision_kernel(
 
 @triton.jit
 def upsample_threshold_kernel(
-    low_ptr, status_ptr, decision_ptr, mask_ptr, row_lower_ptr, row_weight_ptr, col_lower_ptr, col_weight_ptr,
-    h, w, height, width, BLOCK: tl.constexpr,
+    low_ptr, status_ptr, decision_ptr, mask_ptr, code_ptr,
+    row_lower_ptr, row_weight_ptr, col_lower_ptr, col_weight_ptr, h, w, height, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The decision upsampled and thresholded in one pass: reads h * w floats, writes 5 bytes a pixel.
+    """The decision upsampled and thresholded in one pass, and the status as a code: h * w floats to 5 bytes a pixel.
 
     An image that was not trained gets zeros, one with a non-finite value NaN; neither has a pixel in the mask.
     """
@@ -127,6 +127,8 @@ def upsample_threshold_kernel(
     out = image * height * width + pixel
     tl.store(decision_ptr + out, value, mask=exists)
     tl.store(mask_ptr + out, value > 0, mask=exists)
+    if tl.program_id(0) == 0:
+        tl.store(code_ptr + image, status.to(tl.int8))
 
 
 def layout(features: torch.Tensor) -> torch.memory_format:
@@ -189,13 +191,18 @@ def decision_blocks(channels: int) -> tuple[int, int]:
 
 
 def upsample_threshold(
-    low: torch.Tensor, status: torch.Tensor, samples: Samples, mask: torch.Tensor, decision: torch.Tensor
+    low: torch.Tensor,
+    status: torch.Tensor,
+    samples: Samples,
+    mask: torch.Tensor,
+    decision: torch.Tensor,
+    codes: torch.Tensor,
 ) -> None:
-    """(B, h, w) -> `mask` bool and `decision` float32, both (B, H, W) and contiguous."""
+    """(B, h, w) -> `mask` bool and `decision` float32, both (B, H, W) and contiguous; (B,) -> `codes` int8."""
     batch, h, w = low.shape
     height, width = samples.size
     block = 1024
     upsample_threshold_kernel[(blocks(height * width, block), batch)](
-        low, status, decision, mask, samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
+        low, status, decision, mask, codes, samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
         h, w, height, width, BLOCK=block,
     )  # fmt: skip

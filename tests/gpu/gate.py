@@ -203,6 +203,7 @@ def cases() -> list[dict]:
             status_ptr="*i32",
             decision_ptr="*fp32",
             mask_ptr="*i1",
+            code_ptr="*i8",
             **axes("*fp32"),
         ),
         {"BLOCK": 1024},
@@ -219,7 +220,7 @@ def cases() -> list[dict]:
             status_ptr="*i32",
             weights_ptr="*fp32",
         ),
-        {"BLOCK_M": 32, "BLOCK_C": 64},
+        dict(zip(("BLOCK_M", "BLOCK_C"), svm.WEIGHTS_BLOCKS, strict=True)),
     )
     floats = {"facts_ptr": "*fp64", "norm_ptr": "*fp32"}
     packed = {"least_ptr": "*i32", "second_ptr": "*i32"}

@@ -32,6 +32,9 @@ struct double2 {
 struct float4 {
     float x, y, z, w;
 };
+struct uint4 {
+    unsigned x, y, z, w;
+};
 struct Dim {
     unsigned x = 0, y = 1, z = 1;
 };

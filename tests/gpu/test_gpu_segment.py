@@ -163,6 +163,17 @@ class TestMemory:
         monkeypatch.setattr(svm.Capacity, "shared_bytes", property(lambda self: 16 * self.vectors))
         check(device, maps, features)
 
+    def test_every_amount_of_shared_memory(self, device, rng, monkeypatch):
+        """Vectors, and K in 16 or in 32 bits, in shared memory or not."""
+        from ttt4as_fast.kernels.gpu_common import svm
+        from ttt4as_fast.kernels.segment import gpu
+
+        maps, features = inputs(rng, (24, 24), (6, 6, 6))
+        for size in range(1024, 20 * 1024, 1024):
+            monkeypatch.setattr(svm.Capacity, "shared_bytes", property(lambda self, size=size: size))
+            gpu.clear()
+            check(device, maps, features)
+
     def test_products_through_the_basis(self, device, rng, monkeypatch):
         from ttt4as_fast.kernels.gpu_common import svm
 
