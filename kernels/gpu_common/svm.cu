@@ -410,9 +410,9 @@ __device__ u32 code(float x) {
 // status    (B,) in: 0 to train; out: 0, 3 or 4
 // beta      (B, rows) out: coefficients of the basis, 0 beyond m
 // report    (B, 3) out: gap, iterations, intercept
-// scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, 10 h w, 7 H W
-// Shared memory: the vectors of the solver where they take no more than half of it, and K where it fits the rest, in 16
-// bits if need be.
+// scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, CELL_DOUBLES h w, (PIXEL_DOUBLES + 3) H W
+// Shared memory: the vectors of the solver where they take no more than half of it, K where it fits the rest, in 16 bits
+// if need be, and then what is kept of cells, and of pixels.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     svm_solve(const float* gram, const float* basis, const int* counts, const signed char* point_signs,
               const double* point_scales, const signed char* labels, const int* pixels, const int* cells,
@@ -441,7 +441,13 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     const bool coarse = has_gram && vectors_shared && !gram_shared &&
                         used + (long long)length * length * int(sizeof(unsigned short)) <= shared_bytes;
     gram += (long long)image * capacity * capacity;
-    float* copy = reinterpret_cast<float*>(reinterpret_cast<char*>(shared) + used);
+    double* const after_vectors = shared + (vectors_shared ? VECTORS * length : 0);
+    float* const copy = reinterpret_cast<float*>(after_vectors);
+    double* const after_gram = after_vectors + (gram_shared ? length * length / 2 : (coarse ? length * length / 4 : 0));
+    const double* const end = shared + shared_bytes / int(sizeof(double));
+    const bool cells_shared = end - after_gram >= (long long)CELL_DOUBLES * counts[2];
+    double* const after_cells = after_gram + (cells_shared ? CELL_DOUBLES * counts[2] : 0);
+    const bool pixels_shared = end - after_cells >= (long long)PIXEL_DOUBLES * counts[1];
     double* const space = scratch + image * scratch_size;
     if (threadIdx.x == 0) {
         p.gram = !has_gram ? nullptr : (gram_shared ? copy : gram);
@@ -468,9 +474,12 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         p.hinge = hinge != 0;
         p.cap = p.hinge ? C : 1e300;
         p.through = space + (long long)VECTORS * padded(rows);
-        p.by_cell = p.through + dim;
-        p.by_pixel = p.by_cell + 10 * grid;
-        p.size = int(n), p.grid = int(grid);
+        double* const cell_space = p.through + dim;
+        double* const pixel_space = cell_space + CELL_DOUBLES * grid;
+        p.by_cell = cells_shared ? after_gram : cell_space;
+        p.by_pixel = pixels_shared ? after_cells : pixel_space;
+        p.members = reinterpret_cast<int*>(pixel_space + PIXEL_DOUBLES * n);
+        p.places = p.members + 4 * n;
     }
     if (gram_shared) {
         const int across = length / 4;

@@ -20,6 +20,7 @@ _GRAM, _SOLVER = "gpu_common/gram.cu", "gpu_common/svm.cu"
 THREADS = 512
 """Threads of the solver's block, 512 at most."""
 _VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
+_CELL, _PIXEL = 10, 5  # doubles that it keeps of each
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
 _GRAM_BLOCKS, _GRAM_THREADS = 64, 256  # an image's, and a block's
 WEIGHTS_BLOCKS = 64, 32
@@ -101,17 +102,18 @@ class Capacity:
     def shared_bytes(self) -> int:
         """Shared memory a block asks for: enough for the largest problem, or all there is.
 
-        A problem whose vectors fit half of it has them there, and its Gram matrix if that fits the rest.
+        A problem whose vectors fit half of it has them there, its Gram matrix if that fits the rest, and so on.
         """
+        cells, pixels = self.grid[0] * self.grid[1], self.size[0] * self.size[1]
         vectors, gram = 8 * self.vectors, 4 * self.gram**2
-        needs = vectors + max(vectors, gram)
+        needs = vectors + max(vectors, gram + 8 * (_CELL * cells + _PIXEL * pixels))
         return min(self.shared_limit - _RESERVED, -(-needs // 16) * 16)
 
     @property
     def scratch(self) -> int:
         """Doubles of scratch of an image, as the solver takes them."""
         cells, pixels = self.grid[0] * self.grid[1], self.size[0] * self.size[1]
-        return self.vectors + self.dim + 10 * cells + 7 * pixels
+        return self.vectors + self.dim + _CELL * cells + (_PIXEL + 3) * pixels
 
     @property
     def bytes(self) -> int:

@@ -6,6 +6,8 @@
 namespace ttt4as {
 
 #define STENCIL 9
+#define PIXEL_DOUBLES 5  // that are kept of a labelled pixel,
+#define CELL_DOUBLES 10  // and of a cell
 #define GATHERERS 16  // threads that share a cell
 
 // One a block, in shared memory: registers are few. A function with loops takes it by value, and so holds the fields
@@ -33,28 +35,30 @@ struct Problem {
     // losses: alpha = clip(slope * margin, 0, cap), scaled for points by point_scale
     double C, slope, cap, inverse;  // inverse: 1 / slope
     bool hinge;
-    // scratch of pixels and of cells
+    // what is kept of labelled pixels and of cells, in shared memory where it fits, and lists that are made once
     double *by_pixel, *by_cell;
-    int size, grid;  // H * W, h * w
+    int *members, *places;
 
     // Of labelled pixels, in their order: decision, its change, weights of the lower row and the right column, twice the
     // cell above and left, plus 1 for an anomalous one, and what `linearise` finds of each: loss'' and alpha y.
     __device__ double& f(int i) const { return by_pixel[i]; }
-    __device__ double& fd(int i) const { return by_pixel[size + i]; }
-    __device__ float2& weight(int i) const { return reinterpret_cast<float2*>(by_pixel + 2ll * size)[i]; }
-    __device__ int& corner(int i) const { return reinterpret_cast<int*>(by_pixel + 3ll * size)[i]; }
+    __device__ double& fd(int i) const { return by_pixel[n_pixels + i]; }
+    __device__ float2& weight(int i) const { return reinterpret_cast<float2*>(by_pixel + 2ll * n_pixels)[i]; }
+    __device__ int& corner(int i) const { return reinterpret_cast<int*>(by_pixel + 3ll * n_pixels)[i]; }
     __device__ double sign(int i) const { return corner(i) & 1 ? 1 : -1; }
-    __device__ float& curvature(int i) const { return reinterpret_cast<float*>(by_pixel + 3ll * size)[size + i]; }
-    __device__ double& pull(int i) const { return by_pixel[6ll * size + i]; }
+    __device__ float& curvature(int i) const {
+        return reinterpret_cast<float*>(by_pixel + 3ll * n_pixels)[n_pixels + i];
+    }
+    __device__ double& pull(int i) const { return by_pixel[4ll * n_pixels + i]; }
     // The pixels that look at each cell, between the bounds of a cell: four a pixel at most.
-    __device__ int& member(int k) const { return reinterpret_cast<int*>(by_pixel + 4ll * size)[k]; }
+    __device__ int& member(int k) const { return members[k]; }
     // Of cells, in their order: a row of N (in float32: a direction needs no more), the cells around it (itself for one
     // that no pixel looks at, whose entry of N is 0, so that no branch holds up a load), and its bounds.
     __device__ float* stencil(int i) const { return reinterpret_cast<float*>(by_cell) + (long long)STENCIL * i; }
     __device__ int* neighbour(int i) const {
-        return reinterpret_cast<int*>(by_cell) + (long long)STENCIL * grid + (long long)STENCIL * i;
+        return reinterpret_cast<int*>(by_cell) + (long long)STENCIL * n_cells + (long long)STENCIL * i;
     }
-    __device__ int2& bounds(int i) const { return reinterpret_cast<int2*>(by_cell + 9ll * grid)[i]; }
+    __device__ int2& bounds(int i) const { return reinterpret_cast<int2*>(by_cell + 9ll * n_cells)[i]; }
 };
 
 __device__ inline double point_sign(const Problem& p, int i) { return p.point_sign ? p.point_sign[i] : -1; }
@@ -78,12 +82,11 @@ __device__ inline Window window_of(const Problem& p, int cell) {
 // every sum over them has one order, whatever the block and the batch.
 __device__ inline void arrange(const Problem p) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    int* place = reinterpret_cast<int*>(&p.fd(0));  // of a pixel among the labelled ones; `fd` is needed later
     for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) {
         const int pixel = p.pixels[i], row = pixel / p.width, col = pixel % p.width;
         p.weight(i) = float2{p.row_weight[row], p.col_weight[col]};
         p.corner(i) = 2 * (p.row_lower[row] * p.w + p.col_lower[col]) + (p.labels[pixel] > 0);
-        place[pixel] = i;
+        p.places[pixel] = i;
     }
     int before = 0;
     for (int first = 0; first < p.n_cells; first += blockDim.x) {
@@ -121,7 +124,7 @@ __device__ inline void arrange(const Problem p) {
                         ((p.col_lower[col] == cx) | (p.col_weight[col] > 0));
             }
             const u32 ballot = __ballot_sync(FULL_WARP, looks);
-            if (looks) p.member(end + __popc(ballot & ((1u << lane) - 1))) = place[pixel];
+            if (looks) p.member(end + __popc(ballot & ((1u << lane) - 1))) = p.places[pixel];
             end += __popc(ballot);
         }
         if (lane == 0) p.bounds(i).y = end;
