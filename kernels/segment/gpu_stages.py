@@ -13,6 +13,10 @@ NON_FINITE: tl.constexpr = tl.constexpr(4)
 """The status of an image with a value that is not finite."""
 
 
+BASIS_PROGRAMS = 16
+"""Programs that share an image's basis vectors, for each block of channels."""
+
+
 @triton.jit
 def basis_kernel(
     x_ptr, basis_ptr, points_ptr, cells_ptr, counts_ptr, status_ptr,
@@ -22,15 +26,16 @@ def basis_kernel(
 ):  # fmt: skip
     """Basis vectors of each image: features upsampled at its nominal pixels, then those of the cells it uses.
 
-    Reads 4 C values a point and C a cell, writes C each; rows past the last are left unwritten.
+    Reads 4 C values a point and C a cell, writes C each; rows past the last are left unwritten. The programs share the
+    rows that there are, which only the device knows: one for each that there might be would mostly start and end.
     """
     image = tl.program_id(2).to(tl.int64)
     n_points = tl.load(counts_ptr + image * 3)
     m = n_points + tl.load(counts_ptr + image * 3 + 2)
     if tl.load(status_ptr + image) != 0:
         m = 0
-    if tl.program_id(0) * BLOCK_M < m:
-        row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    for block in range(tl.program_id(0), tl.cdiv(m, BLOCK_M), tl.num_programs(0)):
+        row = block * BLOCK_M + tl.arange(0, BLOCK_M)
         channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
         exists = row < m
         is_point = row < n_points
@@ -165,7 +170,7 @@ def basis(
     batch, channels, h, w = features.shape
     out = torch.empty((batch, rows, channels), dtype=torch.float32, device=features.device)
     block_m, block_c = 16, 64
-    basis_kernel[(blocks(rows, block_m), blocks(channels, block_c), batch)](
+    basis_kernel[(min(BASIS_PROGRAMS, blocks(rows, block_m)), blocks(channels, block_c), batch)](
         features, out, points, samples.cells, counts, status,
         samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
         channels, h, w, samples.size[1], rows, points.shape[1], *strides(features), BLOCK_M=block_m, BLOCK_C=block_c,
