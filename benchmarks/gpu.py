@@ -155,7 +155,7 @@ def run_tests(log: Path, timeout: float) -> dict[str, Any]:
     """The tests marked ``gpu``, several processes at a time where pytest-xdist is here: most of it is compiling."""
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
+        command += ["-n", str(min(14, os.cpu_count() or 1))]
     done = run(command, log, timeout)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
     return done | {"summary": re.sub(r"=+", "", lines[-1]).strip()}

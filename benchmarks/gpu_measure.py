@@ -41,7 +41,7 @@ class Clock:
         Calls that are not timed: a CUDA graph of `segment` is captured in the second.
     """
 
-    def __init__(self, device: torch.device, calls: int = 200, budget_s: float = 2.0, warmup: int = 3) -> None:
+    def __init__(self, device: torch.device, calls: int = 200, budget_s: float = 1.0, warmup: int = 3) -> None:
         self.warmup = warmup
         self.device = device
         self.calls = calls

@@ -4,17 +4,20 @@
 
 using namespace ttt4as;
 
-#define MOST_THREADS 256
-#define TILE 32          // rows and columns of K that a block computes at a time
-#define CHUNK 8          // float4 of each of their vectors that a copy to shared memory brings,
-#define PITCH (CHUNK + 1)  // rows of which lie in different banks
-#define STAGES 4         // chunks in shared memory: all but one are under way while that one is used
-#define ROWS 4           // of a tile that a thread sums, 8 apart,
-#define COLS 8           // by columns, 4 apart
+#define MOST_THREADS 512
+// A block computes TILE rows and columns of K at a time, a thread of it ROWS rows, 8 apart, by COLS columns, 4 apart.
+#define TILE 32
+#define ROWS 4
+#define COLS 8
+// Their vectors come to shared memory CHUNK float4 at a time, in rows of PITCH, which lie in different banks. Of STAGES
+// chunks all but one are under way while that one is used.
+#define CHUNK 16
+#define PITCH (CHUNK + 1)
+#define STAGES 3
 
 // One tile's vectors from channel `first` on into shared memory, zeros beyond m and dim; without waiting.
 __device__ void fetch(float4 (*to)[PITCH], const float* basis, int row, int m, int dim, int first) {
-    const bool whole = dim % 4 == 0;  // a vector starts at a multiple of 16 bytes
+    const bool whole = dim % 4 == 0 && reinterpret_cast<u64>(basis) % 16 == 0;  // so is where every vector starts
     for (int i = threadIdx.x; i < TILE * CHUNK; i += blockDim.x) {
         const int r = row + i / CHUNK, c = first + 4 * (i % CHUNK);
         const float* from = basis + (long long)r * dim + c;
@@ -30,15 +33,17 @@ __device__ void fetch(float4 (*to)[PITCH], const float* basis, int row, int m, i
     }
 }
 
-// basis     (B, rows, dim), 16-byte aligned: m vectors of each image, counts[b][0] + counts[b][2]
-// gram      (B, capacity, capacity), capacity a multiple of 16: K, and zeros from m to the next multiple of 16; untouched
-//           for an image that is not trained (status) or has more than `capacity` vectors
+// basis     (B, rows, dim): m vectors of each image, counts[b][0] + counts[b][2]
+// gram      (B, capacity, capacity), capacity a multiple of 16: K, and zeros from m to the next multiple of 16; nothing
+//           is written for an image that is not trained (status) or has more than `capacity` vectors
+// Shared memory: STAGES * 2 * TILE * PITCH float4, and TILE * (TILE + 1) floats a warp, whichever is more.
 // A tile is one block's: each warp sums a share of the channels, and the shares are added in the warps' order.
 // `programs` blocks share an image's tiles on or below the diagonal; what is above is mirrored.
-extern "C" __global__ void __launch_bounds__(MOST_THREADS)
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2)
     gram(const float* basis, float* gram, const int* counts, const int* status, int rows, int dim, int capacity,
          int programs) {
-    __shared__ float4 vectors[STAGES * 2 * TILE][PITCH];  // chunks of two times TILE vectors; later the warps' sums
+    DYNAMIC_SHARED(float4, shared);  // chunks of two times TILE vectors; later the warps' sums
+    float4(*const vectors)[PITCH] = reinterpret_cast<float4(*)[PITCH]>(shared);
     const int image = blockIdx.x / programs, m = counts[image * 3] + counts[image * 3 + 2];
     if (status[image] != 0 || m > capacity) return;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -68,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS)
             const float4(*const a)[PITCH] = vectors + chunk % STAGES * 2 * TILE + own_row;
             const float4(*const b)[PITCH] = a - own_row + TILE + own_col;
             for (int k = warp; k < CHUNK; k += warps) {
-                float4 x[ROWS], y[COLS];  // all loads before the first use: two warps a scheduler hide none
+                float4 x[ROWS], y[COLS];  // all loads before the first use: few warps hide little
                 for (int r = 0; r < ROWS; ++r) x[r] = a[8 * r][k];
                 for (int c = 0; c < COLS; ++c) y[c] = b[4 * c][k];
                 for (int c = 0; c < COLS; ++c)
@@ -82,10 +87,11 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS)
             }
         }
         __syncthreads();
-        float* const shares = reinterpret_cast<float*>(vectors);
+        float* const shares = reinterpret_cast<float*>(shared);
         const int pitch = TILE + 1, size = TILE * pitch;
         for (int r = 0; r < ROWS; ++r)
-            for (int c = 0; c < COLS; ++c) shares[warp * size + (own_row + 8 * r) * pitch + own_col + 4 * c] = sums[r][c];
+            for (int c = 0; c < COLS; ++c)
+                shares[warp * size + (own_row + 8 * r) * pitch + own_col + 4 * c] = sums[r][c];
         __syncthreads();
         for (int k = threadIdx.x; k < TILE * TILE; k += blockDim.x) {
             const int r = k / TILE, c = k % TILE, row = i * TILE + r, col = j * TILE + c;

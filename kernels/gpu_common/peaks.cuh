@@ -1,8 +1,8 @@
 // Percentile, local maxima and square dilation of one map by one block: exact, no host round trip, any shape.
 //
-// Cost a map of n pixels: one pass for the range and one for the pixels that a high percentile can be among, where those
-// are few. Otherwise three passes (float) or six (double) at most for the order statistic, one for the maxima. The
-// dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
+// Cost a map of n pixels: one pass for the range and one for the pixels that a high percentile can be among, where
+// those are few. Otherwise three passes (float) or six (double) at most for the order statistic, one for the maxima.
+// The dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
 #pragma once
 #include "device.cuh"
 

@@ -17,8 +17,8 @@
 // above 1e-4 for the hinge and for C >= 1 (features of two backbones on real parts). A direction is good enough in
 // float32, which spares converting K to float64 at each product, for as long as it brings the gap down; then it is
 // float64 too. A small K lives in registers while a direction is sought, one that fits in shared memory, a larger one
-// in global memory, with a copy in 16 bits in shared memory to seek directions by, and where m exceeds the capacity of K
-// products go through U itself: slower, and as correct.
+// in global memory, with a copy in 16 bits in shared memory to seek directions by, and where m exceeds the capacity of
+// K products go through U itself: slower, and as correct.
 #include "svm_problem.cuh"
 
 using namespace ttt4as;
@@ -92,8 +92,8 @@ __device__ V sum_of_row(V (&sums)[ROWS], int part, int sharers) {
     return sum;
 }
 
-// out = K in where K is at hand, padded with zeros: a load of `in` serves ROWS rows, of which AHEAD loads each are under
-// way at once.
+// out = K in where K is at hand, padded with zeros: a load of `in` serves ROWS rows, of which AHEAD loads each are
+// under way at once.
 template <int AHEAD, typename V>
 __device__ void rows_product(const float* gram, int ld, int m, int sharers, V* out, const V* in) {
     const int part = threadIdx.x & (sharers - 1), own = own_row(part, sharers), end = padded(m) / 4, step = ld / 4;
@@ -411,8 +411,8 @@ __device__ u32 code(float x) {
 // beta      (B, rows) out: coefficients of the basis, 0 beyond m
 // report    (B, 3) out: gap, iterations, intercept
 // scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, CELL_DOUBLES h w, (PIXEL_DOUBLES + 3) H W
-// Shared memory: the vectors of the solver where they take no more than half of it, K where it fits the rest, in 16 bits
-// if need be, and then what is kept of cells, and of pixels.
+// Shared memory: the vectors of the solver where they take no more than half of it, K where it fits the rest, in 16
+// bits if need be, and then what is kept of cells, and of pixels.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     svm_solve(const float* gram, const float* basis, const int* counts, const signed char* point_signs,
               const double* point_scales, const signed char* labels, const int* pixels, const int* cells,

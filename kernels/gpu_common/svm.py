@@ -22,7 +22,9 @@ THREADS = 512
 _VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
 _CELL, _PIXEL = 10, 5  # doubles that it keeps of each
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
-_GRAM_BLOCKS, _GRAM_THREADS = 64, 256  # an image's, and a block's
+_GRAM_BLOCKS, _GRAM_THREADS = 64, 512  # an image's, and a block's
+_GRAM_SHARED = max(3 * 2 * 32 * 17 * 16, _GRAM_THREADS // 32 * 32 * 33 * 4)
+"""Bytes of shared memory that a block of ``gram.cu`` asks for."""
 WEIGHTS_BLOCKS = 64, 32
 """Basis vectors and channels of a program of `weights_kernel`: one image alone should have many programs."""
 
@@ -165,6 +167,7 @@ def train(
     cuda.launch(
         device, _GRAM, "gram", _GRAM_BLOCKS * batch, _GRAM_THREADS,
         basis, gram, counts, status, *(np.int32(i) for i in (rows, dim, capacity.gram, _GRAM_BLOCKS)),
+        shared_bytes=_GRAM_SHARED,
     )  # fmt: skip
     beta = torch.empty((batch, rows), dtype=torch.float64, device=device)
     report = torch.empty((batch, 3), dtype=torch.float64, device=device)

@@ -8,17 +8,17 @@ namespace ttt4as {
 #define STENCIL 9
 #define PIXEL_DOUBLES 5  // that are kept of a labelled pixel,
 #define CELL_DOUBLES 10  // and of a cell
-#define GATHERERS 16  // threads that share a cell
+#define GATHERERS 16     // threads that share a cell
 
 // One a block, in shared memory: registers are few. A function with loops takes it by value, and so holds the fields
 // that it uses, and no others, for as long as it runs.
 struct Problem {
-    const float* gram;   // (m, ld), null where products go through `basis`
+    const float* gram;             // (m, ld), null where products go through `basis`
     const unsigned short* coarse;  // (m, padded(m)), of a K that is not in shared memory itself; null: there is none
     float unit;                    // K is unit * (coarse - 32768), nearly
-    const float* basis;  // (m, dim)
-    double* through;     // (dim) scratch of products through `basis`
-    double* vectors;     // VECTORS times padded(m), those of `solve`
+    const float* basis;            // (m, dim)
+    double* through;               // (dim) scratch of products through `basis`
+    double* vectors;               // VECTORS times padded(m), those of `solve`
     int ld, dim, m, n_points, n_pixels, n_cells;
     bool gram_shared, small;  // small: a thread can keep its part of K in registers
     int sharers;              // threads that share rows of a K in shared memory
@@ -39,8 +39,8 @@ struct Problem {
     double *by_pixel, *by_cell;
     int *members, *places;
 
-    // Of labelled pixels, in their order: decision, its change, weights of the lower row and the right column, twice the
-    // cell above and left, plus 1 for an anomalous one, and what `linearise` finds of each: loss'' and alpha y.
+    // Of labelled pixels, in their order: decision, its change, weights of the lower row and the right column, twice
+    // the cell above and left, plus 1 for an anomalous one, and what `linearise` finds of each: loss'' and alpha y.
     __device__ double& f(int i) const { return by_pixel[i]; }
     __device__ double& fd(int i) const { return by_pixel[n_pixels + i]; }
     __device__ float2& weight(int i) const { return reinterpret_cast<float2*>(by_pixel + 2ll * n_pixels)[i]; }

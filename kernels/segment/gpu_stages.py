@@ -208,6 +208,7 @@ def upsample_threshold(
     height, width = samples.size
     block = 1024
     upsample_threshold_kernel[(blocks(height * width, block), batch)](
-        low, status, decision, mask, codes, samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
+        low, status, decision, mask, codes,
+        samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
         h, w, height, width, BLOCK=block,
     )  # fmt: skip

@@ -111,7 +111,8 @@ def cases() -> list[dict]:
                 {"x_d": 1, "UNIT": 8, "QUERY": query, "BLOCK_D": 1024, "WHOLE": True},
                 plain=("dim", "x_n"),
             )
-        for k, warps in ((1, 4), (9, 4), (knn.MAX_K, 4), (1, 2), (9, 2), (knn.MAX_K, 2)) if dtype == "f32" else ((9, 4),):
+        every = [(k, warps) for warps in (4, 2) for k in (1, 9, knn.MAX_K)]
+        for k, warps in every if dtype == "f32" else [(9, 4)]:
             size = max(2, triton.next_power_of_2(k))
             add(
                 f"knn-refine-k{k}-{'' if warps == 4 else 'many-'}{dtype}",
@@ -126,7 +127,8 @@ def cases() -> list[dict]:
                     distance_ptr="*fp32",
                     index_ptr="*i64",
                 ),
-                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "LANES": 256, **knn.refine_blocks(size, 1024, kind, warps)},
+                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "LANES": 256}
+                | knn.refine_blocks(size, 1024, kind, warps),
                 plain=("dim", "q_n", "b_n"),
                 num_warps=warps,
                 maxnreg=knn.REFINE_REGISTERS,

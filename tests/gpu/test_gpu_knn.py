@@ -90,6 +90,29 @@ def test_product_in_memory_gives_the_same(device, rng, k):
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (37, 300, 70), (130, 257, 128)], ids=str)
+def test_tiles_by_descriptors_give_the_same(device, rng, monkeypatch, shape):
+    """On a device it is the loop over tiles, interpreted the kernel of one, that `_propose` runs unless told."""
+    from ttt4as_fast.kernels.knn import gpu
+
+    if gpu.TensorDescriptor is None:
+        pytest.skip("this Triton has no tensor descriptors")
+    if device.type == "cuda" and not gpu.has_descriptors(device):
+        pytest.skip("this device has none")
+    n_query, n_bank, dim = shape
+    query = torch.from_numpy(rng.standard_normal((n_query, dim)).astype(np.float32)).to(device)
+    index = gpu.Index(torch.from_numpy(rng.standard_normal((n_bank, dim)).astype(np.float32)).to(device))
+    low, facts = index._prepare(query, index.largest)
+    found = []
+    for descriptors in (False, True):
+        monkeypatch.setattr(gpu, "has_descriptors", lambda device, descriptors=descriptors: descriptors)
+        monkeypatch.setattr(gpu, "processors", lambda device: 3)  # so that each has several tiles
+        found.append([torch.full((n_query, index.n_groups), -7, dtype=torch.int32, device=device) for _ in range(2)])
+        index._propose(low, facts, *found[-1], tile=(16, 128, 64, 4, 2) if device.type == "cpu" else None)
+    for one, other in zip(*found, strict=True):
+        assert float((one >> 8 == other >> 8).float().mean()) > 0.99 and not (other == -7).any()
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_no_product_in_memory_where_torch_may_sum_in_float16(monkeypatch, allowed):
     from ttt4as_fast.kernels.knn import gpu

@@ -46,6 +46,16 @@ def test_batched_solver(device, rng, n, dim, C, loss, weighted):
     assert excess(X, y, fitted, C, loss, weight) < (1e-4 if loss == "hinge" else 1e-6)
 
 
+@pytest.mark.usefixtures("cuda_source")
+def test_samples_at_any_address(device, rng):
+    """Copies of 16 bytes at a time are for addresses that are multiples of it; the result does not depend on it."""
+    X, y = problem(rng, 40, 64)
+    whole = torch.from_numpy(X).float().to(device)
+    shifted = torch.empty(whole.numel() + 1, device=device)[1:].view_as(whole).copy_(whole)
+    fitted = [kernels.fit_linear_svm(x, y, C=1e-3, backend="gpu") for x in (whole, shifted)]
+    assert shifted.data_ptr() % 16 and torch.equal(fitted[0].coef, fitted[1].coef)
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize(("n", "dim", "C", "loss"), [*CASES, (1500, 7, 1e-3, "squared_hinge"), (300, 5, 1.0, "hinge")])
 def test_primal_solver(device, rng, n, dim, C, loss, weighted):
