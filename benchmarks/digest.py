@@ -163,7 +163,7 @@ def _integrations(content: Content) -> str:
 
 
 def _gpu(content: Content) -> str:
-    """The rows of ``benchmarks.gpu``, whose file has a format of its own."""
+    """The rows of ``benchmarks.gpu``, whose file has a format of its own, that have a goal: the others only tune."""
     measured = [row for row in content["rows"] if row["status"] == "ok" and row.get("ours")]
     if not measured:
         return "On a GPU: not measured."
@@ -171,14 +171,34 @@ def _gpu(content: Content) -> str:
         (
             row["name"],
             f"{row['ours']['p50_ms']:.3g}",
+            gpu_graph(row),
             "; ".join(f"{measure.times(ratio)} {name}" for name, ratio in row["ratios"].items()) or "-",
+            "-" if row["goal_met"] is None else f"{row['goal']}: {'met' if row['goal_met'] else '**missed**'}",
         )
         for row in measured
+        if row["goal_met"] is not None
     ]
-    device = ((content.get("machine") or {}).get("device") or {}).get("name", "a GPU")
+    machine = content.get("machine") or {}
+    device, commit = (machine.get("device") or {}).get("name", "a GPU"), machine.get("commit") or "unknown"
     left = [row["name"] for row in content["rows"] if row not in measured]
-    text = f"On {device}:\n\n" + _table(("row", "ours, ms", "faster than"), rows, ("faster than",))
+    heads = ("row", "ours, ms", "captured, ms", "speed-up", "goal")
+    text = (
+        f"On {device}, commit {commit[:12]}; *captured* is the time in a CUDA graph, without the host's launches:\n\n"
+    )
+    text += _table(heads, rows, ("captured, ms", "speed-up", "goal"))
     return text + (f"\n\nNot measured there: {', '.join(left)}." if left else "")
+
+
+def gpu_graph(row: Content) -> str:
+    """What a GPU row took in a CUDA graph, and the bare product that was captured beside it; ``-`` where none was."""
+
+    def milliseconds(name: str) -> str | None:
+        found = (row.get("notes") or {}).get(name)
+        return f"{found['p50_ms']:.3g}" if isinstance(found, dict) else None
+
+    ours = milliseconds("in_a_graph") or milliseconds("graph_replay_alone")
+    bare = milliseconds("bare_bf16_product_in_a_graph")
+    return "-" if ours is None else ours + (f" (bare product {bare})" if bare else "")
 
 
 def _masks(content: Content) -> str:

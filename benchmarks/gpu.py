@@ -127,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--no-sanitizer", action="store_true", help="leave compute-sanitizer out")
     found.add_argument("--ncu", action="store_true", help="profile each operation once with Nsight Compute")
     found.add_argument("--here", action="store_true", help="measure in this process: losing the device costs all")
-    found.add_argument("--commit", metavar="SHA", help="the commit that is measured, where this is no git checkout")
+    found.add_argument("--commit", metavar="SHA", help="the commit that is measured, where this is no checkout of it")
     found.add_argument("--budget-s", type=float, default=460, metavar="S", help="all of it, in seconds")
     found.add_argument("--not-measured", action="store_true", help="write the rows without numbers; needs no GPU")
     return found

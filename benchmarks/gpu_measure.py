@@ -133,7 +133,7 @@ def floor_ms(limits: dict[str, float], moved_bytes: float, operations: float = 0
 
 
 def machine(commit: str | None = None) -> dict[str, Any]:
-    """Device, clocks, driver, versions and commit (`commit` where git does not know it); what is absent is None."""
+    """Device, clocks, driver, versions and commit (git's, unless it is given); what is absent is None."""
     import platform
 
     changes = _output("git", "status", "--porcelain")
@@ -142,8 +142,8 @@ def machine(commit: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "commit": _output("git", "rev-parse", "HEAD") or commit,
-        "dirty": None if changes is None else bool(changes),
+        "commit": commit or _output("git", "rev-parse", "HEAD"),
+        "dirty": None if changes is None or commit else bool(changes),
     }
     for name in ("triton", "cupy", "cuml", "faiss", "sklearn", "numpy", "anomalib"):
         try:

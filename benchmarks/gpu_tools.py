@@ -68,7 +68,14 @@ def run(command: list[str], log: Path, timeout: float, environment: dict[str, st
             process.wait()
             code = None
     status = "ok" if code == 0 else ("timed out" if code is None else f"exit status {code}")
-    return {"status": status, "seconds": time.monotonic() - start, "command": " ".join(command)}
+    return {"status": status, "seconds": time.monotonic() - start, "command": plain(command)}
+
+
+def plain(command: list[str]) -> str:
+    """A command as one would type it in the checkout: programs by their names, without the places of one machine."""
+    names = {sys.executable: "python", str(ROOT): "."}
+    first, *rest = (names.get(part, part) for part in command)
+    return " ".join((Path(first).name, *rest))
 
 
 def sanitize(folder: Path, deadline: float) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def sanitize(folder: Path, deadline: float) -> dict[str, Any]:
         checks[check] = run(command, log, left, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         checks[check] |= read_summary(log.read_text("utf-8", errors="replace"))
     clean = all(check["status"] == "ok" and check.get("errors") == 0 for check in checks.values())
-    return {"status": "ok" if clean else "see the checks", "tool": tool, **checks}
+    return {"status": "ok" if clean else "see the checks", "tool": Path(tool).name, **checks}
 
 
 def read_summary(log: str) -> dict[str, Any]:

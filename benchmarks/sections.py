@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from . import measure, svg
+from .digest import gpu_graph
 from .integrations import described
 from .peers import STAGES
 
@@ -346,6 +347,7 @@ def _gpu(content: Content) -> str:
         ours = row.get("ours")
         peers = {name: time for name, time in (row.get("peers") or {}).items() if isinstance(time, dict)}
         ratios = row.get("ratios") or {}
+        goal = {True: "met", False: "missed"}.get(row.get("goal_met"), "-")
         for name in peers or ("-",):
             theirs = peers.get(name)
             rows.append(
@@ -356,9 +358,13 @@ def _gpu(content: Content) -> str:
                     theirs and theirs["p50_ms"],
                     ours and ours["p50_ms"],
                     ratios.get(name),
+                    gpu_graph(row),
+                    row.get("over_floor"),
+                    f"{row['goal']}: {goal}" if goal != "-" else goal,
                 )
             )
-    return table("On the GPU", ("operation", "status", "peer", "peer ms", "ours ms", "speed-up"), rows)
+    heads = ("operation", "status", "peer", "peer ms", "ours ms", "speed-up", "captured ms", "floors", "goal")
+    return table("On the GPU", heads, rows)
 
 
 def _anything(content: Content) -> str:

@@ -265,7 +265,15 @@ def test_what_is_timed_is_called():
 
 
 def test_the_digest_of_gpu_results():
+    """Goals that are missed are said; a row without a goal tells nobody."""
+    notes = {"in_a_graph": {"p50_ms": 0.064}, "bare_bf16_product_in_a_graph": {"p50_ms": 0.0408}}
     row = {"name": "segment-1", "status": "ok", "ours": {"p50_ms": 0.5}, "ratios": {"recipe": 12.0}}
-    rows = [row, {"name": "knn", "status": "not measured"}]
-    text = digest.digest({"gpu": {"machine": {"device": {"name": "H100"}}, "rows": rows}})
-    assert "On H100:" in text and "12x recipe" in text and "Not measured there: knn." in text
+    rows = [
+        row | {"goal": ">= 1000x", "goal_met": False, "notes": notes},
+        row | {"name": "tiles", "goal": "a tile", "goal_met": None, "notes": {}},
+        {"name": "knn", "status": "not measured"},
+    ]
+    text = digest.digest({"gpu": {"machine": {"device": {"name": "H100"}, "commit": "abc" * 20}, "rows": rows}})
+    assert "On H100, commit abcabcabcabc;" in text and "Not measured there: knn." in text
+    assert "| segment-1 | 0.5 | 0.064 (bare product 0.0408) | 12x recipe | >= 1000x: **missed** |" in text
+    assert "tiles" not in text and digest.gpu_graph(row) == "-"

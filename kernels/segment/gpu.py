@@ -279,12 +279,19 @@ class _Graph:
 _NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+_SMALL = 4 << 20  # bytes; torch copies more at once faster one by one (64 images on an H200: 0.13 ms, together 0.32)
+
+
 def _copy(to: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
-    """Copies between tensors of equal dtypes, one launch for all whose numbers have one size: launches are what an
-    image alone takes time for.
+    """Copies between tensors of equal dtypes, one launch for all small ones whose numbers have one size: launches are
+    what an image alone takes time for.
     """
-    for size in sorted({x.itemsize for x in to}):
-        pairs = [(a, b) for a, b in zip(to, of, strict=True) if a.itemsize == size]
+    for a, b in zip(to, of, strict=True):
+        if a.nbytes > _SMALL:
+            a.copy_(b, non_blocking=True)
+    small = [(a, b) for a, b in zip(to, of, strict=True) if a.nbytes <= _SMALL]
+    for size in sorted({a.itemsize for a, _ in small}):
+        pairs = [(a, b) for a, b in small if a.itemsize == size]
         if len({a.dtype for a, _ in pairs}) > 1:
             pairs = [(a.view(_NUMBERS[size]), b.view(_NUMBERS[size])) for a, b in pairs]
         torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs], non_blocking=True)
