@@ -69,14 +69,15 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
         if x.dtype.kind in "iub":
             x = x.astype(np.float32)
     else:
-        x = x.detach()
+        if x.requires_grad:
+            x = x.detach()
         if not (x.is_floating_point() or x.is_complex()):
             x = x.float()
     if dtype_name(x) not in _FLOATS:
         raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)} or an integer, got {dtype_name(x)}")
     if x.ndim not in ndim:
         raise ValueError(f"{name}: expected {' or '.join(str(n) for n in ndim)} dimensions, got shape {tuple(x.shape)}")
-    if any(size == 0 for size in x.shape):
+    if 0 in x.shape:
         raise ValueError(f"{name}: expected no empty axis, got shape {tuple(x.shape)}")
     return x
 
@@ -131,32 +132,38 @@ def like(result: Any, template: Array) -> Any:
 
 def check_int(value: Any, name: str, minimum: int, maximum: int = _INT64_MAX) -> int:
     """`value` as an int within [minimum, maximum]; none is larger than what torch and C++ take."""
-    takes = f"an integer >= {minimum}" if maximum == _INT64_MAX else f"an integer in [{minimum}, {maximum}]"
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected {takes}, got {value!r}") from None
+        raise TypeError(f"{name}: expected {_integers(minimum, maximum)}, got {value!r}") from None
     if not minimum <= number <= maximum:
         bound = " and < 2**63" if number > _INT64_MAX == maximum else ""
-        raise ValueError(f"{name}: expected {takes}{bound}, got {number}")
+        raise ValueError(f"{name}: expected {_integers(minimum, maximum)}{bound}, got {number}")
     return number
+
+
+def _integers(minimum: int, maximum: int) -> str:
+    return f"an integer >= {minimum}" if maximum == _INT64_MAX else f"an integer in [{minimum}, {maximum}]"
 
 
 def check_float(value: Any, name: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> float:
     """`value` as a finite float within [low, high], or (low, high] with `open_low`."""
-    first = "(" if open_low or low == -math.inf else "["
-    takes = f"a number in {first}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
     try:
         if isinstance(value, (bool, np.bool_, str)):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected {takes}, got {value!r}") from None
+        raise TypeError(f"{name}: expected {_numbers(low, high, open_low)}, got {value!r}") from None
     if not math.isfinite(number) or number > high or number < low or (open_low and number == low):
-        raise ValueError(f"{name}: expected {takes}, got {number!r}")
+        raise ValueError(f"{name}: expected {_numbers(low, high, open_low)}, got {number!r}")
     return number
+
+
+def _numbers(low: float, high: float, open_low: bool) -> str:
+    first = "(" if open_low or low == -math.inf else "["
+    return f"a number in {first}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
 
 
 def check_bool(value: Any, name: str) -> bool:

@@ -36,7 +36,7 @@ class BackendWarning(UserWarning):
     """A faster backend exists but cannot be used here; the message says why. Shown once for each."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operation:
     """One operation and its backends, fastest first, for host arrays and for CUDA tensors."""
 
@@ -45,7 +45,7 @@ class Operation:
     cuda: tuple[str, ...]
     finite: bool = True  # whether its inputs have to be
 
-    @property
+    @functools.cached_property
     def backends(self) -> tuple[str, ...]:
         """Names of the backends that exist, ``reference`` last."""
         names = dict.fromkeys((*self.cuda, *self.host))

@@ -152,7 +152,7 @@ def segment(
     anomaly_map: Tensor, features: Tensor, score: Tensor | None, options: SegmentOptions, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``ttt4as::segment`` with its options spread in the order of the schema."""
-    values = (getattr(options, name) for name in OPTION_NAMES)
+    values = [getattr(options, name) for name in OPTION_NAMES]
     return torch.ops.ttt4as.segment(anomaly_map, features, score, *values, backend)
 
 
@@ -160,5 +160,5 @@ def segment_robust(
     anomaly_map: Tensor, features: Tensor, score: Tensor | None, options: RobustOptions, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``ttt4as::segment_robust`` with its options spread in the order of the schema."""
-    values = (getattr(options, name) for name in ROBUST_NAMES)
+    values = [getattr(options, name) for name in ROBUST_NAMES]
     return torch.ops.ttt4as.segment_robust(anomaly_map, features, score, *values, backend)

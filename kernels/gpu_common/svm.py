@@ -1,4 +1,4 @@
-"""Every image of a batch trained at once: Gram matrices and weights in Triton around the solver in ``svm.cu``."""
+"""Every image of a batch trained at once: Gram matrices by ``gram.cu``, the solver in ``svm.cu``, weights in Triton."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CELL, _PIXEL = 10, 5  # doubles that it keeps of each
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
 _GRAM_BLOCKS, _GRAM_THREADS = 64, 512  # an image's, and a block's
 _GRAM_SHARED = max(3 * 2 * 32 * 17 * 16, _GRAM_THREADS // 32 * 32 * 33 * 4)
-"""Bytes of shared memory that a block of ``gram.cu`` asks for."""
+"""Bytes of shared memory that a block of ``gram.cu`` asks for: its stages of float4, or a tile's sums of each warp."""
 WEIGHTS_BLOCKS = 64, 32
 """Basis vectors and channels of a program of `weights_kernel`: one image alone should have many programs."""
 

@@ -107,6 +107,7 @@ class Index:
         # Beyond float32's range the approximation says nothing: search exhaustively.
         self.exhaustive = float(self.largest[0]) > 1e30
         self._part = 1 << 30
+        self._described = None  # `low` as a tensor of tiles, for as long as they keep their size
 
     def _prepare(self, x: torch.Tensor, largest: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """float16 copy and facts of the bank; of queries, where the `largest` facts of the bank are given."""
@@ -148,7 +149,7 @@ class Index:
     def takes_gemm(self, n_query: int) -> bool:
         """Whether the table of this device sends a search to cuBLAS and a minimum rather than to the fused kernel."""
         # Where sums in float16 are allowed, torch refuses a float32 product of float16; their error has no bound here.
-        if self.bank.device.type != "cuda" or torch.backends.cuda.matmul.allow_fp16_accumulation:
+        if not GEMM_FROM or self.bank.device.type != "cuda" or torch.backends.cuda.matmul.allow_fp16_accumulation:
             return False
         capability = torch.cuda.get_device_capability(self.bank.device)
         return capability in GEMM_FROM and n_query * self.size >= GEMM_FROM[capability]
@@ -188,7 +189,9 @@ class Index:
         rest = (facts, self.norm, least, second, n, self.size, self.padded, self.n_groups)
         if has_descriptors(low.device):
             q = TensorDescriptor.from_tensor(low, [block_q, block_d])
-            b = TensorDescriptor.from_tensor(self.low, [block_n, block_d])
+            b = self._described
+            if b is None or b.block_shape != [block_n, block_d]:
+                b = self._described = TensorDescriptor.from_tensor(self.low, [block_n, block_d])
             programs = processors(low.device)
             propose_persistent_kernel[(min(programs, tiles),)](
                 q, b, *rest, **blocking, PROGRAMS=programs, num_warps=warps, num_stages=stages
@@ -221,6 +224,7 @@ class Index:
         indices.copy_(order[:, :k].masked_fill(~number, -1))
 
 
+@functools.cache
 def has_descriptors(device: torch.device) -> bool:
     """Whether tiles are copied by hardware from a tensor's description: from compute capability 9 on."""
     if TensorDescriptor is None or device.type != "cuda":
@@ -245,6 +249,7 @@ def refine_blocks(list_size: int, dim: int, dtype: torch.dtype, warps: int) -> d
     }
 
 
+@functools.cache
 def tile_of(device: torch.device) -> tuple[int, int, int, int, int]:
     """Tile of `propose_kernel` on `device`: queries, bank vectors, channels, warps, stages."""
     if device.type != "cuda":

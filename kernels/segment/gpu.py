@@ -1,8 +1,8 @@
 """The whole method on the device: labels, training, decision and mask without a word to the host, in one CUDA graph.
 
-Five kernels an image batch: pseudo-labels (CUDA C++), basis vectors and their Gram matrix (Triton), the solver
-(CUDA C++), its weights and the decision on the feature grid (Triton), upsampling with threshold (Triton). The
-(C, H, W) tensor is never built, capacities follow from shapes alone, and an image gets the same bits in any batch.
+Seven kernels an image batch: pseudo-labels (CUDA C++), basis vectors (Triton), their Gram matrix and the solver
+(CUDA C++), its weights, the decision on the feature grid, upsampling with threshold (Triton). The (C, H, W) tensor is
+never built, capacities follow from shapes alone, and an image gets the same bits in any batch.
 
 The second call with the same shapes, dtypes, strides and options captures a CUDA graph, which later calls replay; the
 `GRAPHS` most recent are kept, each with its input buffers. `warmup` captures ahead of time. Inside a stream that is

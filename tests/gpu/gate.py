@@ -111,7 +111,7 @@ def cases() -> list[dict]:
                 {"x_d": 1, "UNIT": 8, "QUERY": query, "BLOCK_D": 1024, "WHOLE": True},
                 plain=("dim", "x_n"),
             )
-        every = [(k, warps) for warps in (4, 2) for k in (1, 9, knn.MAX_K)]
+        every = [(k, warps) for warps in (4, 2) for k in (1, 9, knn.MAX_K)]  # for few queries and for many
         for k, warps in every if dtype == "f32" else [(9, 4)]:
             size = max(2, triton.next_power_of_2(k))
             add(
@@ -130,6 +130,7 @@ def cases() -> list[dict]:
                 {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "LANES": 256}
                 | knn.refine_blocks(size, 1024, kind, warps),
                 plain=("dim", "q_n", "b_n"),
+                architectures=() if warps == 4 else (90,),
                 num_warps=warps,
                 maxnreg=knn.REFINE_REGISTERS,
             )
