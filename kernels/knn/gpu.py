@@ -165,7 +165,7 @@ class Index:
         propose(low, facts, least, second)
         list_size = max(2, power_of_two(k))
         lanes = min(256, max(32, power_of_two(self.n_groups)))
-        warps = 4 if n < MANY_QUERIES else 2
+        warps = refine_warps(n, list_size)
         (q_n, q_d), (b_n, b_d) = query.stride(), self.bank.stride()
         unit = unit_of(self.dim, q_n, b_n)
         refine_kernel[(n,)](
@@ -236,6 +236,11 @@ def has_descriptors(device: torch.device) -> bool:
 def processors(device: torch.device) -> int:
     """Multiprocessors of a device, each of which holds one program of `propose_persistent_kernel`."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def refine_warps(n_query: int, list_size: int) -> int:
+    """Warps that `refine_kernel` has for each query."""
+    return 2 if n_query >= MANY_QUERIES and list_size <= 16 else 4  # a longer list leaves too few registers to two
 
 
 def refine_blocks(list_size: int, dim: int, dtype: torch.dtype, warps: int) -> dict[str, int]:

@@ -111,9 +111,11 @@ def cases() -> list[dict]:
                 {"x_d": 1, "UNIT": 8, "QUERY": query, "BLOCK_D": 1024, "WHOLE": True},
                 plain=("dim", "x_n"),
             )
-        every = [(k, warps) for warps in (4, 2) for k in (1, 9, knn.MAX_K)]  # for few queries and for many
-        for k, warps in every if dtype == "f32" else [(9, 4)]:
+        few, many = 1, knn.MANY_QUERIES
+        every = [(1, few), (9, few), (knn.MAX_K, few), (1, many), (16, many)]
+        for k, queries in every if dtype == "f32" else [(9, few)]:
             size = max(2, triton.next_power_of_2(k))
+            warps = knn.refine_warps(queries, size)
             add(
                 f"knn-refine-k{k}-{'' if warps == 4 else 'many-'}{dtype}",
                 knn.refine_kernel,
