@@ -58,15 +58,8 @@ def test_triton_kernels(report):
 def test_cuda_sources_with_nvcc(report):
     if not report["cuda"]:
         pytest.skip("no nvcc")
-    for file, architectures in report["cuda"].items():
-        for architecture, facts in architectures.items():
-            assert "error" not in facts, f"{file} sm_{architecture}: {facts.get('error')}"
-            assert facts["kernels"]
-            for name, kernel in facts["kernels"].items():
-                assert kernel["stack"] == 0 and kernel["spills"] == 0, (file, name, architecture, kernel)
-                assert kernel["shared"] <= 48 * 1024  # static; the solver asks for the rest when it is launched
-    solver = report["cuda"]["gpu_common/svm.cu"]["90"]["kernels"]["svm_solve"]
-    assert solver["shared"] <= 4096, "Capacity sets aside 4096 bytes for the solver's own"
+    assert set(report["cuda"]) == set(gate.SOURCES)
+    assert not any(report["cuda"].values()), report["cuda"]
 
 
 @pytest.mark.parametrize("architecture", gate.ARCHITECTURES)
@@ -74,7 +67,14 @@ def test_cuda_sources_with_nvcc(report):
 def test_cuda_sources_with_nvrtc(file, architecture):
     """NVRTC, which CuPy calls, has no standard headers at hand and reads the options that `cuda` and CuPy pass."""
     cubin, ptx = _compile(file, architecture, *CUPY_OPTIONS)
-    assert len(cubin) > 1000
+    pytest.importorskip("triton", reason="Triton, whose cuobjdump reads the result, is not installed")
+    kernels = gate.resources_of(cubin)
+    assert kernels
+    of_the_driver = 1024 if architecture >= 90 else 0
+    for name, facts in kernels.items():
+        assert facts["stack"] == 0 and facts["local"] == 0, (name, facts)
+        # Static; what is more is asked for at the launch, where `Capacity` leaves 4096 bytes for the solver's own.
+        assert facts["shared"] - of_the_driver <= (4096 if name == "svm_solve" else 48 * 1024), (name, facts)
     if file == "peaks/peaks.cu":  # subnormal numbers of a map are not flushed where they are compared
         assert re.search(rb"setp\.\w+\.f64", ptx)
         flushed = re.findall(rb"setp\.\w+\.ftz[^;]*;", ptx)
