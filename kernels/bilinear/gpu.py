@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..gpu_common import FUSED
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.geometry import axis
 from ..gpu_common.memory import chunks
@@ -116,7 +117,7 @@ def upsample(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
             upsample_kernel[(h, blocks(part.shape[1], block_c) * blocks_w, len(part))](
                 part, out, rows.start, rows.weight, cols.lower, cols.weight,
                 part.shape[1], h, w, width, *x.stride(), *y.stride(),
-                BLOCK_C=block_c, BLOCK_W=block_w, CHANNELS_LAST=last,
+                BLOCK_C=block_c, BLOCK_W=block_w, CHANNELS_LAST=last, **FUSED,
             )  # fmt: skip
     return y.reshape(*features.shape[:-2], height, width)
 
@@ -134,6 +135,7 @@ def sample(features: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, heigh
         features, y, rows.contiguous(), cols.contiguous(),
         row_axis.lower, row_axis.weight, col_axis.lower, col_axis.weight,
         len(rows), channels, h, w, height, width, *features.stride(), BLOCK_N=block_n, BLOCK_C=block_c,
+        **FUSED,
     )  # fmt: skip
     return y
 

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..gpu_common import FUSED
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.memory import chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
@@ -170,7 +171,7 @@ def greedy(
         else:
             # What was compiled for these very buffers is launched as it is from now on: to look at all arguments
             # again would cost the host more than a pass over the sketches takes.
-            compiled = pick_kernel[(programs,)](*arguments, **options)
+            compiled = pick_kernel[(programs,)](*arguments, **options, **FUSED)
             again[now] = None if compiled is None else compiled[(programs, 1, 1)]  # None: it is interpreted
         if progress is not None and (step % _REPORT_EVERY == 0 or step == n_samples - 1):
             if device.type == "cuda":

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from . import FUSED
+
 
 @triton.jit
 def _count(x_ptr, BLOCK: tl.constexpr):
@@ -17,7 +19,7 @@ def run() -> str | None:
     """Why a Triton kernel cannot run on the current device; None if one just did."""
     try:
         x = torch.full((32,), -1, dtype=torch.int32, device="cuda")
-        _count[(1,)](x, BLOCK=32)
+        _count[(1,)](x, BLOCK=32, **FUSED)
         if x.tolist() == list(range(32)):
             return None
         return "a Triton kernel ran here with a wrong result"

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import cuda
+from . import FUSED, cuda
 from .geometry import Axis
 from .units import blocks
 
@@ -191,6 +191,6 @@ def train(
     weights = torch.empty((batch, dim), dtype=torch.float32, device=device)
     block_m, block_c = WEIGHTS_BLOCKS
     weights_kernel[(blocks(dim, block_c), batch)](
-        basis, beta, counts, status, weights, rows, dim, BLOCK_M=block_m, BLOCK_C=block_c
+        basis, beta, counts, status, weights, rows, dim, BLOCK_M=block_m, BLOCK_C=block_c, **FUSED
     )
     return Trained(weights, report)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from ..gpu_common import FUSED
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
@@ -121,6 +122,7 @@ class Index:
             x, self.centre, low, facts, facts if largest is None else largest, self.exponent,
             self.dim // unit, self.padded, x_n // unit, x_d,
             UNIT=unit, QUERY=largest is not None, BLOCK_D=block_d, WHOLE=self.padded <= block_d,
+            **FUSED,
         )  # fmt: skip
         return low, facts
 
@@ -172,6 +174,7 @@ class Index:
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
             q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size, LANES=lanes,
             **refine_blocks(list_size, self.dim, self.bank.dtype, warps), num_warps=warps, maxnreg=REFINE_REGISTERS,
+            **FUSED,
         )  # fmt: skip
 
     def _propose(
@@ -185,7 +188,7 @@ class Index:
         block_q, block_n, block_d, warps, stages = tile_of(low.device) if tile is None else tile
         n = low.shape[0]
         tiles = blocks(n, block_q) * blocks(self.size, block_n)
-        blocking = {"BLOCK_Q": block_q, "BLOCK_N": block_n, "BLOCK_D": block_d, "SWIZZLE": 8}
+        blocking = {"BLOCK_Q": block_q, "BLOCK_N": block_n, "BLOCK_D": block_d, "SWIZZLE": 8, **FUSED}
         rest = (facts, self.norm, least, second, n, self.size, self.padded, self.n_groups)
         if has_descriptors(low.device):
             q = TensorDescriptor.from_tensor(low, [block_q, block_d])
@@ -207,7 +210,7 @@ class Index:
         block_q, block_n = 16, 256
         reduce_product_kernel[(blocks(len(low), block_q) * blocks(self.size, block_n),)](
             product, facts, self.norm, least, second, len(low), self.size, self.n_groups,
-            BLOCK_Q=block_q, BLOCK_N=block_n,
+            BLOCK_Q=block_q, BLOCK_N=block_n, **FUSED,
         )  # fmt: skip
 
     def _search_exhaustively(self, query: torch.Tensor, k: int, distances: torch.Tensor, indices: torch.Tensor) -> None:

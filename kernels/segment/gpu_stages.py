@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..gpu_common import FUSED
 from ..gpu_common.svm import Samples
 from ..gpu_common.units import blocks, power_of_two
 
@@ -174,6 +175,7 @@ def basis(
         features, out, points, samples.cells, counts, status,
         samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
         channels, h, w, samples.size[1], rows, points.shape[1], *strides(features), BLOCK_M=block_m, BLOCK_C=block_c,
+        **FUSED,
     )  # fmt: skip
     return out
 
@@ -185,7 +187,7 @@ def decision(features: torch.Tensor, weights: torch.Tensor, report: torch.Tensor
     block_p, block_c = decision_blocks(channels)
     decision_kernel[(blocks(h * w, block_p), batch)](
         features, weights, report, status, low, channels, h * w, *strides(features),
-        BLOCK_P=block_p, BLOCK_C=block_c, CHANNELS_LAST=layout(features) == torch.channels_last,
+        BLOCK_P=block_p, BLOCK_C=block_c, CHANNELS_LAST=layout(features) == torch.channels_last, **FUSED,
     )  # fmt: skip
     return low
 
@@ -210,5 +212,5 @@ def upsample_threshold(
     upsample_threshold_kernel[(blocks(height * width, block), batch)](
         low, status, decision, mask, codes,
         samples.rows.lower, samples.rows.weight, samples.cols.lower, samples.cols.weight,
-        h, w, height, width, BLOCK=block,
+        h, w, height, width, BLOCK=block, **FUSED,
     )  # fmt: skip

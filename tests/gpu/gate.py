@@ -255,7 +255,9 @@ def compile_triton(case: dict, architecture: int) -> dict:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants, options = case["constants"], case["options"]
+    from ttt4as_fast.kernels.gpu_common import FUSED
+
+    constants, options = case["constants"], case["options"] | FUSED
     kernel = case["kernel"]
     signature = {name: "constexpr" if name in constants else kind for name, kind in case["types"].items()}
     places = {name: (kernel.arg_names.index(name),) for name in signature}
