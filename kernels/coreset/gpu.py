@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ..gpu_common import FUSED
+from ..gpu_common.capability import processors
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.memory import chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
@@ -221,4 +222,4 @@ def _programs(device: torch.device, options: dict[str, int]) -> int:
     if device.type != "cuda":
         return 3
     resident = _REGISTERS // (32 * options["num_warps"] * options["maxnreg"])
-    return resident * torch.cuda.get_device_properties(device).multi_processor_count
+    return resident * processors(device)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def triton_unavailable(device: str) -> str | None:
@@ -54,6 +58,14 @@ def not_while_capturing() -> None:
 
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError("call the operation once before capturing it in a CUDA graph: its backend is tried then")
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache

@@ -58,7 +58,7 @@ struct Problem {
     __device__ int* neighbour(int i) const {
         return reinterpret_cast<int*>(by_cell) + (long long)STENCIL * n_cells + (long long)STENCIL * i;
     }
-    __device__ int2& bounds(int i) const { return reinterpret_cast<int2*>(by_cell + 9ll * n_cells)[i]; }
+    __device__ int2& bounds(int i) const { return reinterpret_cast<int2*>(by_cell + (long long)STENCIL * n_cells)[i]; }
 };
 
 __device__ inline double point_sign(const Problem& p, int i) { return p.point_sign ? p.point_sign[i] : -1; }

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from ..gpu_common import FUSED
+from ..gpu_common.capability import processors
 from ..gpu_common.capability import triton_unavailable as unavailable
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
@@ -195,7 +196,7 @@ class Index:
             b = self._described
             if b is None or b.block_shape != [block_n, block_d]:
                 b = self._described = TensorDescriptor.from_tensor(self.low, [block_n, block_d])
-            programs = processors(low.device)
+            programs = processors(low.device)  # one each: its tile fills a multiprocessor
             propose_persistent_kernel[(min(programs, tiles),)](
                 q, b, *rest, **blocking, PROGRAMS=programs, num_warps=warps, num_stages=stages
             )
@@ -233,12 +234,6 @@ def has_descriptors(device: torch.device) -> bool:
     if TensorDescriptor is None or device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device)[0] >= 9
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device, each of which holds one program of `propose_persistent_kernel`."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def refine_warps(n_query: int, list_size: int) -> int:

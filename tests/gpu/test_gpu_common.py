@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 
 import pytest
@@ -79,3 +80,21 @@ def test_sizes_on_the_host_are_those_of_triton():
     for number in (1, 2, 3, 4, 5, 127, 128, 129, 1 << 30, (1 << 30) + 1):
         assert power_of_two(number) == triton.next_power_of_2(number)
         assert blocks(number, 128) == triton.cdiv(number, 128)
+
+
+def test_the_host_sets_aside_what_the_kernels_take():
+    """Shared memory and scratch are sized in Python, by numbers that stand in the sources too."""
+    pytest.importorskip("triton")
+    from ttt4as_fast.kernels.gpu_common import cuda, svm
+
+    def constants(file: str) -> dict[str, int]:
+        return {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+)\b", cuda.source(file), re.M)}
+
+    gram, solver = constants(svm._GRAM), constants(svm._SOLVER)
+    pitch, tile = gram["CHUNK"] + 1, gram["TILE"]
+    stages = gram["STAGES"] * 2 * tile * pitch * 16
+    sums = svm._GRAM_THREADS // 32 * tile * (tile + 1) * 4
+    assert max(stages, sums) == svm._GRAM_SHARED and svm._GRAM_THREADS <= gram["MOST_THREADS"]
+    named = ("VECTORS", "PAD", "CELL_DOUBLES", "PIXEL_DOUBLES")
+    assert [solver[name] for name in named] == [svm._VECTORS, svm._PAD, svm._CELL, svm._PIXEL]
+    assert svm.THREADS <= solver["MAX_THREADS"]

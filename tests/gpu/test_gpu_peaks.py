@@ -38,6 +38,18 @@ def test_percentile_over_every_magnitude(device, rng, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("level", [0.0, 7.0], ids=["at the bottom", "saturated"])
+def test_a_plateau_larger_than_the_shortlist(device, rng, level, dtype):
+    """More pixels share the highest place than a block can list: it passes over the map instead."""
+    values = rng.random((1, 80, 90)).astype(dtype)
+    values[0, 5:, :] = level  # 6750 of 7200, where 4096 fit
+    x = torch.from_numpy(values)
+    for percentile in (99.6, 99.9, 100.0):  # few enough above it for a block of 32 threads too
+        got = kernels.local_maxima(x.to(device), percentile, backend="gpu")
+        assert torch.equal(got.cpu(), kernels.local_maxima(x, percentile, backend="reference")), percentile
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_subnormal_numbers_are_numbers(device, rng, dtype):
     """Tails of a blur: below the least normal number, which a compiler may be told to take for 0."""
     least = np.finfo(dtype).smallest_subnormal
