@@ -38,7 +38,7 @@ class Clock:
     budget_s : float
         Seconds to spend on one measurement at most (but three calls at least).
     warmup : int
-        Calls that are not timed: a CUDA graph of `segment` is captured in the second.
+        Calls that are not timed: in the second, `segment` and a search capture a CUDA graph.
     """
 
     def __init__(self, device: torch.device, calls: int = 200, budget_s: float = 1.0, warmup: int = 3) -> None:

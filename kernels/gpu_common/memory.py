@@ -37,7 +37,7 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
     Raises
     ------
     torch.OutOfMemoryError
-        One item does not fit either.
+        One item does not fit either, or a graph is captured, which giving memory back would break off.
     """
     start, warned = 0, False
     while start < total:
@@ -47,7 +47,7 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
             start = stop
             continue
         except torch.OutOfMemoryError:
-            if stop - start == 1:
+            if stop - start == 1 or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
                 raise
         # Out of the handler, whose exception holds the frames and with them the tensors of the attempt.
         size = (stop - start + 1) // 2

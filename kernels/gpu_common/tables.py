@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -13,11 +13,25 @@ CAPACITY = 256
 """Tables kept beside those that a CUDA graph holds the addresses of."""
 
 _Table = TypeVar("_Table")
+_Value = TypeVar("_Value")
 _RECENT: OrderedDict[tuple[Hashable, torch.device], object] = OrderedDict()
 _IN_GRAPHS: dict[tuple[Hashable, torch.device], object] = {}
 _LOCK = threading.Lock()
 DEVICE_MUST_NOT_WAIT = threading.Lock()
 """Held while a graph is captured, which a wait for the whole device, from any thread, would break off."""
+
+
+class Same(Generic[_Value]):
+    """Part of a key: one object, equal to itself alone. The key keeps it alive, so that no other takes its place."""
+
+    def __init__(self, value: _Value) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def table(key: Hashable, device: torch.device, make: Callable[[], _Table]) -> _Table:

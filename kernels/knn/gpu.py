@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ import torch
 from ..gpu_common import FUSED
 from ..gpu_common.capability import processors
 from ..gpu_common.capability import triton_unavailable as unavailable
+from ..gpu_common.graphs import Graphs
+from ..gpu_common.layout import dense
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
 from .gpu_kernels import (
@@ -47,6 +50,12 @@ MAX_K = 64
 """Neighbours up to which the list of a query stays in registers; more are searched exhaustively."""
 SCRATCH_BYTES = 256 << 20
 """Default bound on the scratch of a search."""
+GRAPHS = 4
+"""CUDA graphs that an index keeps, each for searches of one number of queries and neighbours."""
+GRAPH_BYTES = 16 << 20
+"""Scratch up to which a search has one: a larger search takes a device longer than the host takes to launch it, and a
+graph holds its scratch for as long as it is kept.
+"""
 TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8, 4)}
 """Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages."""
 MANY_QUERIES = 4096
@@ -110,6 +119,7 @@ class Index:
         self.exhaustive = float(self.largest[0]) > 1e30
         self._part = 1 << 30
         self._described = None  # `low` as a tensor of tiles, for as long as they keep their size
+        self._graphs = Graphs("KnnIndex.search", GRAPHS)
 
     def _prepare(self, x: torch.Tensor, largest: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """float16 copy and facts of the bank; of queries, where the `largest` facts of the bank are given."""
@@ -131,21 +141,35 @@ class Index:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index.
 
         A query with a non-finite value gets distance NaN and index -1: raising would wait for the device.
+
+        A small search replays a CUDA graph from the third of its kind on (`gpu_common.graphs`).
         """
+        if k > MAX_K or self.exhaustive:
+            return self._in_parts(self._search_exhaustively, query, k, 1, 32 * self.size)
+        gemm = self.takes_gemm(query.shape[0])
+        per_query = 8 * self.n_groups + 2 * self.padded + 32 + (4 * self.size if gemm else 0)
+
+        def launch(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._in_parts(self._search, query, k, 128, per_query)
+
+        small = query.shape[0] * per_query <= min(GRAPH_BYTES, self.scratch_bytes)
+        if not small or not query.is_cuda or torch.cuda.is_current_stream_capturing():
+            return launch(query)
+        distances, indices = self._graphs.run((k, gemm), launch, (dense(query),))
+        return distances, indices
+
+    def _in_parts(
+        self, step: Callable[..., None], query: torch.Tensor, k: int, least: int, per_query: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``step(query, k, distances, indices)`` of as many queries at a time as memory has room for, but `least`."""
         n = query.shape[0]
         distances = torch.empty((n, k), dtype=torch.float32, device=query.device)
         indices = torch.empty((n, k), dtype=torch.int64, device=query.device)
-        if k > MAX_K or self.exhaustive:
-            step, per_query = self._search_exhaustively, 32 * self.size
-        else:
-            step, per_query = self._search, 8 * self.n_groups + 2 * self.padded + 32
-            if self.takes_gemm(n):
-                per_query += 4 * self.size
 
         def work(start: int, stop: int) -> None:
             step(query[start:stop], k, distances[start:stop], indices[start:stop])
 
-        part = max(128 if step == self._search else 1, self.scratch_bytes // per_query)
+        part = max(least, self.scratch_bytes // per_query)
         self._part = in_chunks(work, n, min(part, self._part), "queries")
         return distances, indices
 

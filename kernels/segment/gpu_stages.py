@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ..gpu_common import FUSED
+from ..gpu_common.layout import layout
 from ..gpu_common.svm import Samples
 from ..gpu_common.units import blocks, power_of_two
 
@@ -135,21 +136,6 @@ def upsample_threshold_kernel(
     tl.store(mask_ptr + out, value > 0, mask=exists)
     if tl.program_id(0) == 0:
         tl.store(code_ptr + image, status.to(tl.int8))
-
-
-def layout(features: torch.Tensor) -> torch.memory_format:
-    """The layout in which the kernels read features: channels last where the channels are adjacent, else contiguous."""
-    last = features.stride(1) == 1 and features.shape[1] > 1
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def dense(features: torch.Tensor) -> torch.Tensor:
-    """`features` in their `layout` from an aligned address; a copy only where they are not.
-
-    The compiler orders a sum by what it knows of strides and addresses, and an image has the same bits in any call.
-    """
-    found = features.contiguous(memory_format=layout(features))
-    return found.clone(memory_format=torch.preserve_format) if found.data_ptr() % 16 else found
 
 
 def strides(features: torch.Tensor) -> tuple[int, int, int]:

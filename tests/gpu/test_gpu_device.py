@@ -39,7 +39,7 @@ def test_problems_of_every_size_by_turns(rng):
     sizes = [(64, 28, 28), (8, 4, 4), (16, 40, 40), (8, 4, 4), (64, 28, 28)]
     cases = [case(rng, (56, 56), shape, 1) for shape in sizes]
     for maps, features in cases:
-        gpu.clear()
+        gpu.GRAPHS.clear()
         got = kernels.segment(maps, features, **(OPTIONS | {"tol": 1e-6}))
         want = kernels.segment(maps.cpu(), features.cpu(), **(OPTIONS | {"tol": 1e-6, "backend": "reference"}))
         scale = max(1.0, float(want.decision_map.abs().max()))
@@ -80,7 +80,7 @@ class TestGraphs:
                     kernels.segment(*one, **OPTIONS)
                 torch.cuda._sleep(2_000_000)
                 got = [kernels.segment(*one, **OPTIONS) for one in cases]
-            gpu.clear()
+            gpu.GRAPHS.clear()
             junk = [torch.full_like(one[1], 9.0) for one in cases * 4]
             torch.cuda.synchronize()
             assert all(same(a, b) for a, b in zip(got, want, strict=True))
@@ -213,13 +213,13 @@ class TestMemory:
 
         maps, features = case(rng, (224, 224), (256, 28, 28), 1)
         maps, features = maps.expand(64, -1, -1).contiguous(), features.expand(64, -1, -1, -1).contiguous()
-        gpu.clear()
+        gpu.GRAPHS.clear()
         want = kernels.segment(maps, features, **OPTIONS)
-        gpu.clear()
+        gpu.GRAPHS.clear()
         limited(128 << 20)
         with pytest.warns(BackendWarning, match="images or fewer at a time"):
             got = kernels.segment(maps, features, **OPTIONS)
-        gpu.clear()
+        gpu.GRAPHS.clear()
         assert same(got, want)
 
     def test_more_than_two_billion_values(self):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -106,10 +105,10 @@ class TestParity:
             alone = kernels.segment(maps[i], features[i], **options)
             assert torch.equal(alone.decision_map, together.decision_map[i])
         monkeypatch.setattr(gpu, "SCRATCH_BYTES", 1)
-        gpu.clear()
+        gpu.GRAPHS.clear()
         parts = kernels.segment(maps.flip(0), features.flip(0), **options)
         assert torch.equal(parts.decision_map.flip(0), together.decision_map)
-        gpu.clear()
+        gpu.GRAPHS.clear()
 
     def test_one_iteration_is_not_enough(self, device, rng):
         maps, features = inputs(rng, (20, 20), (6, 5, 5))
@@ -171,7 +170,7 @@ class TestMemory:
         maps, features = inputs(rng, (24, 24), (6, 6, 6))
         for size in range(1024, 20 * 1024, 1024):
             monkeypatch.setattr(svm.Capacity, "shared_bytes", property(lambda self, size=size: size))
-            gpu.clear()
+            gpu.GRAPHS.clear()
             check(device, maps, features)
 
     def test_products_through_the_basis(self, device, rng, monkeypatch):
@@ -184,6 +183,7 @@ class TestMemory:
     def test_capacity_is_of_shapes_alone(self):
         pytest.importorskip("triton")
         from ttt4as_fast.kernels.gpu_common.svm import Capacity
+        from ttt4as_fast.kernels.gpu_common.tables import Same
         from ttt4as_fast.kernels.segment import gpu
 
         usual = Capacity(884, 1024, (224, 224), (28, 28), 232448)
@@ -191,7 +191,7 @@ class TestMemory:
         assert usual.bytes < 16 << 20
         large = Capacity(20_000, 1024, (1024, 1024), (140, 140), 232448)
         assert 16 * large.vectors > large.shared_bytes and large.gram == 1024
-        plan = gpu._Plan(np.arange(4), 4, 99.0, 2, 1e-3, "hinge", 1e-4, 10)
+        plan = gpu._Plan(Same(np.arange(4)), 4, 99.0, 2, 1e-3, "hinge", 1e-4, 10)
         huge, features = torch.empty((1, 1 << 15, 1 << 14), device="meta"), torch.empty((1, 4, 2, 2), device="meta")
         with pytest.raises(ValueError, match=r"anomaly_map: expected fewer than 2\*\*29 pixels, got 32768 x 16384"):
             plan.capacity(huge, features)
@@ -235,27 +235,6 @@ def test_not_finite(device, rng, where, value):
         _ = kernels.Segmentation(mask, decision, labels, codes).status
 
 
-@dataclass
-class Plan:
-    """Stands for the stages: counts its runs."""
-
-    candidates: np.ndarray
-    runs: int = 0
-
-    def run(self, *inputs):
-        self.runs += 1
-        return "eager"
-
-
-class Graph:
-    def __init__(self, plan, inputs):
-        if inputs[0].shape[0] == 13:
-            raise RuntimeError("operation not permitted when stream is capturing")
-
-    def replay(self, inputs):
-        return "replayed"
-
-
 def views(x):
     """`x` (B, C, h, w) as others may hand it over: name, and a tensor of the same values."""
     batch, channels, h, w = x.shape
@@ -282,12 +261,13 @@ def views(x):
 def test_features_reach_the_kernels_dense(rng, shape):
     """A kernel's sums may not depend on how the caller's tensor lies: the strides that it gets are those of memory."""
     pytest.importorskip("triton")
+    from ttt4as_fast.kernels.gpu_common.layout import dense
     from ttt4as_fast.kernels.segment import gpu_stages
 
     x = torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
     for name, view in views(x).items():
         assert torch.equal(view, x), name
-        found = gpu_stages.dense(view)
+        found = dense(view)
         assert torch.equal(found, x) and found.data_ptr() % 16 == 0, name
         by_image, by_channel, by_cell = gpu_stages.strides(found)
         batch, channels, h, w = shape
@@ -295,58 +275,6 @@ def test_features_reach_the_kernels_dense(rng, shape):
         assert torch.equal(flat, x.flatten(2)), name
         if name in ("contiguous", "channels last"):
             assert found.data_ptr() == view.data_ptr() or view.data_ptr() % 16, name
-
-
-class TestGraphs:
-    """Which calls capture and which replay; that a graph computes the same is a test for a GPU, below."""
-
-    def test_buffers_made_in_inference_mode_can_be_written_outside(self):
-        pytest.importorskip("triton")
-        from ttt4as_fast.kernels.segment import gpu
-
-        with torch.inference_mode():
-            x = torch.ones((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
-            buffer = gpu._buffer_like(x, torch.channels_last)
-        assert not buffer.is_inference() and buffer.stride() == x.stride()
-        buffer.copy_(x)
-
-    @pytest.fixture
-    def cache(self):
-        pytest.importorskip("triton")
-        from ttt4as_fast.kernels.segment import gpu
-
-        return gpu._Cache(make=Graph)
-
-    def test_second_call_captures(self, cache):
-        plan, x = Plan(np.arange(3)), (torch.zeros(2, 2),)
-        assert [cache.run("a", plan, x) for _ in range(3)] == ["eager", "replayed", "replayed"]
-        assert plan.runs == 1
-        cache.clear()
-        assert cache.run("a", plan, x) == "eager"
-
-    def test_warmup_captures_at_once(self, cache):
-        plan, x = Plan(np.arange(3)), (torch.zeros(2, 2),)
-        assert cache.capture("a", plan, x) is not None
-        assert cache.run("a", plan, x) == "replayed"
-
-    def test_least_recently_used_goes_first(self, cache):
-        from ttt4as_fast.kernels.segment import gpu
-
-        plan, x = Plan(np.arange(3)), (torch.zeros(2, 2),)
-        for key in range(gpu.GRAPHS):
-            cache.capture(key, plan, x)
-        cache.run(0, plan, x)
-        cache.capture("new", plan, x)
-        assert 0 in cache.graphs and 1 not in cache.graphs and len(cache.graphs) == gpu.GRAPHS
-
-    def test_a_failed_capture_warns_once_and_runs_eagerly(self, cache):
-        from ttt4as_fast.kernels.dispatch import BackendWarning
-
-        plan, x = Plan(np.arange(3)), (torch.zeros(13, 2),)
-        assert cache.run("a", plan, x) == "eager"
-        with pytest.warns(BackendWarning, match="no CUDA graph for .13, 2"):
-            assert cache.run("a", plan, x) == "eager"
-        assert cache.run("a", plan, x) == "eager" and plan.runs == 3
 
 
 @pytest.mark.parametrize("preset", ["paper", "robust"])
@@ -378,35 +306,35 @@ class TestOnDevice:
     def test_replay_gives_the_eager_bits(self, rng):
         from ttt4as_fast.kernels.segment import gpu
 
-        gpu.clear()
+        gpu.GRAPHS.clear()
         cases = [self.case(rng) for _ in range(3)]
         eager = [kernels.segment(*case, **self.OPTIONS) for case in cases[:1]]
         replays = [kernels.segment(*case, **self.OPTIONS) for case in (*cases, cases[0])]
         self.same(eager[0], replays[0])
         self.same(eager[0], replays[3])
-        gpu.clear()
+        gpu.GRAPHS.clear()
         for case, replay in zip(cases, replays, strict=False):
             self.same(kernels.segment(*case, **self.OPTIONS), replay)
-            gpu.clear()
+            gpu.GRAPHS.clear()
 
     def test_warmup_captures_what_the_first_call_replays(self, rng, monkeypatch):
         import ttt4as_fast as ttt
         from ttt4as_fast.kernels.segment import gpu
 
-        gpu.clear()
+        gpu.GRAPHS.clear()
         maps, features = self.case(rng, 1)
         call = ttt.TTT4AS(n_nominal=30, neighbor_radius=3, image_threshold=-1.0, backend="gpu")
         want = call(maps[0], features[0])
-        gpu.clear()
+        gpu.GRAPHS.clear()
         assert call.warmup(torch.zeros_like(maps[0]), torch.zeros_like(features[0])) is True
         monkeypatch.setattr(gpu._Plan, "run", None)  # nothing is launched one by one any more
         self.same(call(maps[0], features[0]), want)
-        gpu.clear()
+        gpu.GRAPHS.clear()
 
     def test_inference_mode_and_none(self, rng):
         from ttt4as_fast.kernels.segment import gpu
 
-        gpu.clear()
+        gpu.GRAPHS.clear()
         maps, features = self.case(rng)
         with torch.inference_mode():
             inside = [kernels.segment(maps.clone(), features.clone(), **self.OPTIONS) for _ in range(3)]
@@ -423,7 +351,7 @@ class TestOnDevice:
         maps, features = (x.cuda() for x in inputs(rng, (56, 56), (64, cells, cells), 2))
         found = {}
         for name, view in views(features).items():
-            gpu.clear()
+            gpu.GRAPHS.clear()
             found[name] = [kernels.segment(maps, view, **self.OPTIONS) for _ in range(3)]
             last = name in ("channels last", "tokens")
             for one in found[name]:

@@ -1,0 +1,224 @@
+"""CUDA graphs of calls that come again: all launches of a call in one, which costs the host what one launch costs.
+
+The second call with the same shapes, dtypes, strides and options captures a graph, which later ones replay: they copy
+their inputs into the graph's own and its outputs out of it. The graphs used last are kept. Where capture fails the
+kernels are launched one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeAlias
+
+import torch
+
+from ..dispatch import BackendWarning
+from .layout import layout
+from .tables import DEVICE_MUST_NOT_WAIT
+
+PATIENCE = 1000
+"""Calls between one graph that goes for another and the next: where more shapes take turns than there are graphs, each
+call would capture one, which takes as long as hundreds of launches.
+"""
+
+Inputs: TypeAlias = tuple[torch.Tensor | None, ...]
+Outputs: TypeAlias = tuple[torch.Tensor, ...]
+Work: TypeAlias = Callable[..., Outputs]
+"""Launches kernels on the current stream: ``work(*inputs)`` -> new tensors. Compiled by now, it does not wait."""
+
+
+class Graph:
+    """One captured call: its own inputs, the graph, its outputs."""
+
+    def __init__(self, work: Work, inputs: Inputs) -> None:
+        self.lock = threading.Lock()
+        self.used = torch.cuda.Event()
+        self.inputs = tuple(None if x is None else _buffer_like(x) for x in inputs)
+        self.graph = torch.cuda.CUDAGraph()
+        device = next(x.device for x in inputs if x is not None)
+        current, stream = torch.cuda.current_stream(), _capture_stream(device)
+        with _ONE_CAPTURES:
+            stream.wait_stream(current)
+            try:
+                with torch.cuda.stream(stream):  # around the capture too: broken off, it leaves its stream current
+                    _copy(_tensors(self.inputs), _tensors(inputs))
+                    work(*self.inputs)  # compiles and loads whatever these very buffers need
+                    stream.synchronize()
+                    self.outputs = self._capture(work)
+            finally:
+                current.wait_stream(stream)  # the buffers are this stream's: it may reuse what is freed on failure
+        self.used.record()
+
+    def _capture(self, work: Work) -> Outputs:
+        """Record the launches, all compiled by now, on the current stream; one that fails leaves torch as it was."""
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+        try:
+            with (
+                DEVICE_MUST_NOT_WAIT,
+                torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+            ):
+                return work(*self.inputs)
+        except RuntimeError:
+            _end_broken_capture(stream.device, pool)
+            raise
+
+    def replay(self, inputs: Inputs) -> Outputs:
+        """Copy the inputs in, replay, copy the outputs out: on the current stream, in turn with other streams."""
+        with self.lock:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.used)
+            buffers = _tensors(self.inputs)
+            for buffer in buffers:
+                buffer.record_stream(stream)  # the graph may be dropped while this stream still reads it
+            _copy(buffers, _tensors(inputs))
+            self.graph.replay()
+            outputs = tuple(torch.empty_like(x) for x in self.outputs)
+            _copy(outputs, self.outputs)
+            self.used.record()
+        return outputs
+
+
+class Graphs:
+    """The graphs of one operation.
+
+    A key is captured when it comes for the second time, so that one-off shapes cost no capture; `capture` does it at
+    once. The least recently used graph goes for a new one, every `PATIENCE` calls at most.
+
+    Parameters
+    ----------
+    name : str
+        The operation, for the warning where capture fails.
+    capacity : int
+        Graphs kept at most, each with its inputs, outputs and scratch.
+    make : callable
+        ``make(work, inputs)`` captures; a test without a device has another.
+    """
+
+    def __init__(self, name: str, capacity: int, make: Callable[[Work, Inputs], Graph] = Graph) -> None:
+        self.name = name
+        self.capacity = capacity
+        self.make = make
+        self.graphs: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: capture failed, do not try again
+        self.seen: OrderedDict[Hashable, None] = OrderedDict()
+        self.since = PATIENCE  # calls since a graph went for another
+        self.lock = threading.Lock()
+
+    def run(self, options: Hashable, work: Work, inputs: Inputs) -> Outputs:
+        """``work(*inputs)`` on the current stream, or its graph's replay. The device of `inputs` is the current one.
+
+        Parameters
+        ----------
+        options : hashable
+            Whose values are all that the launches depend on beside the shapes, strides and dtypes of `inputs`.
+        work : callable
+            Not kept.
+        inputs : tuple of tensors
+            None stands for one that is not given.
+        """
+        key = _key(options, inputs)
+        with self.lock:
+            self.since += 1
+            again = key in self.seen
+            self.seen[key] = None
+            self.seen.move_to_end(key)
+            while len(self.seen) > 4 * self.capacity:
+                self.seen.popitem(last=False)
+            room = len(self.graphs) < self.capacity or self.since >= PATIENCE
+            wanted = key in self.graphs or (again and room)
+        graph = self._of(key, work, inputs) if wanted else None
+        return work(*inputs) if graph is None else graph.replay(inputs)
+
+    def capture(self, options: Hashable, work: Work, inputs: Inputs) -> bool:
+        """Capture the graph of such inputs if it is new; False where that fails, and calls will launch one by one."""
+        return self._of(_key(options, inputs), work, inputs) is not None
+
+    def clear(self) -> None:
+        """Forget all graphs and release their memory."""
+        with self.lock:
+            self.graphs.clear()
+            self.seen.clear()
+            self.since = PATIENCE
+
+    def _of(self, key: Hashable, work: Work, inputs: Inputs) -> Graph | None:
+        """The graph of `key`, captured now if it is new; None where capture fails."""
+        with self.lock:
+            if key not in self.graphs:
+                try:
+                    self.graphs[key] = self.make(work, inputs)
+                except (RuntimeError, ImportError) as error:  # out of memory, no CuPy
+                    self.graphs[key] = None
+                    shape = next(tuple(x.shape) for x in inputs if x is not None)
+                    warnings.warn(
+                        f"{self.name}: no CUDA graph for {shape} ({error}); launching kernels one by one",
+                        BackendWarning,
+                        stacklevel=3,
+                    )
+                while len(self.graphs) > self.capacity:
+                    self.graphs.popitem(last=False)
+                    self.since = 0
+            self.graphs.move_to_end(key)
+            return self.graphs[key]
+
+
+_ONE_CAPTURES = threading.Lock()
+"""Held from the first word to a device's capture stream to the last: all graphs share that stream."""
+_NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SMALL = 4 << 20  # bytes; torch copies more at once faster one by one (64 images on an H200: 0.13 ms, together 0.32)
+
+
+def _key(options: Hashable, inputs: Inputs) -> Hashable:
+    return options, tuple(None if x is None else (x.device, x.shape, x.stride(), x.dtype) for x in inputs)
+
+
+def _tensors(inputs: Inputs) -> list[torch.Tensor]:
+    return [x for x in inputs if x is not None]
+
+
+def _copy(to: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
+    """Copies between tensors of equal dtypes, one launch for all small ones whose numbers have one size: launches are
+    what an image alone takes time for.
+    """
+    for a, b in zip(to, of, strict=True):
+        if a.nbytes > _SMALL:
+            a.copy_(b, non_blocking=True)
+    small = [(a, b) for a, b in zip(to, of, strict=True) if a.nbytes <= _SMALL]
+    for size in sorted({a.itemsize for a, _ in small}):
+        pairs = [(a, b) for a, b in small if a.itemsize == size]
+        if len({a.dtype for a, _ in pairs}) > 1:
+            pairs = [(a.view(_NUMBERS[size]), b.view(_NUMBERS[size])) for a, b in pairs]
+        torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs], non_blocking=True)
+
+
+def _buffer_like(x: torch.Tensor) -> torch.Tensor:
+    """An empty tensor like `x` in its `layout`; calls in any mode may write to it."""
+    with torch.inference_mode(False):
+        return torch.empty_like(x, memory_format=layout(x))
+
+
+def _end_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
+    """Undo what torch leaves of a capture that the driver broke off, and what would outlive this call.
+
+    Its allocator still takes the pool for one that is being filled, and gives nothing back to the device; its generator
+    refuses random numbers outside of a graph.
+    """
+    with contextlib.suppress(RuntimeError):  # it had not begun, or has ended
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(generator.clone_state())  # a copy of the state is in no capture
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that nobody else has: torch's own are shared by turns, and what others launch would be captured."""
+    import cupy
+
+    with cupy.cuda.Device(device.index):
+        made = cupy.cuda.Stream(non_blocking=True)
+    stream = torch.cuda.ExternalStream(made.ptr, device=device)
+    stream.owner = made  # type: ignore[attr-defined]
+    return stream

@@ -1,0 +1,334 @@
+"""CUDA graphs of calls that come again: which calls capture, which replay, and that the result is the eager call's."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ttt4as_fast import kernels
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+class Work:
+    """Stands for a call's launches: counts them."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def __call__(self, *inputs):
+        self.runs += 1
+        return "eager"
+
+
+class Captured:
+    """Stands for a graph; of 13 rows there is none."""
+
+    def __init__(self, work, inputs):
+        if inputs[0].shape[0] == 13:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def replay(self, inputs):
+        return "replayed"
+
+
+class TestWhichCallsCapture:
+    CAPACITY = 3
+
+    @pytest.fixture
+    def cache(self):
+        from ttt4as_fast.kernels.gpu_common.graphs import Graphs
+
+        return Graphs("segment", self.CAPACITY, make=Captured)
+
+    def test_the_second(self, cache):
+        work, x = Work(), (torch.zeros(2, 2),)
+        assert [cache.run("a", work, x) for _ in range(3)] == ["eager", "replayed", "replayed"]
+        assert work.runs == 1
+        cache.clear()
+        assert cache.run("a", work, x) == "eager"
+
+    def test_by_options_shape_strides_dtype_and_what_is_given(self, cache):
+        x = torch.zeros(2, 2)
+        calls = [("a", (x,)), ("b", (x,)), ("a", (x[:1],)), ("a", (x.T,)), ("a", (x.double(),)), ("a", (x, None))]
+        assert [cache.run(options, Work(), inputs) for options, inputs in calls] == ["eager"] * 6
+        assert cache.run("a", Work(), (torch.ones(2, 2),)) == "replayed"
+
+    def test_capture_is_at_once(self, cache):
+        work, x = Work(), (torch.zeros(2, 2),)
+        assert cache.capture("a", work, x) is True
+        assert cache.run("a", work, x) == "replayed"
+
+    def test_least_recently_used_goes_first(self, cache):
+        work, x = Work(), (torch.zeros(2, 2),)
+        for key in range(self.CAPACITY):
+            cache.capture(key, work, x)
+        cache.run(0, work, x)
+        cache.capture("new", work, x)
+        assert [key for key, _ in cache.graphs] == [2, 0, "new"]
+
+    def test_more_shapes_than_graphs_do_not_capture_by_turns(self, cache, monkeypatch):
+        """A capture takes as long as hundreds of launches; yet what is used no more makes room at last."""
+        from ttt4as_fast.kernels.gpu_common import graphs
+
+        made = []
+
+        def make(work, inputs):
+            made.append(1)
+            return Captured(work, inputs)
+
+        monkeypatch.setattr(graphs, "PATIENCE", 50)
+        cache.make, cache.since = make, graphs.PATIENCE
+        work, x = Work(), (torch.zeros(2, 2),)
+        for _ in range(10):
+            for key in range(self.CAPACITY + 1):
+                cache.run(key, work, x)
+        assert len(made) == self.CAPACITY + 1  # the first that found no room, then none for 50 calls
+        assert all(cache.run("later", work, x) == "eager" for _ in range(17))
+        assert [cache.run("later", work, x) for _ in range(2)] == ["replayed"] * 2
+
+    def test_a_failed_capture_warns_once_and_runs_eagerly(self, cache):
+        from ttt4as_fast.kernels.dispatch import BackendWarning
+
+        work, x = Work(), (torch.zeros(13, 2),)
+        assert cache.run("a", work, x) == "eager"
+        with pytest.warns(BackendWarning, match="segment: no CUDA graph for .13, 2"):
+            assert cache.run("a", work, x) == "eager"
+        assert cache.run("a", work, x) == "eager" and work.runs == 3
+        with pytest.warns(BackendWarning):
+            assert cache.capture("b", work, x) is False
+
+
+def test_a_key_that_holds_an_object_keeps_its_place():
+    from ttt4as_fast.kernels.gpu_common.tables import Same
+
+    one, other = np.arange(3), np.arange(3)
+    assert Same(one) == Same(one) and hash(Same(one)) == hash(Same(one)) and Same(one) != Same(other)
+    assert Same(one) != one.tolist()
+
+
+class TestBuffers:
+    def test_made_in_inference_mode_can_be_written_outside(self):
+        from ttt4as_fast.kernels.gpu_common import graphs
+
+        with torch.inference_mode():
+            x = torch.ones((2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
+            buffer = graphs._buffer_like(x)
+        assert not buffer.is_inference() and buffer.stride() == x.stride()
+        buffer.copy_(x)
+
+    def test_copies_of_all_kinds_at_once(self, monkeypatch):
+        from ttt4as_fast.kernels.gpu_common import graphs
+
+        of = [torch.rand(3, 5).T, torch.arange(4), torch.tensor([True, False]), torch.rand(7).half(), torch.rand(2)]
+        of += [torch.tensor([3, -4], dtype=torch.int8), torch.rand(40, 40), torch.rand(2, 2).bfloat16()]
+        monkeypatch.setattr(graphs, "_SMALL", 1000)
+        to = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in of]
+        graphs._copy(to, of)
+        assert all(torch.equal(a, b) for a, b in zip(to, of, strict=True))
+
+
+@pytest.fixture
+def made_up_device(monkeypatch):
+    """Streams that say nothing, and a graph that runs its work again on the same tensors: what `Graph` asks of CUDA."""
+    from ttt4as_fast.kernels.gpu_common import graphs
+
+    stream = SimpleNamespace(
+        wait_stream=lambda other: None, wait_event=lambda event: None, synchronize=lambda: None, device=None
+    )
+    captured = []
+
+    class CUDAGraph:
+        def replay(self):
+            work, inputs, outputs = captured[-1]
+            for kept, new in zip(outputs, work(*inputs), strict=True):
+                kept.copy_(new)
+
+    def capture(self, work):
+        outputs = work(*self.inputs)
+        captured.append((work, self.inputs, outputs))
+        return outputs
+
+    cuda = SimpleNamespace(
+        Event=lambda: SimpleNamespace(record=lambda: None),
+        CUDAGraph=CUDAGraph,
+        current_stream=lambda: stream,
+        stream=lambda stream: contextlib.nullcontext(),
+    )
+    monkeypatch.setattr(graphs.torch, "cuda", cuda)
+    monkeypatch.setattr(graphs.Graph, "_capture", capture)
+    monkeypatch.setattr(graphs, "_capture_stream", lambda device: stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+
+
+@pytest.mark.usefixtures("made_up_device")
+def test_a_replay_is_of_its_own_inputs_and_gives_tensors_of_the_callers(rng):
+    from ttt4as_fast.kernels.gpu_common.graphs import Graphs
+
+    def work(x, none, y):
+        assert none is None and x.is_contiguous() and y.is_contiguous(memory_format=torch.channels_last)
+        return x * 2, y.sum((1, 2, 3)) > 0
+
+    def inputs():
+        x, y = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((5, 4), (2, 3, 4, 5)))
+        return x.T, None, y.contiguous(memory_format=torch.channels_last)
+
+    cache = Graphs("segment", 2)
+    cases = [inputs() for _ in range(4)]
+    want = [(x * 2, y.sum((1, 2, 3)) > 0) for x, _, y in cases]
+    assert cache.capture("a", work, cases[0])
+    found = [cache.run("a", work, case) for case in cases]
+    for got, expected in zip(found, want, strict=True):  # none has been overwritten by a later one
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+class TestSearch:
+    """Small searches of an index."""
+
+    @pytest.fixture(autouse=True)
+    def cupy(self):
+        pytest.importorskip("cupy")  # makes the stream that is captured
+
+    def case(self, rng, n=70, queries=33, dim=48):
+        bank, *query = (torch.from_numpy(rng.standard_normal((m, dim)).astype(np.float32)) for m in (n, *[queries] * 4))
+        return kernels.KnnIndex(bank.cuda(), backend="gpu"), [x.cuda() for x in query]
+
+    def same(self, a, b):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    def graphs(self, index):
+        return index._parts[0]._graphs.graphs
+
+    @pytest.mark.parametrize("k", [1, 9])
+    def test_replays_what_it_launched(self, rng, k, monkeypatch):
+        from ttt4as_fast.kernels.knn import gpu
+
+        index, queries = self.case(rng)
+        want = [kernels.KnnIndex(index.bank, backend="gpu").search(query, k) for query in queries]  # each its first
+        index.search(queries[0], k)
+        index.search(queries[0], k)
+        assert [graph is not None for graph in self.graphs(index).values()] == [True]
+        monkeypatch.setattr(gpu.Index, "_search", None)  # nothing is launched one by one any more
+        found = [index.search(query, k) for query in queries]
+        for got, expected in zip(found, want, strict=True):
+            self.same(got, expected)
+
+    def test_keeps_the_kinds_of_search_apart(self, rng):
+        index, queries = self.case(rng)
+        x = queries[0]
+        lying = [x, x[:7], x.T.contiguous().T, torch.cat((x[:, :1], x), 1)[:, 1:], x.double(), x.half()]
+        for _ in range(3):
+            for query in lying:
+                for k in (1, 3):
+                    want = kernels.nearest_neighbors(query.cpu(), index.bank.cpu(), k, backend="reference")
+                    got = index.search(query, k)
+                    assert torch.equal(got[1].cpu(), want[1])
+                    torch.testing.assert_close(got[0].cpu(), want[0], rtol=1e-6, atol=0)
+
+    def test_a_query_that_is_not_finite(self, rng):
+        index, queries = self.case(rng)
+        for _ in range(3):
+            want = index.search(queries[0], 2)
+        broken = queries[0].clone()
+        broken[3, 5] = float("nan")
+        distances, indices = index.search(broken, 2)
+        assert indices[3].tolist() == [-1, -1] and torch.isnan(distances[3]).all()
+        self.same(index.search(queries[0], 2), want)
+
+    def test_large_searches_have_none(self, rng, monkeypatch):
+        from ttt4as_fast.kernels.knn import gpu
+
+        monkeypatch.setattr(gpu, "GRAPH_BYTES", 1000)
+        index, queries = self.case(rng)
+        for _ in range(3):
+            index.search(queries[0])
+        assert not self.graphs(index)
+
+    def test_grows_and_searches_by_turns(self, rng):
+        index, queries = self.case(rng)
+        for _ in range(3):
+            for _ in range(3):
+                want = kernels.nearest_neighbors(queries[0], index.bank, 4, backend="gpu")
+                self.same(index.search(queries[0], 4), want)
+            index.add(queries[1])
+
+    def test_inference_mode_and_none(self, rng):
+        index, queries = self.case(rng)
+        with torch.inference_mode():
+            inside = [index.search(queries[0].clone(), 2) for _ in range(3)]
+        for got in (*inside[1:], *(index.search(queries[0], 2) for _ in range(2))):
+            self.same(got, inside[0])
+
+    def test_no_synchronisation(self, rng):
+        index, queries = self.case(rng)
+        for _ in range(3):
+            index.search(queries[0])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            index.search(queries[1])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_inside_a_graph_of_the_callers(self, rng):
+        index, queries = self.case(rng)
+        want = index.search(queries[0], 3)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = index.search(queries[0], 3)
+        graph.replay()
+        self.same(out, want)
+        for _ in range(3):
+            self.same(index.search(queries[0], 3), want)
+
+    def test_streams_and_threads_and_indices_that_capture_at_once(self, rng):
+        cases = [self.case(rng) for _ in range(4)]
+        want = [kernels.KnnIndex(index.bank, backend="gpu").search(queries[0], 2) for index, queries in cases]
+        shared = cases[0][0]
+        expected = [kernels.KnnIndex(shared.bank, backend="gpu").search(q, 2) for q in cases[0][1]]
+        found: dict[int, list] = {}
+
+        def work(i):
+            index, queries = cases[i]
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    found[i] = [index.search(queries[0], 2), shared.search(cases[0][1][i], 2)]
+                torch.cuda.current_stream().synchronize()
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        torch.cuda.synchronize()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for i in range(4):
+            self.same(found[i][0], want[i])
+            self.same(found[i][1], expected[i])
+
+    def test_an_index_takes_its_graphs_with_it_even_while_they_run(self, rng):
+        index, queries = self.case(rng, n=3000, queries=500, dim=256)
+        want = index.search(queries[0], 2)
+        for _ in range(3):
+            index.search(queries[0], 2)
+        torch.cuda.synchronize()
+        bank = index.bank
+        gc.disable()
+        try:
+            before = torch.cuda.memory_allocated()
+            torch.cuda._sleep(2_000_000)
+            got = index.search(queries[0], 2)
+            del index  # by counting references alone: nothing that holds device memory may wait for the collector
+            assert torch.cuda.memory_allocated() < before - bank.nbytes // 3
+        finally:
+            gc.enable()
+        junk = [torch.full_like(bank, 9.0) for _ in range(8)]
+        torch.cuda.synchronize()
+        self.same(got, want)
+        del junk
