@@ -1,6 +1,7 @@
 """``python -m benchmarks.gpu_profile``: each measured operation once, marked for a profiler, at the rows' sizes.
 
-Kernels are compiled and inputs made before the mark; `segment` and the searches launch their kernels one by one, not as a graph.
+Kernels are compiled and inputs made before the mark; `segment` and the searches launch their kernels one by one, not as
+a graph.
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ class KnnIndex:
     Several threads may search while one adds: each search is of the vectors before or after. Threads that add take
     turns by a lock of their own.
 
-    On a GPU the second search of as many queries and neighbours captures a CUDA graph, which waits for the device; later
-    ones replay it. Each part of the bank keeps the graphs of the four kinds searched last, with scratch of 16 MiB at most
-    and a copy of the queries. A search that needs more has none, and inside a graph of the caller's it joins that one.
+    On a GPU the second search of as many queries and neighbours captures a CUDA graph, which waits for the device;
+    later ones replay it. Each part of the bank keeps the graphs of the four kinds searched last, with scratch of 16 MiB
+    at most and a copy of the queries. A search that needs more has none; one inside a graph of the caller's joins that.
 
     Parameters
     ----------
