@@ -103,8 +103,7 @@ def _replay_alone(bench: Bench, inputs: tuple) -> Times | None:
     """The captured graph by itself: without copies in and out, without Python."""
     from ttt4as_fast.kernels.segment import gpu
 
-    graphs = [graph for graph in gpu.GRAPHS.graphs.values() if graph is not None]
-    fitting = [graph for graph in graphs if graph.inputs[0].shape == inputs[0].shape]
+    fitting = [graph for graph in gpu.GRAPHS.graphs if graph.inputs[0].shape == inputs[0].shape]
     return bench.clock.time(fitting[-1].graph.replay, [()]) if fitting else None
 
 

@@ -90,9 +90,9 @@ class Operation:
             if reason is None:
                 module = self.module(name)
                 if device != "cpu" and place == 0 and module.ARRAYS == "numpy":
-                    _warn_once(f"{self.name}: has no backend for {device}; tensors go to the host and back")
+                    warn_once(f"{self.name}: has no backend for {device}; tensors go to the host and back")
                 return module
-            _warn_once(f"{self.name}: backend {name!r} is not usable ({reason}); using a slower one")
+            warn_once(f"{self.name}: backend {name!r} is not usable ({reason}); using a slower one")
         raise RuntimeError(f"backend: no backend of {self.name} can serve arrays on {device!r}")
 
     def run(self, function: str, inputs: dict[str, Array], backend: str, **options: Any) -> Any:
@@ -129,7 +129,8 @@ def _why_not(operation: Operation, name: str, device: str) -> str | None:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """A `BackendWarning`, the first time that this process has the message."""
     warnings.warn(message, BackendWarning, stacklevel=5)
 
 

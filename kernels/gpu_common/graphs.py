@@ -1,14 +1,15 @@
 """CUDA graphs of calls that come again: all launches of a call in one, which costs the host what one launch costs.
 
-The second call with the same shapes, dtypes, strides and options captures a graph, which later ones replay: they copy
-their inputs into the graph's own and its outputs out of it. The graphs used last are kept. Where capture fails the
-kernels are launched one by one.
+A call that came before with the same shapes, dtypes, strides and options captures a graph, which later ones replay:
+they copy their inputs into the graph's own and its outputs out of it. The graphs used last are kept. Where capture
+fails the kernels are launched one by one; with ``TTT4AS_CUDA_GRAPHS=0`` they always are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 import warnings
 from collections import OrderedDict
@@ -17,13 +18,14 @@ from typing import TypeAlias
 
 import torch
 
-from ..dispatch import BackendWarning
+from ..dispatch import BackendWarning, warn_once
 from .layout import layout
 from .tables import DEVICE_MUST_NOT_WAIT
 
-PATIENCE = 1000
-"""Calls between one graph that goes for another and the next: where more shapes take turns than there are graphs, each
-call would capture one, which takes as long as hundreds of launches.
+ENVIRONMENT_VARIABLE = "TTT4AS_CUDA_GRAPHS"
+PATIENCE = 100
+"""Calls for which a graph has not been used before it goes for another: where more shapes take turns than there are
+graphs, each call would capture one, which takes as long as hundreds of launches.
 """
 
 Inputs: TypeAlias = tuple[torch.Tensor | None, ...]
@@ -41,8 +43,8 @@ class Graph:
         self.inputs = tuple(None if x is None else _buffer_like(x) for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
         device = next(x.device for x in inputs if x is not None)
-        current, stream = torch.cuda.current_stream(), _capture_stream(device)
         with _ONE_CAPTURES:
+            current, stream = torch.cuda.current_stream(), _capture_stream(device)
             stream.wait_stream(current)
             try:
                 with torch.cuda.stream(stream):  # around the capture too: broken off, it leaves its stream current
@@ -83,30 +85,45 @@ class Graph:
         return outputs
 
 
+class _Kind:
+    """Calls of one key."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.used = 0  # the number of the last, of all calls
+        self.tried = False  # to capture a graph
+        self.graph: Graph | None = None
+
+
 class Graphs:
     """The graphs of one operation.
-
-    A key is captured when it comes for the second time, so that one-off shapes cost no capture; `capture` does it at
-    once. The least recently used graph goes for a new one, every `PATIENCE` calls at most.
 
     Parameters
     ----------
     name : str
         The operation, for the warning where capture fails.
     capacity : int
-        Graphs kept at most, each with its inputs, outputs and scratch.
+        Graphs kept at most, each with its inputs, outputs and scratch. The one that was used last the longest ago goes
+        for a new one, but not before `PATIENCE` calls without it.
+    after : int
+        Calls of a key after which the next captures: one-off shapes cost no capture.
     make : callable
         ``make(work, inputs)`` captures; a test without a device has another.
     """
 
-    def __init__(self, name: str, capacity: int, make: Callable[[Work, Inputs], Graph] = Graph) -> None:
+    def __init__(self, name: str, capacity: int, after: int = 1, make: Callable[[Work, Inputs], Graph] = Graph) -> None:
         self.name = name
         self.capacity = capacity
+        self.after = after
         self.make = make
-        self.graphs: OrderedDict[Hashable, Graph | None] = OrderedDict()  # None: capture failed, do not try again
-        self.seen: OrderedDict[Hashable, None] = OrderedDict()
-        self.since = PATIENCE  # calls since a graph went for another
+        self.kinds: OrderedDict[Hashable, _Kind] = OrderedDict()  # in the order of their last calls
+        self.calls = 0
         self.lock = threading.Lock()
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """Those that are kept, the one used last at the end."""
+        return [kind.graph for kind in self.kinds.values() if kind.graph is not None]
 
     def run(self, options: Hashable, work: Work, inputs: Inputs) -> Outputs:
         """``work(*inputs)`` on the current stream, or its graph's replay. The device of `inputs` is the current one.
@@ -120,59 +137,79 @@ class Graphs:
         inputs : tuple of tensors
             None stands for one that is not given.
         """
-        key = _key(options, inputs)
+        if os.environ.get(ENVIRONMENT_VARIABLE) == "0":
+            return work(*inputs)
         with self.lock:
-            self.since += 1
-            again = key in self.seen
-            self.seen[key] = None
-            self.seen.move_to_end(key)
-            while len(self.seen) > 4 * self.capacity:
-                self.seen.popitem(last=False)
-            room = len(self.graphs) < self.capacity or self.since >= PATIENCE
-            wanted = key in self.graphs or (again and room)
-        graph = self._of(key, work, inputs) if wanted else None
+            kind = self._kind(options, inputs)
+            graph = kind.graph
+            wanted = not kind.tried and kind.calls > self.after and self._has_room(PATIENCE)
+            kind.tried = kind.tried or wanted  # other threads launch one by one until there is a graph
+        if wanted:
+            graph = self._captured(kind, work, inputs)
         return work(*inputs) if graph is None else graph.replay(inputs)
 
     def capture(self, options: Hashable, work: Work, inputs: Inputs) -> bool:
         """Capture the graph of such inputs if it is new; False where that fails, and calls will launch one by one."""
-        return self._of(_key(options, inputs), work, inputs) is not None
+        if os.environ.get(ENVIRONMENT_VARIABLE) == "0":
+            return False
+        with self.lock:
+            kind = self._kind(options, inputs)
+            wanted = not kind.tried and self._has_room(0)
+            kind.tried = kind.tried or wanted
+        if wanted:
+            self._captured(kind, work, inputs)
+        return kind.graph is not None
 
     def clear(self) -> None:
         """Forget all graphs and release their memory."""
         with self.lock:
-            self.graphs.clear()
-            self.seen.clear()
-            self.since = PATIENCE
+            self.kinds.clear()
 
-    def _of(self, key: Hashable, work: Work, inputs: Inputs) -> Graph | None:
-        """The graph of `key`, captured now if it is new; None where capture fails."""
-        with self.lock:
-            if key not in self.graphs:
-                try:
-                    self.graphs[key] = self.make(work, inputs)
-                except (RuntimeError, ImportError) as error:  # out of memory, no CuPy
-                    self.graphs[key] = None
-                    shape = next(tuple(x.shape) for x in inputs if x is not None)
-                    warnings.warn(
-                        f"{self.name}: no CUDA graph for {shape} ({error}); launching kernels one by one",
-                        BackendWarning,
-                        stacklevel=3,
-                    )
-                while len(self.graphs) > self.capacity:
-                    self.graphs.popitem(last=False)
-                    self.since = 0
-            self.graphs.move_to_end(key)
-            return self.graphs[key]
+    def _kind(self, options: Hashable, inputs: Inputs) -> _Kind:
+        """The calls like this one, which is counted."""
+        key = options, tuple(None if x is None else (x.device, x.shape, x.stride(), x.dtype) for x in inputs)
+        kind = self.kinds.get(key)
+        if kind is None:
+            kind = self.kinds[key] = _Kind()
+            if len(self.kinds) > 8 * self.capacity:  # those without a graph are forgotten in time
+                del self.kinds[next(key for key, other in self.kinds.items() if other.graph is None)]
+        else:
+            self.kinds.move_to_end(key)
+        self.calls += 1
+        kind.calls += 1
+        kind.used = self.calls
+        return kind
+
+    def _has_room(self, patience: int) -> bool:
+        """Whether there is room for a graph, made by dropping one that has not been used for more calls if need be."""
+        kept = [(key, kind.used) for key, kind in self.kinds.items() if kind.graph is not None]
+        while len(kept) >= self.capacity:
+            key, used = kept.pop(0)
+            if self.calls - used <= patience:
+                return False
+            del self.kinds[key]
+        return True
+
+    def _captured(self, kind: _Kind, work: Work, inputs: Inputs) -> Graph | None:
+        """The graph of such calls; None, and a warning, where capture fails, which is not tried again."""
+        try:
+            kind.graph = self.make(work, inputs)
+        except ImportError as error:
+            warn_once(f"{self.name}: no CUDA graphs without CuPy ({error}); launching kernels one by one")
+        except RuntimeError as error:  # out of memory included
+            shape = next(tuple(x.shape) for x in inputs if x is not None)
+            warnings.warn(
+                f"{self.name}: no CUDA graph for {shape} ({error}); launching kernels one by one",
+                BackendWarning,
+                stacklevel=3,
+            )
+        return kind.graph
 
 
 _ONE_CAPTURES = threading.Lock()
 """Held from the first word to a device's capture stream to the last: all graphs share that stream."""
 _NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SMALL = 4 << 20  # bytes; torch copies more at once faster one by one (64 images on an H200: 0.13 ms, together 0.32)
-
-
-def _key(options: Hashable, inputs: Inputs) -> Hashable:
-    return options, tuple(None if x is None else (x.device, x.shape, x.stride(), x.dtype) for x in inputs)
 
 
 def _tensors(inputs: Inputs) -> list[torch.Tensor]:
@@ -189,6 +226,9 @@ def _copy(to: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
     small = [(a, b) for a, b in zip(to, of, strict=True) if a.nbytes <= _SMALL]
     for size in sorted({a.itemsize for a, _ in small}):
         pairs = [(a, b) for a, b in small if a.itemsize == size]
+        if len(pairs) == 1:
+            pairs[0][0].copy_(pairs[0][1], non_blocking=True)
+            continue
         if len({a.dtype for a, _ in pairs}) > 1:
             pairs = [(a.view(_NUMBERS[size]), b.view(_NUMBERS[size])) for a, b in pairs]
         torch._foreach_copy_([a for a, _ in pairs], [b for _, b in pairs], non_blocking=True)

@@ -53,8 +53,8 @@ SCRATCH_BYTES = 256 << 20
 GRAPHS = 4
 """CUDA graphs that an index keeps, each for searches of one number of queries and neighbours."""
 GRAPH_BYTES = 16 << 20
-"""Scratch up to which a search has one: a larger search takes a device longer than the host takes to launch it, and a
-graph holds its scratch for as long as it is kept.
+"""What a search may set aside and still have a graph, which holds it for as long as it is kept: the queries and the
+result are copied in and out. Of a thousand channels, a search that takes more is longer than its launches.
 """
 TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8, 4)}
 """Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages."""
@@ -127,7 +127,7 @@ class Index:
         low = torch.empty((n, self.padded), dtype=torch.float16, device=device)
         facts = torch.empty((n, 4), dtype=torch.float64, device=device)
         block_d = min(1024, power_of_two(self.padded))
-        x_n, x_d = x.stride()
+        x_n, x_d = _strides(x)
         unit = unit_of(self.dim, x_n)
         prepare_kernel[(n,)](
             x, self.centre, low, facts, facts if largest is None else largest, self.exponent,
@@ -142,21 +142,37 @@ class Index:
 
         A query with a non-finite value gets distance NaN and index -1: raising would wait for the device.
 
-        A small search replays a CUDA graph from the third of its kind on (`gpu_common.graphs`).
+        A small search replays a CUDA graph where it comes again (`gpu_common.graphs`).
         """
+        if not self._has_graph(query, k):
+            return self._launch(query, k)
+        query = dense(query)
+        if torch.cuda.is_current_stream_capturing():
+            return self._launch(query, k)
+        distances, indices = self._graphs.run(k, functools.partial(self._launch, k=k), (query,))
+        return distances, indices
+
+    def warmup(self, query: torch.Tensor, k: int) -> bool:
+        """Compile what such a search launches, and capture its graph if it may have one; False where it has none."""
+        if not self._has_graph(query, k):
+            self._launch(query, k)
+            return False
+        return self._graphs.capture(k, functools.partial(self._launch, k=k), (dense(query),))
+
+    def _has_graph(self, query: torch.Tensor, k: int) -> bool:
+        n = query.shape[0]
+        if not query.is_cuda or k > MAX_K or self.exhaustive or self.takes_gemm(n):  # cuBLAS has scratch of its own
+            return False
+        moved = query.element_size() * self.dim + 12 * k
+        return n * (self._scratch_per_query(n) + moved) <= min(GRAPH_BYTES, self.scratch_bytes)
+
+    def _scratch_per_query(self, n_query: int) -> int:
+        return 8 * self.n_groups + 2 * self.padded + 32 + (4 * self.size if self.takes_gemm(n_query) else 0)
+
+    def _launch(self, query: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if k > MAX_K or self.exhaustive:
             return self._in_parts(self._search_exhaustively, query, k, 1, 32 * self.size)
-        gemm = self.takes_gemm(query.shape[0])
-        per_query = 8 * self.n_groups + 2 * self.padded + 32 + (4 * self.size if gemm else 0)
-
-        def launch(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._in_parts(self._search, query, k, 128, per_query)
-
-        small = query.shape[0] * per_query <= min(GRAPH_BYTES, self.scratch_bytes)
-        if not small or not query.is_cuda or torch.cuda.is_current_stream_capturing():
-            return launch(query)
-        distances, indices = self._graphs.run((k, gemm), launch, (dense(query),))
-        return distances, indices
+        return self._in_parts(self._search, query, k, 128, self._scratch_per_query(query.shape[0]))
 
     def _in_parts(
         self, step: Callable[..., None], query: torch.Tensor, k: int, least: int, per_query: int
@@ -169,8 +185,10 @@ class Index:
         def work(start: int, stop: int) -> None:
             step(query[start:stop], k, distances[start:stop], indices[start:stop])
 
-        part = max(least, self.scratch_bytes // per_query)
-        self._part = in_chunks(work, n, min(part, self._part), "queries")
+        part = min(max(least, self.scratch_bytes // per_query), self._part)
+        fitted = in_chunks(work, n, part, "queries")
+        if fitted < part:
+            self._part = fitted
         return distances, indices
 
     def takes_gemm(self, n_query: int) -> bool:
@@ -193,7 +211,7 @@ class Index:
         list_size = max(2, power_of_two(k))
         lanes = min(256, max(32, power_of_two(self.n_groups)))
         warps = refine_warps(n, list_size)
-        (q_n, q_d), (b_n, b_d) = query.stride(), self.bank.stride()
+        (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         unit = unit_of(self.dim, q_n, b_n)
         refine_kernel[(n,)](
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
@@ -250,6 +268,11 @@ class Index:
         number = torch.isfinite(rows).all(1)[:, None]
         distances.copy_(ordered[:, :k].sqrt().masked_fill(~number, float("nan")))
         indices.copy_(order[:, :k].masked_fill(~number, -1))
+
+
+def _strides(x: torch.Tensor) -> tuple[int, int]:
+    """Those of a matrix; of one row, whose first says nothing, as if it lay in a contiguous one."""
+    return (x.shape[1] if len(x) == 1 else x.stride(0)), x.stride(1)
 
 
 @functools.cache

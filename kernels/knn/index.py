@@ -28,9 +28,10 @@ class KnnIndex:
     Several threads may search while one adds: each search is of the vectors before or after. Threads that add take
     turns by a lock of their own.
 
-    On a GPU the second search of as many queries and neighbours captures a CUDA graph, which waits for the device;
-    later ones replay it. Each part of the bank keeps the graphs of the four kinds searched last, with scratch of 16 MiB
-    at most and a copy of the queries. A search that needs more has none; one inside a graph of the caller's joins that.
+    On a GPU a search that comes again, of as many queries and neighbours, captures a CUDA graph, which later ones
+    replay; `warmup` does so at once. Each part of the bank keeps the graphs of the four kinds searched last, each with
+    device memory of its own, 40 MiB at most. A search that needs more has none; one inside a graph of the caller's
+    joins that.
 
     Parameters
     ----------
@@ -145,6 +146,36 @@ class KnnIndex:
             with np.errstate(over="ignore"):
                 distances = distances * distances
         return arrays.like((distances, indices), template)
+
+    def warmup(self, query: Array, k: int = 1) -> bool:
+        """Pay for the first search now: compile what searches like this one need.
+
+        On a GPU their CUDA graph is captured. Do it before other threads use the device: one that waits for all of it
+        (`torch.cuda.synchronize`), or draws random numbers on it, meets an error or breaks the capture off, and
+        searches then launch kernels one by one. Vectors that are added later are in parts that are not prepared.
+
+        Parameters
+        ----------
+        query, k
+            As `search` takes them; the values do not matter on a GPU, and must be finite on a host.
+
+        Returns
+        -------
+        bool
+            Whether CUDA graphs wait for the searches.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `search`.
+        """
+        query = self.check_vectors(query, "query")
+        self.search(query, k)
+        if not hasattr(self._module.Index, "warmup"):  # type: ignore[union-attr]
+            return False
+        with arrays.device_of(query):
+            captured = [part.warmup(query, min(k, _rows(part.bank))) for part in self._parts]
+        return all(captured)
 
     def write(self, path: str | os.PathLike) -> None:
         """Save the vectors as one NPY file, written whole or not at all, and behind them what the backend prepared.

@@ -263,7 +263,7 @@ def test_robust_makes_the_trip_to_the_host_and_says_so_once(rng):
 
     maps, features = case(rng)
     want = kernels.segment_robust(maps.cpu(), features.cpu())
-    dispatch._warn_once.cache_clear()
+    dispatch.warn_once.cache_clear()
     with pytest.warns(dispatch.BackendWarning, match="segment_robust: has no backend for cuda"):
         got = kernels.segment_robust(maps, features, pred_score=maps.amax((1, 2)), image_threshold=-1.0)
     with warnings.catch_warnings():

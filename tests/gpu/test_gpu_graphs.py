@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import threading
+import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,11 +30,13 @@ class Work:
 
 
 class Captured:
-    """Stands for a graph; of 13 rows there is none."""
+    """Stands for a graph; of 13 rows there is none, and of 14 there would have to be CuPy."""
 
     def __init__(self, work, inputs):
         if inputs[0].shape[0] == 13:
             raise RuntimeError("operation not permitted when stream is capturing")
+        if inputs[0].shape[0] == 14:
+            raise ImportError("No module named 'cupy'")
 
     def replay(self, inputs):
         return "replayed"
@@ -65,33 +69,83 @@ class TestWhichCallsCapture:
         assert cache.capture("a", work, x) is True
         assert cache.run("a", work, x) == "replayed"
 
+    def test_after_as_many_calls_as_asked_for(self):
+        from ttt4as_fast.kernels.gpu_common.graphs import Graphs
+
+        cache, x = Graphs("segment", 3, after=3, make=Captured), (torch.zeros(2, 2),)
+        assert [cache.run("a", Work(), x) for _ in range(5)] == ["eager"] * 3 + ["replayed"] * 2
+
     def test_least_recently_used_goes_first(self, cache):
         work, x = Work(), (torch.zeros(2, 2),)
         for key in range(self.CAPACITY):
             cache.capture(key, work, x)
         cache.run(0, work, x)
         cache.capture("new", work, x)
-        assert [key for key, _ in cache.graphs] == [2, 0, "new"]
+        assert [key for key, _ in cache.kinds] == [2, 0, "new"] and len(cache.graphs) == 3
 
-    def test_more_shapes_than_graphs_do_not_capture_by_turns(self, cache, monkeypatch):
-        """A capture takes as long as hundreds of launches; yet what is used no more makes room at last."""
+    def test_more_shapes_than_graphs_do_not_capture_by_turns(self, cache):
+        """A capture takes as long as hundreds of launches."""
         from ttt4as_fast.kernels.gpu_common import graphs
 
         made = []
-
-        def make(work, inputs):
-            made.append(1)
-            return Captured(work, inputs)
-
-        monkeypatch.setattr(graphs, "PATIENCE", 50)
-        cache.make, cache.since = make, graphs.PATIENCE
+        cache.make = lambda *arguments: made.append(1) or Captured(*arguments)
         work, x = Work(), (torch.zeros(2, 2),)
-        for _ in range(10):
+        for _ in range(5 * graphs.PATIENCE):
             for key in range(self.CAPACITY + 1):
                 cache.run(key, work, x)
-        assert len(made) == self.CAPACITY + 1  # the first that found no room, then none for 50 calls
-        assert all(cache.run("later", work, x) == "eager" for _ in range(17))
-        assert [cache.run("later", work, x) for _ in range(2)] == ["replayed"] * 2
+        assert len(made) == self.CAPACITY
+
+    def test_shapes_that_are_used_no_more_make_room(self, cache):
+        from ttt4as_fast.kernels.gpu_common import graphs
+
+        work, x = Work(), (torch.zeros(2, 2),)
+        for key in range(2 * self.CAPACITY):
+            for _ in range(graphs.PATIENCE):
+                cache.run(key, work, x)
+            assert cache.run(key, work, x) == "replayed" or key >= self.CAPACITY
+        for _ in range(graphs.PATIENCE + 1):
+            for key in range(self.CAPACITY, 2 * self.CAPACITY):
+                cache.run(key, work, x)
+        assert all(cache.run(key, work, x) == "replayed" for key in range(self.CAPACITY, 2 * self.CAPACITY))
+        assert len(cache.graphs) == self.CAPACITY
+
+    def test_one_off_shapes_are_forgotten_but_no_graph(self, cache):
+        work, x = Work(), (torch.zeros(2, 2),)
+        cache.capture("kept", work, x)
+        for key in range(1000):
+            cache.run(key, work, x)
+        assert len(cache.kinds) <= 8 * self.CAPACITY and cache.run("kept", work, x) == "replayed"
+
+    def test_the_environment_turns_them_off(self, cache, monkeypatch):
+        work, x = Work(), (torch.zeros(2, 2),)
+        cache.capture("a", work, x)
+        monkeypatch.setenv("TTT4AS_CUDA_GRAPHS", "0")
+        assert [cache.run("a", work, x) for _ in range(3)] == ["eager"] * 3
+        assert cache.capture("b", work, x) is False
+
+    def test_another_thread_launches_while_one_captures(self, cache):
+        work, x = Work(), (torch.zeros(2, 2),)
+        meanwhile = []
+
+        def make(*arguments):
+            meanwhile.append(cache.run("a", work, x))  # the lock is free, and nothing is captured twice
+            return Captured(*arguments)
+
+        cache.make = make
+        cache.run("a", work, x)
+        assert cache.run("a", work, x) == "replayed" and meanwhile == ["eager"]
+
+    def test_without_cupy_there_are_none_and_it_is_said_once(self, cache):
+        from ttt4as_fast.kernels import dispatch
+
+        dispatch.warn_once.cache_clear()
+        x = (torch.zeros(14, 2),)
+        with pytest.warns(dispatch.BackendWarning, match="segment: no CUDA graphs without CuPy"):
+            assert cache.capture("a", Work(), x) is False
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert cache.capture("b", Work(), x) is False
+            assert cache.run("a", Work(), x) == "eager"
 
     def test_a_failed_capture_warns_once_and_runs_eagerly(self, cache):
         from ttt4as_fast.kernels.dispatch import BackendWarning
@@ -193,6 +247,8 @@ def test_a_replay_is_of_its_own_inputs_and_gives_tensors_of_the_callers(rng):
 class TestSearch:
     """Small searches of an index."""
 
+    pytestmark = pytest.mark.filterwarnings("error::ttt4as_fast.kernels.dispatch.BackendWarning")
+
     @pytest.fixture(autouse=True)
     def cupy(self):
         pytest.importorskip("cupy")  # makes the stream that is captured
@@ -207,6 +263,10 @@ class TestSearch:
     def graphs(self, index):
         return index._parts[0]._graphs.graphs
 
+    def lying(self, x):
+        """Queries of other strides, addresses and dtypes."""
+        return [x, x[:7], x.T.contiguous().T, torch.cat((x[:, :1], x), 1)[:, 1:], x.double(), x.half(), x[3:4]]
+
     @pytest.mark.parametrize("k", [1, 9])
     def test_replays_what_it_launched(self, rng, k, monkeypatch):
         from ttt4as_fast.kernels.knn import gpu
@@ -215,7 +275,7 @@ class TestSearch:
         want = [kernels.KnnIndex(index.bank, backend="gpu").search(query, k) for query in queries]  # each its first
         index.search(queries[0], k)
         index.search(queries[0], k)
-        assert [graph is not None for graph in self.graphs(index).values()] == [True]
+        assert len(self.graphs(index)) == 1
         monkeypatch.setattr(gpu.Index, "_search", None)  # nothing is launched one by one any more
         found = [index.search(query, k) for query in queries]
         for got, expected in zip(found, want, strict=True):
@@ -223,10 +283,8 @@ class TestSearch:
 
     def test_keeps_the_kinds_of_search_apart(self, rng):
         index, queries = self.case(rng)
-        x = queries[0]
-        lying = [x, x[:7], x.T.contiguous().T, torch.cat((x[:, :1], x), 1)[:, 1:], x.double(), x.half()]
         for _ in range(3):
-            for query in lying:
+            for query in self.lying(queries[0]):
                 for k in (1, 3):
                     want = kernels.nearest_neighbors(query.cpu(), index.bank.cpu(), k, backend="reference")
                     got = index.search(query, k)
@@ -250,7 +308,17 @@ class TestSearch:
         index, queries = self.case(rng)
         for _ in range(3):
             index.search(queries[0])
-        assert not self.graphs(index)
+        assert not self.graphs(index) and not index.warmup(queries[0])
+
+    def test_warmup_captures_at_once(self, rng, monkeypatch):
+        from ttt4as_fast.kernels.knn import gpu
+
+        index, queries = self.case(rng)
+        index.add(queries[3])
+        assert index.warmup(queries[0], 50) is True
+        want = kernels.nearest_neighbors(queries[1], index.bank, 50, backend="gpu")
+        monkeypatch.setattr(gpu.Index, "_search", None)
+        self.same(index.search(queries[1], 50), want)
 
     def test_grows_and_searches_by_turns(self, rng):
         index, queries = self.case(rng)
@@ -278,15 +346,17 @@ class TestSearch:
             torch.cuda.set_sync_debug_mode("default")
 
     def test_inside_a_graph_of_the_callers(self, rng):
+        """After one call outside, however the query lies: nothing is left to compile."""
         index, queries = self.case(rng)
-        want = index.search(queries[0], 3)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = index.search(queries[0], 3)
-        graph.replay()
-        self.same(out, want)
-        for _ in range(3):
-            self.same(index.search(queries[0], 3), want)
+        for query in self.lying(queries[0]):
+            want = index.search(query, 3)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = index.search(query, 3)
+            graph.replay()
+            self.same(out, want)
+            for _ in range(3):
+                self.same(index.search(query, 3), want)
 
     def test_streams_and_threads_and_indices_that_capture_at_once(self, rng):
         cases = [self.case(rng) for _ in range(4)]
@@ -302,33 +372,43 @@ class TestSearch:
                     found[i] = [index.search(queries[0], 2), shared.search(cases[0][1][i], 2)]
                 torch.cuda.current_stream().synchronize()
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
         torch.cuda.synchronize()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
         for i in range(4):
             self.same(found[i][0], want[i])
             self.same(found[i][1], expected[i])
+        assert all(self.graphs(index) for index, _ in cases)
 
-    def test_an_index_takes_its_graphs_with_it_even_while_they_run(self, rng):
+    def test_an_index_takes_its_graphs_with_it(self, rng):
+        """By counting references alone: nothing that holds device memory may wait for the collector."""
         index, queries = self.case(rng, n=3000, queries=500, dim=256)
-        want = index.search(queries[0], 2)
-        for _ in range(3):
-            index.search(queries[0], 2)
+        for _ in range(4):
+            got = index.search(queries[0], 2)
+        want = kernels.nearest_neighbors(queries[0], index.bank, 2, backend="gpu")
+        bank, gone = index.bank, [weakref.ref(graph) for graph in self.graphs(index)]
         torch.cuda.synchronize()
-        bank = index.bank
         gc.disable()
         try:
             before = torch.cuda.memory_allocated()
             torch.cuda._sleep(2_000_000)
             got = index.search(queries[0], 2)
-            del index  # by counting references alone: nothing that holds device memory may wait for the collector
-            assert torch.cuda.memory_allocated() < before - bank.nbytes // 3
+            del index
+            assert [one() for one in gone] == [None]
+            assert torch.cuda.memory_allocated() < before - (bank.nbytes + queries[0].nbytes) // 2
         finally:
             gc.enable()
         junk = [torch.full_like(bank, 9.0) for _ in range(8)]
         torch.cuda.synchronize()
         self.same(got, want)
         del junk
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+    def test_a_device_that_is_not_the_current_one(self, rng):
+        index, queries = self.case(rng)
+        there = kernels.KnnIndex(index.bank.to("cuda:1"), backend="gpu")
+        for query in queries:
+            got = there.search(query.to("cuda:1"), 2)
+            assert got[0].device.index == 1
+            self.same([x.cpu() for x in got], [x.cpu() for x in index.search(query, 2)])
+        assert self.graphs(there)

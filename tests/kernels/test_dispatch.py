@@ -29,7 +29,7 @@ def operation(monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
     dispatch._why_not.cache_clear()
-    dispatch._warn_once.cache_clear()
+    dispatch.warn_once.cache_clear()
     yield dispatch.Operation("made_up", host=("gpu", "cpu", "reference"), cuda=("gpu", "reference"))
     dispatch._why_not.cache_clear()
 
