@@ -93,17 +93,43 @@ __device__ V block_reduce(V value, Op op) {
     return total;
 }
 
-// Sum N values a thread at the price of one reduction; every thread gets all sums, in place. Another sum of N values of
-// the same type needs a barrier in between. Only threads of the first `warps` warps have something to add.
+// The sums of N values over `sharers` lanes beside each other, of which each lane gets one: N and `sharers` are powers
+// of two, N <= sharers <= 32. The first steps halve what is left to sum, which spares most of the shuffles.
+template <int N, typename V>
+__device__ V one_of_sums(V (&values)[N], int part, int sharers) {
+    int distance = sharers / 2;
+#pragma unroll
+    for (int held = N; held > 1; held /= 2) {
+        const bool upper = part & distance;
+#pragma unroll
+        for (int i = 0; i < held / 2; ++i) {
+            const V other = __shfl_xor_sync(FULL_WARP, upper ? values[i] : values[i + held / 2], distance);
+            values[i] = (upper ? values[i + held / 2] : values[i]) + other;
+        }
+        distance /= 2;
+    }
+    V sum = values[0];
+    for (; distance; distance /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, distance);
+    return sum;
+}
+// Which of them lane `part` has; N where another has it already. No division: the compiler is not told of powers of
+// two.
+template <int N>
+__device__ int own_of_sums(int part, int sharers) {
+    const int share = sharers / N;
+    return part & (share - 1) ? N : part >> __popc(share - 1);
+}
+
+// Sum N values (a power of two) a thread at the price of one reduction; every thread gets all sums, in place. Another
+// sum of N values of the same type needs a barrier in between. Only threads of the first `warps` warps have something
+// to add.
 template <int N, typename V>
 __device__ void block_sum_once(V (&values)[N], int warps) {
     __shared__ V slots[MAX_WARPS][N];
     if (int(threadIdx.x >> 5) < warps) {
-        for (int i = 0; i < N; ++i)
-            for (int distance = 16; distance; distance >>= 1)
-                values[i] += __shfl_xor_sync(FULL_WARP, values[i], distance);
-        if ((threadIdx.x & 31) == 0)
-            for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
+        const int lane = threadIdx.x & 31, own = own_of_sums<N>(lane, 32);
+        const V sum = one_of_sums(values, lane, 32);
+        if (own < N) slots[threadIdx.x >> 5][own] = sum;
     }
     __syncthreads();
     for (int i = 0; i < N; ++i) values[i] = 0;
@@ -112,17 +138,33 @@ __device__ void block_sum_once(V (&values)[N], int warps) {
         for (int i = 0; i < N; ++i) values[i] += slots[warp][i];
 }
 
+// The same of up to four values and any number of warps, without the barrier: threads meet before it returns.
 template <int N>
-__device__ void block_sum(double (&values)[N]) {
-    __shared__ double slots[MAX_WARPS][N];
-    const int lane = threadIdx.x & 31;
-    for (int i = 0; i < N; ++i) values[i] = warp_reduce(values[i], Add());
-    if (lane == 0)
-        for (int i = 0; i < N; ++i) slots[threadIdx.x >> 5][i] = values[i];
+__device__ void block_sum(double (&values)[N], int warps) {
+    constexpr int M = N > 2 ? 4 : N;
+    __shared__ double slots[MAX_WARPS * M];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    if (warp < warps) {
+        double all[M] = {};
+        for (int i = 0; i < N; ++i) all[i] = values[i];
+        const int own = own_of_sums<M>(lane, 32);
+        const double sum = one_of_sums(all, lane, 32);
+        if (own < M) slots[warp * M + own] = sum;
+    }
     __syncthreads();
-    for (int i = 0; i < N; ++i) values[i] = warp_reduce(lane < int(blockDim.x >> 5) ? slots[lane][i] : 0.0, Add());
+    double total = 0;
+    for (int i = lane; i < warps * M; i += 32) total += slots[i];  // a lane's are of one of the sums
+    for (int distance = 16; distance >= M; distance >>= 1) total += __shfl_xor_sync(FULL_WARP, total, distance);
+    for (int i = 0; i < N; ++i) values[i] = __shfl_sync(FULL_WARP, total, i);
     __syncthreads();
 }
+template <int N>
+__device__ void block_sum(double (&values)[N]) {
+    block_sum(values, int(blockDim.x >> 5));
+}
+
+// Warps of a block whose threads i, i + blockDim.x ... are below `count` for some i.
+__device__ inline int warps_of(int count) { return (count < int(blockDim.x) ? count + 31 : int(blockDim.x)) >> 5; }
 
 // The sum of `value` over the threads before this one; `total` becomes the sum over all.
 __device__ inline int block_scan(int value, int& total) {

@@ -27,8 +27,6 @@ using namespace ttt4as;
 #define NOT_CONVERGED 3
 #define NON_FINITE 4
 #define MAX_THREADS 512
-#define VECTORS 12
-#define PAD 16  // vectors, and rows and columns of K, are padded with zeros to a multiple of this
 #define ROWS 4  // of K that a thread has a part of at a time
 #define HELD 2  // float4 of each of them that a thread can keep for a whole direction
 
@@ -38,19 +36,6 @@ using namespace ttt4as;
 #define SMOOTHING 0.25   // a smoothed problem is left at this share of tol, and mu shrinks by the same factor
 #define NEAR 0.1         // from this gap on Newton's steps should tell: one that leaves
 #define PROGRESS 0.5     // more than this of it is followed by directions in float64
-
-__device__ int padded(int m) { return (m + PAD - 1) / PAD * PAD; }
-
-// What `solve` keeps in p.vectors: coefficients, decisions, the residual of the Newton system and a direction, each of
-// these two before its product with K, N of the points, and room for five more.
-struct Vectors {
-    double *beta, *z, *r, *kr, *x, *kx, *diagonal, *work;
-};
-__device__ Vectors vectors_of(const Problem& p) {
-    const int length = padded(p.m);
-    double *beta = p.vectors, *r = beta + 2 * length, *x = r + 2 * length, *diagonal = x + 2 * length;
-    return Vectors{beta, beta + length, r, r + length, x, x + length, diagonal, diagonal + length};
-}
 
 // The threads that share ROWS rows of K: as many as leave some to each, a power of two between ROWS and a warp.
 __device__ int sharers_of(int m) {
@@ -68,35 +53,12 @@ __device__ double dot4(float4 k, const double* in) {
     return k.x * v.x + k.y * v.y + (k.z * u.x + k.w * u.y);
 }
 
-// Which of the ROWS sums that threads share `sum_of_row` gives to this one; ROWS where another has it already. No
-// division: they are powers of two, which the compiler is not told.
-__device__ int own_row(int part, int sharers) {
-    const int share = sharers / ROWS;
-    return part & (share - 1) ? ROWS : part >> __popc(share - 1);
-}
-
-// The sums of ROWS rows over the threads that share them, of which each gets one.
-template <typename V>
-__device__ V sum_of_row(V (&sums)[ROWS], int part, int sharers) {
-    int distance = sharers / 2;
-    bool upper = part & distance;
-    for (int i = 0; i < 2; ++i) {
-        const V other = __shfl_xor_sync(FULL_WARP, upper ? sums[i] : sums[i + 2], distance);
-        sums[i] = (upper ? sums[i + 2] : sums[i]) + other;
-    }
-    distance /= 2;
-    upper = part & distance;
-    const V other = __shfl_xor_sync(FULL_WARP, upper ? sums[0] : sums[1], distance);
-    V sum = (upper ? sums[1] : sums[0]) + other;
-    while (distance /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, distance);
-    return sum;
-}
-
 // out = K in where K is at hand, padded with zeros: a load of `in` serves ROWS rows, of which AHEAD loads each are
 // under way at once.
 template <int AHEAD, typename V>
 __device__ void rows_product(const float* gram, int ld, int m, int sharers, V* out, const V* in) {
-    const int part = threadIdx.x & (sharers - 1), own = own_row(part, sharers), end = padded(m) / 4, step = ld / 4;
+    const int part = threadIdx.x & (sharers - 1), own = own_of_sums<ROWS>(part, sharers), end = padded(m) / 4,
+              step = ld / 4;
     for (int first = 0; first < m; first += ROWS * (blockDim.x / sharers)) {
         const int row = first + ROWS * (threadIdx.x / sharers);
         V sums[ROWS] = {};
@@ -113,14 +75,15 @@ __device__ void rows_product(const float* gram, int ld, int m, int sharers, V* o
                         sums[i] += dot4(held[l][i], in + 4 * (j + l * sharers < end ? j + l * sharers : j));
             }
         }
-        const V sum = sum_of_row(sums, part, sharers);
+        const V sum = one_of_sums(sums, part, sharers);
         if (own < ROWS && row + own < m) out[row + own] = sum;
     }
 }
 
 // The same by the copy in 16 bits, whose entries are off by up to 2^-16 of the largest: 8 threads share ROWS rows.
 __device__ void coarse_product(const Problem& p, float* out, const float* in) {
-    const int sharers = 8, part = threadIdx.x & (sharers - 1), own = own_row(part, sharers), across = padded(p.m) / 8;
+    const int sharers = 8, part = threadIdx.x & (sharers - 1), own = own_of_sums<ROWS>(part, sharers),
+              across = padded(p.m) / 8;
     const float offset = 8388608.0f + 32768.0f;  // 2^23 with 16 bits in the last places of its mantissa is 2^23 + them
     __builtin_assume(__isShared(p.coarse) && __isShared(in) && __isShared(out));
     __syncthreads();
@@ -145,7 +108,7 @@ __device__ void coarse_product(const Problem& p, float* out, const float* in) {
                 }
             }
         }
-        const float sum = sum_of_row(sums, part, sharers);
+        const float sum = one_of_sums(sums, part, sharers);
         if (own < ROWS && row + own < p.m) out[row + own] = p.unit * sum;
     }
     __syncthreads();
@@ -207,7 +170,7 @@ __device__ bool direction(const Problem& p, const Vectors& v, double rho, double
     }
     __syncthreads();
     const V enough = V(eta * eta);
-    const int adders = (m < int(blockDim.x) ? m + 31 : int(blockDim.x)) >> 5;  // warps that hold an entry
+    const int adders = warps_of(m);
     V energy = 0, inverse_before = 0;
     bool reached = false;
     for (int step = 0; step < CG_LIMIT; ++step) {
@@ -241,7 +204,8 @@ __device__ bool direction(const Problem& p, const Vectors& v, double rho, double
 // and the decisions around a cell, all from shared memory; K in shared memory would cost eight more such loads.
 __device__ bool small_direction(const Problem& p, const Vectors& v, double rho, double eta) {
     const int m = p.m, length = padded(m), i = threadIdx.x, end = length / 4;
-    const int sharers = p.sharers, part = i & (sharers - 1), own = own_row(part, sharers), row = ROWS * (i / sharers);
+    const int sharers = p.sharers, part = i & (sharers - 1), own = own_of_sums<ROWS>(part, sharers),
+              row = ROWS * (i / sharers);
     float *shown_r = reinterpret_cast<float*>(v.work), *shown_kr = shown_r + length;
     __builtin_assume(__isShared(p.gram) && __isShared(v.work));
     float4 held[HELD][ROWS];
@@ -284,7 +248,7 @@ __device__ bool small_direction(const Problem& p, const Vectors& v, double rho, 
             sums[0] = r * kr;
             sums[1] = q * kr;
         }
-        block_sum_once(sums, (m + 31) / 32);
+        block_sum_once(sums, warps_of(m));
         const float b = sums[0] * inverse_before;
         energy = sums[1] - b * b * energy;
         reached = sums[0] <= enough;
@@ -300,7 +264,7 @@ __device__ bool small_direction(const Problem& p, const Vectors& v, double rho, 
         float rows[ROWS] = {};
         for (int k = 0; k < HELD; ++k)
             for (int l = 0; l < ROWS; ++l) rows[l] += dot4(held[k][l], shown_r + column[k]);
-        const float sum = sum_of_row(rows, part, sharers);
+        const float sum = one_of_sums(rows, part, sharers);
         if (own < ROWS && row + own < m) shown_kr[row + own] = sum;
         __syncthreads();
     }
@@ -328,7 +292,7 @@ __device__ void advance(const Problem& p) {
         energies[1] += x[i] * kx[i];
         energies[2] -= v.r[i] * kx[i];  // the slope at 0
     }
-    block_sum(energies);
+    block_sum(energies, warps_of(m));
     double low = 0, high = 1e300, t = 1;
     for (int step = 0; step < SEARCH_LIMIT; ++step) {
         double ends[2];
@@ -362,7 +326,7 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
         const Vectors v = vectors_of(p);
         double *beta = v.beta, *z = v.z, *r = v.r, *kr = v.kr;
         double sums[4];
-        linearise(p, z, r, v.diagonal, sums);
+        linearise(p, v, sums);
         for (int i = threadIdx.x; i < m; i += blockDim.x) r[i] -= beta[i];
         product(p, kr, r);
         double products[3] = {0, 0, 0};  // |w|^2, |A^T alpha y|^2 in the metric of K, and the residual's
@@ -371,11 +335,11 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
             products[1] += (r[i] + beta[i]) * (kr[i] + z[i]);
             products[2] += r[i] * kr[i];
         }
-        block_sum(products);
+        block_sum(products, warps_of(m));
         const double half = 0.5 * products[0], dual = sums[2] - 0.5 * products[1];
         const double primal = half + sums[1], smooth = half + sums[0], smooth_dual = dual - sums[3];
         const double gap = primal > 0 ? (primal - (p.hinge ? dual : smooth_dual)) / primal : 0;
-        const double smooth_gap = smooth > 0 ? (smooth - smooth_dual) / smooth : 0;
+        const double smooth_gap = !p.hinge ? gap : (smooth > 0 ? (smooth - smooth_dual) / smooth : 0);
         outcome.gap = gap;
         outcome.finite = Ordered<double>::finite(primal) && Ordered<double>::finite(dual);
         if (!outcome.finite || gap <= target || outcome.iterations >= max_iter) return outcome;
@@ -410,17 +374,16 @@ __device__ u32 code(float x) {
 // status    (B,) in: 0 to train; out: 0, 3 or 4
 // beta      (B, rows) out: coefficients of the basis, 0 beyond m
 // report    (B, 3) out: gap, iterations, intercept
-// scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, CELL_DOUBLES h w, (PIXEL_DOUBLES + 3) H W
+// scratch   (B, scratch_size) doubles: VECTORS padded(rows), dim, CELL_DOUBLES h w, PIXEL_DOUBLES H W
 // Shared memory: the vectors of the solver where they take no more than half of it, K where it fits the rest, in 16
 // bits if need be, and then what is kept of cells, and of pixels.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     svm_solve(const float* gram, const float* basis, const int* counts, const signed char* point_signs,
-              const double* point_scales, const signed char* labels, const int* pixels, const int* cells,
-              const int* slot, const int* row_lower, const float* row_weight, const int* row_start,
-              const int* col_lower, const float* col_weight, const int* col_start, int* status, double* beta,
-              double* report, double* scratch, long long scratch_size, int capacity, int rows, int dim, int height,
-              int width, int h, int w, int own_points, int hinge, int max_iter, int shared_bytes, double C,
-              double tol) {
+              const double* point_scales, const signed char* labels, const int* cells, const int* slot,
+              const int* row_lower, const float* row_weight, const int* row_start, const int* col_lower,
+              const float* col_weight, const int* col_start, int* status, double* beta, double* report, double* scratch,
+              long long scratch_size, int capacity, int rows, int dim, int height, int width, int h, int w,
+              int own_points, int hinge, int max_iter, int shared_bytes, double C, double tol) {
     DYNAMIC_SHARED(double, shared);
     const int image = blockIdx.x;
     const long long n = (long long)height * width, grid = (long long)h * w;
@@ -462,7 +425,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         p.dim = dim;
         p.basis = basis + (long long)image * rows * dim;
         p.labels = labels + image * n;
-        p.pixels = pixels + image * n;
         p.cells = cells + image * grid;
         p.slot = slot + image * grid;
         p.row_lower = row_lower, p.row_start = row_start, p.col_lower = col_lower, p.col_start = col_start;
@@ -478,8 +440,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         double* const pixel_space = cell_space + CELL_DOUBLES * grid;
         p.by_cell = cells_shared ? after_gram : cell_space;
         p.by_pixel = pixels_shared ? after_cells : pixel_space;
-        p.members = reinterpret_cast<int*>(pixel_space + PIXEL_DOUBLES * n);
-        p.places = p.members + 4 * n;
     }
     if (gram_shared) {
         const int across = length / 4;

@@ -20,7 +20,7 @@ _GRAM, _SOLVER = "gpu_common/gram.cu", "gpu_common/svm.cu"
 THREADS = 512
 """Threads of the solver's block, 512 at most."""
 _VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
-_CELL, _PIXEL = 10, 5  # doubles that it keeps of each
+_CELL, _PIXEL = 12, 5  # doubles that it keeps of each
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
 _GRAM_BLOCKS, _GRAM_THREADS = 64, 512  # an image's, and a block's
 _GRAM_SHARED = max(3 * 2 * 32 * 17 * 16, _GRAM_THREADS // 32 * 32 * 33 * 4)
@@ -30,10 +30,9 @@ WEIGHTS_BLOCKS = 64, 32
 
 
 class Samples(NamedTuple):
-    """Labelled pixels of a batch of maps, as ``segment/label.cu`` leaves them."""
+    """Labels of a batch of maps and the cells that they look at, as ``segment/label.cu`` leaves them."""
 
     labels: torch.Tensor
-    pixels: torch.Tensor
     cells: torch.Tensor
     slot: torch.Tensor
     rows: Axis
@@ -115,7 +114,7 @@ class Capacity:
     def scratch(self) -> int:
         """Doubles of scratch of an image, as the solver takes them."""
         cells, pixels = self.grid[0] * self.grid[1], self.size[0] * self.size[1]
-        return self.vectors + self.dim + _CELL * cells + (_PIXEL + 3) * pixels
+        return self.vectors + self.dim + _CELL * cells + _PIXEL * pixels
 
     @property
     def bytes(self) -> int:
@@ -173,10 +172,10 @@ def train(
     report = torch.empty((batch, 3), dtype=torch.float64, device=device)
     scratch = torch.empty((batch, capacity.scratch), dtype=torch.float64, device=device)
     if samples is None:
-        pixels: tuple = (None,) * 10
+        pixels: tuple = (None,) * 9
         size = (0, 0, 0, 0, 1)
     else:
-        pixels = (samples.labels, samples.pixels, samples.cells, samples.slot)
+        pixels = (samples.labels, samples.cells, samples.slot)
         for axis in (samples.rows, samples.cols):
             pixels += (axis.lower, axis.weight, axis.start)
         size = (*samples.size, *samples.grid, int(samples.own_points))

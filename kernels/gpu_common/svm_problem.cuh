@@ -5,10 +5,13 @@
 
 namespace ttt4as {
 
+#define VECTORS 12
+#define PAD 16  // vectors, and rows and columns of K, are padded with zeros to a multiple of this
 #define STENCIL 9
+#define MOMENTS 9
 #define PIXEL_DOUBLES 5  // that are kept of a labelled pixel,
-#define CELL_DOUBLES 10  // and of a cell
-#define GATHERERS 16     // threads that share a cell
+#define CELL_DOUBLES 12  // and of a cell
+#define GATHERERS 8      // threads that share a patch
 
 // One a block, in shared memory: registers are few. A function with loops takes it by value, and so holds the fields
 // that it uses, and no others, for as long as it runs.
@@ -22,9 +25,9 @@ struct Problem {
     int ld, dim, m, n_points, n_pixels, n_cells;
     bool gram_shared, small;  // small: a thread can keep its part of K in registers
     int sharers;              // threads that share rows of a K in shared memory
-    // the map: labels, the labelled pixels, the cells that they look at and the places of all cells among those
+    // the map: labels, the cells that the labelled pixels look at and the places of all cells among those
     const signed char* labels;
-    const int *pixels, *cells, *slot;
+    const int *cells, *slot;
     const int *row_lower, *row_start, *col_lower, *col_start;
     const float *row_weight, *col_weight;
     int width, h, w;
@@ -35,116 +38,130 @@ struct Problem {
     // losses: alpha = clip(slope * margin, 0, cap), scaled for points by point_scale
     double C, slope, cap, inverse;  // inverse: 1 / slope
     bool hinge;
-    // what is kept of labelled pixels and of cells, in shared memory where it fits, and lists that are made once
+    // what is kept of labelled pixels and of cells, in shared memory where it fits
     double *by_pixel, *by_cell;
-    int *members, *places;
 
-    // Of labelled pixels, in their order: decision, its change, weights of the lower row and the right column, twice
-    // the cell above and left, plus 1 for an anomalous one, and what `linearise` finds of each: loss'' and alpha y.
+    // Of labelled pixels: decision, its change, weights of the lower row and the right column, twice the patch, plus 1
+    // for an anomalous one, and what `linearise` finds of each: loss'' and alpha y. A patch are the pixels between four
+    // cells; it goes by the place of the one above and left, and its pixels lie beside each other.
     __device__ double& f(int i) const { return by_pixel[i]; }
     __device__ double& fd(int i) const { return by_pixel[n_pixels + i]; }
     __device__ float2& weight(int i) const { return reinterpret_cast<float2*>(by_pixel + 2ll * n_pixels)[i]; }
-    __device__ int& corner(int i) const { return reinterpret_cast<int*>(by_pixel + 3ll * n_pixels)[i]; }
-    __device__ double sign(int i) const { return corner(i) & 1 ? 1 : -1; }
+    __device__ int& patch(int i) const { return reinterpret_cast<int*>(by_pixel + 3ll * n_pixels)[i]; }
+    __device__ double sign(int i) const { return patch(i) & 1 ? 1 : -1; }
     __device__ float& curvature(int i) const {
         return reinterpret_cast<float*>(by_pixel + 3ll * n_pixels)[n_pixels + i];
     }
     __device__ double& pull(int i) const { return by_pixel[4ll * n_pixels + i]; }
-    // The pixels that look at each cell, between the bounds of a cell: four a pixel at most.
-    __device__ int& member(int k) const { return members[k]; }
     // Of cells, in their order: a row of N (in float32: a direction needs no more), the cells around it (itself for one
-    // that no pixel looks at, whose entry of N is 0, so that no branch holds up a load), and its bounds.
+    // that no pixel looks at, whose entry of N is 0, so that no branch holds up a load), the bounds of its patch among
+    // the pixels, and the patch's cells: above, then below, left and right (itself for one of no weight).
     __device__ float* stencil(int i) const { return reinterpret_cast<float*>(by_cell) + (long long)STENCIL * i; }
     __device__ int* neighbour(int i) const {
         return reinterpret_cast<int*>(by_cell) + (long long)STENCIL * n_cells + (long long)STENCIL * i;
     }
     __device__ int2& bounds(int i) const { return reinterpret_cast<int2*>(by_cell + (long long)STENCIL * n_cells)[i]; }
+    __device__ int2* corners(int i) const {
+        return reinterpret_cast<int2*>(by_cell + (long long)(STENCIL + 1) * n_cells) + 2 * i;
+    }
 };
+
+__device__ inline int padded(int m) { return (m + PAD - 1) / PAD * PAD; }
+
+// What `solve` keeps in p.vectors: coefficients, decisions, the residual of the Newton system and a direction, each of
+// these two before its product with K, N of the points, and room for five more.
+struct Vectors {
+    double *beta, *z, *r, *kr, *x, *kx, *diagonal, *work;
+};
+__device__ inline Vectors vectors_of(const Problem& p) {
+    const int length = padded(p.m);
+    double *beta = p.vectors, *r = beta + 2 * length, *x = r + 2 * length, *diagonal = x + 2 * length;
+    return Vectors{beta, beta + length, r, r + length, x, x + length, diagonal, diagonal + length};
+}
 
 __device__ inline double point_sign(const Problem& p, int i) { return p.point_sign ? p.point_sign[i] : -1; }
 __device__ inline double point_scale(const Problem& p, int i) { return p.point_scale ? p.point_scale[i] : 1; }
 
-// The pixels around a cell, `across` a row.
+// A patch on the map, `across` pixels a row.
 struct Window {
     int top, left, across, size;
 };
 __device__ inline Window window_of(const Problem& p, int cell) {
     const int cy = cell / p.w, cx = cell % p.w;
     Window window;
-    window.top = p.row_start[cy > 0 ? cy - 1 : 0];
-    window.left = p.col_start[cx > 0 ? cx - 1 : 0];
+    window.top = p.row_start[cy];
+    window.left = p.col_start[cx];
     window.across = p.col_start[cx + 1] - window.left;
     window.size = (p.row_start[cy + 1] - window.top) * window.across;
     return window;
 }
 
-// Fill in what the arrays of pixels and cells hold for good. A cell's members are in the order of the pixels, so that
-// every sum over them has one order, whatever the block and the batch.
+// Pixel k of a window: its place, and its label if it is a sample that no point stands for, else 0.
+struct Labelled {
+    int row, col, label;
+};
+__device__ inline Labelled labelled(const Problem& p, const Window& window, int k) {
+    if (k >= window.size) return Labelled{0, 0, 0};
+    const int row = window.top + k / window.across, col = window.left + k % window.across;
+    const int label = p.labels[row * p.width + col];
+    return Labelled{row, col, label > 0 || !p.own_points ? label : 0};
+}
+
+// Fill in what the arrays of pixels and cells hold for good. A patch's pixels are in their order, so that every sum
+// over them has one order, whatever the block and the batch.
 __device__ inline void arrange(const Problem p) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) {
-        const int pixel = p.pixels[i], row = pixel / p.width, col = pixel % p.width;
-        p.weight(i) = float2{p.row_weight[row], p.col_weight[col]};
-        p.corner(i) = 2 * (p.row_lower[row] * p.w + p.col_lower[col]) + (p.labels[pixel] > 0);
-        p.places[pixel] = i;
+    for (int i = warp; i < p.n_cells; i += warps) {
+        const Window window = window_of(p, p.cells[i]);
+        int count = 0;
+        for (int first = 0; first < window.size; first += 32)
+            count += __popc(__ballot_sync(FULL_WARP, labelled(p, window, first + lane).label != 0));
+        if (lane == 0) p.bounds(i).y = count;
     }
+    __syncthreads();
     int before = 0;
     for (int first = 0; first < p.n_cells; first += blockDim.x) {
-        const int i = first + threadIdx.x;
+        const int i = first + threadIdx.x, count = i < p.n_cells ? p.bounds(i).y : 0;
         int all;
-        const int start = before + block_scan(i < p.n_cells ? window_of(p, p.cells[i]).size : 0, all);
+        const int start = before + block_scan(count, all);
         if (i < p.n_cells) {
-            p.bounds(i).x = start;
+            p.bounds(i) = int2{start, start + count};
             const int cy = p.cells[i] / p.w, cx = p.cells[i] % p.w;
             for (int k = 0; k < STENCIL; ++k) {
                 const int y = cy + k / 3 - 1, x = cx + k % 3 - 1;
                 const int other = y < 0 || y >= p.h || x < 0 || x >= p.w ? -1 : p.slot[y * p.w + x];
                 p.neighbour(i)[k] = other < 0 ? i : other;
             }
+            p.corners(i)[0] = int2{i, p.neighbour(i)[5]};
+            p.corners(i)[1] = int2{p.neighbour(i)[7], p.neighbour(i)[8]};
         }
         before += all;
     }
     __syncthreads();
     for (int i = warp; i < p.n_cells; i += warps) {
-        const int cy = p.cells[i] / p.w, cx = p.cells[i] % p.w;
         const Window window = window_of(p, p.cells[i]);
         int end = p.bounds(i).x;
         for (int first = 0; first < window.size; first += 32) {
-            const int k = first + lane;
-            int pixel = 0;
-            bool looks = false;
-            if (k < window.size) {
-                const int row = window.top + k / window.across, col = window.left + k % window.across;
-                pixel = row * p.width + col;
-                const int label = p.labels[pixel];
-                // A pixel between this cell and the next looks at this one unless it lies on the next.
-                // No branch, so that all five loads are under way at once.
-                looks = (label > 0 || (label < 0 && !p.own_points)) &
-                        ((p.row_lower[row] == cy) | (p.row_weight[row] > 0)) &
-                        ((p.col_lower[col] == cx) | (p.col_weight[col] > 0));
+            const Labelled found = labelled(p, window, first + lane);
+            const u32 ballot = __ballot_sync(FULL_WARP, found.label != 0);
+            if (found.label) {
+                const int pixel = end + __popc(ballot & ((1u << lane) - 1));
+                p.weight(pixel) = float2{p.row_weight[found.row], p.col_weight[found.col]};
+                p.patch(pixel) = 2 * i + (found.label > 0);
             }
-            const u32 ballot = __ballot_sync(FULL_WARP, looks);
-            if (looks) p.member(end + __popc(ballot & ((1u << lane) - 1))) = p.places[pixel];
             end += __popc(ballot);
         }
-        if (lane == 0) p.bounds(i).y = end;
     }
     __syncthreads();
 }
 
-// The blend of a labelled pixel.
+// The blend of a labelled pixel. A cell of no weight may be any: decisions are finite, or the problem is given up.
 __device__ inline double blend(const Problem& p, const double* z, int i) {
     const double dy = p.weight(i).x, dx = p.weight(i).y;
-    const int* slot = p.slot + (p.corner(i) >> 1);
+    const int2* corners = p.corners(p.patch(i) >> 1);
+    const int2 above = corners[0], below = corners[1];
     z += p.n_points;
-    // A cell with no weight need not exist; one with weight does.
-    double top = 0, bottom = 0;
-    if (dx < 1) top = (1 - dx) * z[slot[0]];
-    if (dx > 0) top += dx * z[slot[1]];
-    if (dy > 0) {
-        bottom = (1 - dx) * z[slot[p.w]];
-        if (dx > 0) bottom += dx * z[slot[p.w + 1]];
-    }
+    const double top = (1 - dx) * z[above.x] + dx * z[above.y], bottom = (1 - dx) * z[below.x] + dx * z[below.y];
     return (1 - dy) * top + dy * bottom;
 }
 
@@ -167,20 +184,24 @@ __device__ inline Sample sample(const Problem& p, double margin, double scale) {
     return s;
 }
 
-// At the decisions z of the basis: f at the pixels; A^T (alpha y) into `force`, N into `diagonal` and the stencil, and
-// the sums {smoothed loss, true loss, sum of alpha, sum of conjugates}. A cell gathers from its members, so that no
-// atomic and no batch decides a sum.
-__device__ inline void linearise(const Problem p, const double* z, double* force, double* diagonal, double (&sums)[4]) {
+// At the decisions z of the basis: f at the pixels; A^T (alpha y) into r, N into `diagonal` and the stencil, and the
+// sums {smoothed loss, true loss, sum of alpha, sum of conjugates}.
+//
+// N and A^T (alpha y) are sums over pixels of curvature or pull times weights of two cells or of one, which are
+// products of a weight along the rows and one along the columns. A patch therefore sums 9 moments of the curvature,
+// {above^2, above below, below^2} times the like across, and 4 of the pull; a cell puts together those of the four
+// patches around it. No atomic and no batch decides a sum, and N is symmetric to the bit.
+__device__ inline void linearise(const Problem p, const Vectors v, double (&sums)[4]) {
     for (int i = 0; i < 4; ++i) sums[i] = 0;
     for (int i = threadIdx.x; i < p.n_points; i += blockDim.x) {
         const double y = point_sign(p, i);
-        const Sample s = sample(p, 1 - y * z[i], point_scale(p, i));
-        force[i] = s.alpha * y;
-        diagonal[i] = s.curvature;
+        const Sample s = sample(p, 1 - y * v.z[i], point_scale(p, i));
+        v.r[i] = s.alpha * y;
+        v.diagonal[i] = s.curvature;
         sums[0] += s.smooth, sums[1] += s.loss, sums[2] += s.alpha, sums[3] += s.conjugate;
     }
     for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) {
-        const double f = blend(p, z, i);
+        const double f = blend(p, v.z, i);
         p.f(i) = f;
         const double y = p.sign(i);
         const Sample s = sample(p, 1 - y * f, 1);
@@ -189,40 +210,61 @@ __device__ inline void linearise(const Problem p, const double* z, double* force
         sums[0] += s.smooth, sums[1] += s.loss, sums[2] += s.alpha, sums[3] += s.conjugate;
     }
     __syncthreads();
-    const int part = threadIdx.x % GATHERERS, cells = blockDim.x / GATHERERS;
-    for (int first = 0; first < p.n_cells; first += cells) {
+    // Of patch i: its moments, and its pulls above left, above right, below left and below right. They take the places
+    // of what is of the direction and the product to come; `diagonal` is of points alone.
+    float* const moments = reinterpret_cast<float*>(v.work);
+    const auto pulls = [&](int k) { return (k < 2 ? (k ? v.x : v.kr) : (k == 2 ? v.kx : v.diagonal)) + p.n_points; };
+    const int part = threadIdx.x % GATHERERS, patches = blockDim.x / GATHERERS;
+    const int own = own_of_sums<4>(part, GATHERERS);
+    for (int first = 0; first < p.n_cells; first += patches) {
         const int i = first + threadIdx.x / GATHERERS;
-        double pull = 0;
-        float around[STENCIL] = {};
+        float moment[MOMENTS - 1] = {}, last[1] = {};
+        double pull[4] = {};
         if (i < p.n_cells) {
-            const int cell = p.cells[i];
             const int2 bounds = p.bounds(i);
-#pragma unroll 4  // loads under way
-            for (int k = bounds.x + part; k < bounds.y; k += GATHERERS) {
-                const int pixel = p.member(k);
-                const float dy = p.weight(pixel).x, dx = p.weight(pixel).y;
-                // Which of the pixel's four cells this is; its other row lies above or below, its other column left
-                // or right.
-                const int from = cell - (p.corner(pixel) >> 1);
-                const bool lower = from >= p.w, right = (lower ? from - p.w : from) == 1;
-                pull += (lower ? double(dy) : 1 - double(dy)) * (right ? double(dx) : 1 - double(dx)) * p.pull(pixel);
-                const float own_y = lower ? dy : 1 - dy, y0 = lower ? 1 - dy : 0, y2 = lower ? 0 : dy;
-                const float own_x = right ? dx : 1 - dx, x0 = right ? 1 - dx : 0, x2 = right ? 0 : dx;
-                const float weight = own_y * own_x * p.curvature(pixel);
-                around[0] += weight * (y0 * x0), around[1] += weight * (y0 * own_x), around[2] += weight * (y0 * x2);
-                around[3] += weight * (own_y * x0), around[4] += weight * (own_y * own_x);
-                around[5] += weight * (own_y * x2);
-                around[6] += weight * (y2 * x0), around[7] += weight * (y2 * own_x), around[8] += weight * (y2 * x2);
+#pragma unroll 2  // loads under way
+            for (int pixel = bounds.x + part; pixel < bounds.y; pixel += GATHERERS) {
+                const float dy = p.weight(pixel).x, dx = p.weight(pixel).y, curvature = p.curvature(pixel);
+                const float above = 1 - dy, left = 1 - dx;
+                const float down[3] = {curvature * (above * above), curvature * (above * dy), curvature * (dy * dy)};
+                const float across[3] = {left * left, left * dx, dx * dx};
+                for (int k = 0; k < MOMENTS - 1; ++k) moment[k] += down[k / 3] * across[k % 3];
+                last[0] += down[2] * across[2];
+                const double below = dy, right = dx, force = p.pull(pixel);
+                const double upper = force * (1 - below), lower = force * below;
+                pull[0] += upper * (1 - right), pull[1] += upper * right;
+                pull[2] += lower * (1 - right), pull[3] += lower * right;
             }
         }
-        for (int distance = GATHERERS / 2; distance; distance >>= 1) {
-            pull += __shfl_xor_sync(FULL_WARP, pull, distance);
-            for (int k = 0; k < STENCIL; ++k) around[k] += __shfl_xor_sync(FULL_WARP, around[k], distance);
+        const double pulled = one_of_sums(pull, part, GATHERERS);
+        float half[2][4];
+        for (int k = 0; k < 8; ++k) half[k / 4][k % 4] = moment[k];
+        const float low = one_of_sums(half[0], part, GATHERERS), high = one_of_sums(half[1], part, GATHERERS);
+        const float highest = one_of_sums(last, part, GATHERERS);
+        if (i < p.n_cells && own < 4) {
+            pulls(own)[i] = pulled;
+            moments[MOMENTS * i + own] = low;
+            moments[MOMENTS * i + 4 + own] = high;
+            if (own == 0) moments[MOMENTS * i + 8] = highest;
         }
-        if (i < p.n_cells && part == 0) {
-            force[p.n_points + i] = pull;
-            for (int k = 0; k < STENCIL; ++k) p.stencil(i)[k] = around[k];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < p.n_cells; i += blockDim.x) {
+        const int* const around = p.neighbour(i);
+        float row[STENCIL] = {};
+        double pull = 0;
+        for (int which = 0; which < 4; ++which) {               // the patch above and left, above, left, its own
+            const int below = which < 2, right = !(which & 1);  // where the cell is in it
+            const int patch = around[(below ? 0 : 3) + (right ? 0 : 1)];
+            const bool exists = which == 3 || patch != i;
+            for (int k = 0; k < 4; ++k) {  // the cells of the patch
+                const float moment = moments[MOMENTS * patch + 3 * (k / 2 + below) + (k % 2 + right)];
+                row[3 * (1 + k / 2 - below) + (1 + k % 2 - right)] += exists ? moment : 0;
+            }
+            pull += exists ? pulls(2 * below + right)[patch] : 0;
         }
+        for (int k = 0; k < STENCIL; ++k) p.stencil(i)[k] = row[k];
+        v.r[p.n_points + i] = pull;
     }
     block_sum(sums);
 }

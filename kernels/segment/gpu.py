@@ -151,7 +151,7 @@ class _Plan:
         def integers(*shape: int) -> torch.Tensor:
             return torch.empty((batch, *shape), dtype=torch.int32, device=device)
 
-        status, counts, points, pixels = integers(), integers(3), integers(self.limit), integers(height, width)
+        status, counts, points = integers(), integers(3), integers(self.limit)
         cells, slot = integers(h * w), integers(h * w)
         bits_bytes = 8 * height * -(-width // 32)  # two bit maps
         bits_shared = bits_bytes <= cuda.shared_memory_limit(device) - _LABEL_RESERVED
@@ -160,12 +160,12 @@ class _Plan:
         size = (height, width, h, w, len(candidates), self.limit, radius, int(own_points))
         cuda.launch(
             device, _FILE, "label_f64" if maps.dtype == torch.float64 else "label_f32", batch, cuda.THREADS,
-            maps, None if skip is None else skip.contiguous(), candidates, labels, status, points, pixels, cells, slot,
-            counts, None if bits_shared else integers(bits_bytes // 4), rows.lower, rows.weight, cols.lower,
+            maps, None if skip is None else skip.contiguous(), candidates, labels, status, points, cells, slot, counts,
+            None if bits_shared else integers(bits_bytes // 4), rows.lower, rows.weight, cols.lower,
             cols.weight, *(np.int32(i) for i in size),
             np.float64(self.percentile), shared_bytes=bits_bytes if bits_shared else 0,
         )  # fmt: skip
-        samples = Samples(labels, pixels, cells, slot, rows, cols, (height, width), (h, w), own_points)
+        samples = Samples(labels, cells, slot, rows, cols, (height, width), (h, w), own_points)
         basis = stages.basis(features, points, counts, status, samples, capacity.rows)
         trained = train(
             basis, counts, status, capacity,

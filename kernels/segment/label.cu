@@ -31,20 +31,18 @@ __device__ void touch(int* slot, const Axis& rows, const Axis& cols, int row, in
 // labels      (B, H, W) 1 anomalous, -1 nominal, 0 neither
 // status      (B,)
 // points      (B, limit) pixels of the nominal samples, in order; counts[b][0] of them
-// pixels      (B, H * W) labelled pixels that are not points, ascending; counts[b][1] of them
-// cells       (B, h * w) cells that those pixels look at, ascending; counts[b][2] of them
+// cells       (B, h * w) cells that labelled pixels look at, the counts[b][1] that are not points, ascending;
+//             counts[b][2] of them
 // slot        (B, h * w) the place of a cell in `cells`, or -1
 // scratch     (B, 2, H * ceil(W / 32)) bits, null where they fit in the shared memory that the launch asks for
 // With own_points the nominal samples are points; without, they are pixels like the anomalous ones.
 template <typename T>
 __device__ void label(const T* maps, const bool* skip, const int* candidates, signed char* labels, int* status,
-                      int* points, int* pixels, int* cells, int* slot, int* counts, u32* scratch, Axis rows, Axis cols,
-                      int height, int width, int n_candidates, int limit, int radius, int own_points,
-                      double percentile) {
+                      int* points, int* cells, int* slot, int* counts, u32* scratch, Axis rows, Axis cols, int height,
+                      int width, int n_candidates, int limit, int radius, int own_points, double percentile) {
     const int image = blockIdx.x, n = height * width, words = (width + 31) / 32, n_cells = rows.cells * cols.cells;
     const T* map = maps + (long long)image * n;
     labels += (long long)image * n;
-    pixels += (long long)image * n;
     points += (long long)image * limit;
     cells += (long long)image * n_cells;
     slot += (long long)image * n_cells;
@@ -66,7 +64,6 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
               [=](int row, int col) { atomicOr(&bits[row * words + (col >> 5)], 1u << (col & 31)); });
     __syncthreads();
     u32* const listed = dilate_bits(bits, bits + height * words, height, width, radius);
-    int* const before = reinterpret_cast<int*>(listed == bits ? bits + height * words : bits);
     spread_bits(listed, height, width, labels);
     int n_anomalous = 0;
     for (int i = threadIdx.x; i < height * words; i += blockDim.x) n_anomalous += __popc(listed[i]);
@@ -97,24 +94,11 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
         __syncthreads();
     }
 
-    int n_pixels = 0;
-    for (int first = 0; first < height * words; first += blockDim.x) {
-        const int i = first + threadIdx.x;
-        int all;
-        const int place = n_pixels + block_scan(i < height * words ? __popc(listed[i]) : 0, all);
-        if (i < height * words) before[i] = place;
-        n_pixels += all;
-    }
-    __syncthreads();
     // A warp a word, a lane a pixel.
     const int lane = threadIdx.x & 31;
     for (int i = threadIdx.x >> 5; i < height * words; i += blockDim.x >> 5) {
         const u32 word = listed[i];
-        if (word >> lane & 1u) {
-            const int row = i / words, col = i % words * 32 + lane;
-            pixels[before[i] + __popc(word & ((1u << lane) - 1))] = row * width + col;
-            touch(slot, rows, cols, row, col);
-        }
+        if (word >> lane & 1u) touch(slot, rows, cols, i / words, i % words * 32 + lane);
     }
     __syncthreads();
 
@@ -130,7 +114,7 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
     }
     if (threadIdx.x == 0) {
         counts[0] = own_points ? n_points : 0;
-        counts[1] = n_pixels;
+        counts[1] = own_points ? n_anomalous : n_anomalous + n_points;
         counts[2] = used;
         const bool constant = range.lowest == range.highest;
         status[image] = constant || n_anomalous == 0 || n_points == 0 ? DEGENERATE : OK;
@@ -140,10 +124,10 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
 #define LABEL_KERNEL(name, T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(1024, 1)                                                           \
         name(const T* maps, const bool* skip, const int* candidates, signed char* labels, int* status, int* points, \
-             int* pixels, int* cells, int* slot, int* counts, u32* scratch, const int* row_lower,                   \
-             const float* row_weight, const int* col_lower, const float* col_weight, int height, int width, int h,  \
-             int w, int n_candidates, int limit, int radius, int own_points, double percentile) {                   \
-        label(maps, skip, candidates, labels, status, points, pixels, cells, slot, counts, scratch,                 \
+             int* cells, int* slot, int* counts, u32* scratch, const int* row_lower, const float* row_weight,       \
+             const int* col_lower, const float* col_weight, int height, int width, int h, int w, int n_candidates,  \
+             int limit, int radius, int own_points, double percentile) {                                            \
+        label(maps, skip, candidates, labels, status, points, cells, slot, counts, scratch,                         \
               Axis{row_lower, row_weight, h}, Axis{col_lower, col_weight, w}, height, width, n_candidates, limit,   \
               radius, own_points, percentile);                                                                      \
     }

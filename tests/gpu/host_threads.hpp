@@ -120,6 +120,10 @@ static T __shfl_xor_sync(unsigned, T value, int mask) {
     return host::exchange(value, int(threadIdx.x & 31) ^ mask);
 }
 template <typename T>
+static T __shfl_sync(unsigned, T value, int lane) {
+    return host::exchange(value, lane);
+}
+template <typename T>
 static T __shfl_up_sync(unsigned, T value, int delta) {
     return host::exchange(value, int(threadIdx.x & 31) - delta);
 }
