@@ -1,6 +1,6 @@
 """Exact nearest neighbours in Triton: float16 tensor cores propose, float64 differences decide.
 
-1. Every vector is centred on the bank's mean (distances do not change, norms shrink), scaled by a power of two and
+1. Every vector is centred near the bank's mean (distances do not change, norms shrink), scaled by a power of two and
    rounded to float16; the norm of what rounding lost is kept.
 2. A matrix product on tensor cores gives approximate squared distances. Of every group of 32 bank vectors only the
    least and the second least survive, in registers: the (Q, N) matrix never exists.
@@ -100,13 +100,14 @@ class Index:
         self.scratch_bytes = scratch_bytes
         self.size, self.dim = bank.shape
         self.padded = blocks(self.dim, _PAD) * _PAD
-        self.centre = torch.zeros(self.dim, dtype=torch.float64, device=bank.device)
+        total = torch.zeros(self.dim, dtype=torch.float64, device=bank.device)
         for start, stop in chunks(self.size, 4096):  # no float64 copy of the bank
-            self.centre += bank[start:stop].double().sum(0)
-        self.centre /= self.size
+            total += bank[start:stop].double().sum(0)
+        # Any centre will do, if it is that of bank and queries to the bit.
+        self.centre = (total / self.size).clamp_(-1e30, 1e30).float()
         peak = torch.zeros((), dtype=torch.float64, device=bank.device)
         for start, stop in chunks(self.size, 4096):
-            peak = torch.maximum(peak, (bank[start:stop].double() - self.centre).abs().amax())
+            peak = torch.maximum(peak, (bank[start:stop].double() - self.centre.double()).abs().amax())
         exponent = math.frexp(float(peak))[1]  # of the power of two above the largest magnitude
         self.exponent = min(max(exponent, -100), 100)
         self.low, facts = self._prepare(bank)

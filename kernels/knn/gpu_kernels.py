@@ -14,10 +14,26 @@ _NONE = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
+def _wide(x):
+    """float64 of numbers, by their bits: a multiprocessor converts a few numbers a cycle, and shifts many.
+
+    Exact but for what is below float32's normal numbers, which becomes some number of up to 2**-126. What is not finite
+    becomes a number too.
+    """
+    if x.dtype == tl.float64:
+        return x
+    bits = (x.to(tl.float32) + 0.0).to(tl.int32, bitcast=True)  # -0 is 0
+    high = ((bits >> 3) & -0x70000001) + 0x38000000  # sign, 3 bits for the longer exponent, and its bias
+    low = (bits << 29).to(tl.uint32, bitcast=True)
+    return ((high.to(tl.int64) << 32) | low.to(tl.int64)).to(tl.float64, bitcast=True)
+
+
+@triton.jit
 def _centred(x_ptr, centre_ptr, d, dim, x_d):
-    """The channels `d` of a vector less the bank's mean, in float64; 0 beyond `dim`."""
-    x = tl.load(x_ptr + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(tl.float64)
-    return x - tl.load(centre_ptr + d, mask=d < dim, other=0)
+    """The channels `d` of a vector less the bank's centre, in float32, of float64 in float64; 0 beyond `dim`."""
+    kind: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    x = tl.load(x_ptr + d.to(tl.int64) * x_d, mask=d < dim, other=0).to(kind)
+    return x - tl.load(centre_ptr + d, mask=d < dim, other=0).to(kind)
 
 
 @triton.jit(do_not_specialize=["exponent"])
@@ -32,8 +48,8 @@ def prepare_kernel(
     that distances in units of 2 * its scale * the bank's need: the ratio of the bank's scale to twice its own, its
     squared norm in units, the bound on the error, and how many units a squared distance of 1 is.
 
-    Reads a vector once where a block holds it (WHOLE), a query else twice. Norms are sums in float32, of float64 in
-    float64: float64 arithmetic would take longer than the memory does.
+    Reads a vector once where a block holds it (WHOLE), a query else twice. All but the facts is in float32, of float64
+    in float64: float64 arithmetic would take longer than the memory does.
     """
     dim *= UNIT  # see `unit_of`
     x_n *= UNIT
@@ -50,16 +66,17 @@ def prepare_kernel(
         # bank's, what is lost with the bits that go is nothing beside the bank.
         exponent = tl.maximum((tl.max(largest, axis=0).to(tl.int32, bitcast=True) >> 23) - 126, exponent - 60)
         exponent = tl.minimum(tl.maximum(exponent, -100), 100)
-    scale = ((exponent + 127) << 23).to(tl.float32, bitcast=True).to(tl.float64)
-    inverse = ((127 - exponent) << 23).to(tl.float32, bitcast=True).to(tl.float64)
     kind: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    scale = ((exponent + 127) << 23).to(tl.float32, bitcast=True).to(tl.float64)
+    shrink = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+    inverse = shrink.to(tl.float64)
     whole = tl.zeros((BLOCK_D,), kind)
     lost = tl.zeros((BLOCK_D,), kind)
     for first in range(0, padded, BLOCK_D):
         d = first + channel
         if not WHOLE:
             x = _centred(x_ptr, centre_ptr, d, dim, x_d)
-        scaled = (x * inverse).to(kind)
+        scaled = x * shrink.to(kind)
         low = scaled.to(tl.float32).to(tl.float16)
         tl.store(low_ptr + row * padded + d, low, mask=d < padded)
         error = scaled - low.to(kind)  # exact, for `low` has the leading bits of `scaled`
@@ -68,7 +85,7 @@ def prepare_kernel(
     squared = tl.sum(whole, axis=0).to(tl.float64) * scale * scale
     norm = tl.sqrt(squared)
     lost_norm = tl.sqrt(tl.sum(lost, axis=0).to(tl.float64)) * scale
-    # What rounding `scaled` to float32 took belongs to the error.
+    # What rounding the difference from the centre to float32 took belongs to the error.
     lost_norm += 2.0**-22 * norm
     rounded_norm = norm + lost_norm
     facts = facts_ptr + row * 4
@@ -224,12 +241,13 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
     total = tl.zeros((COUNT, BLOCK_D), tl.float64)
     for first in tl.range(0, dim, BLOCK_D, loop_unroll_factor=2):  # so that twice the loads are in flight
         d = first + channel
-        q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0).to(tl.float64)
+        q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0)
         b = tl.load(
             b_ptr + rows.to(tl.int64)[:, None] * b_n + (d.to(tl.int64) * b_d)[None, :],
             mask=valid[:, None] & (d < dim)[None, :], other=0,
-        ).to(tl.float64)  # fmt: skip
-        total += (q - b) * (q - b)
+        )  # fmt: skip
+        change = _wide(q) - _wide(b)
+        total += change * change
     return tl.where(valid, tl.sum(total, axis=1), float("inf"))
 
 
@@ -240,9 +258,10 @@ def _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, BLOCK_D: tl.constexpr):
     total = tl.zeros((BLOCK_D,), tl.float64)
     for first in range(0, dim, BLOCK_D):
         d = first + channel
-        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0).to(tl.float64)
-        b = tl.load(b_ptr + row.to(tl.int64) * b_n + d.to(tl.int64) * b_d, mask=d < dim, other=0).to(tl.float64)
-        total += (q - b) * (q - b)
+        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0)
+        b = tl.load(b_ptr + row.to(tl.int64) * b_n + d.to(tl.int64) * b_d, mask=d < dim, other=0)
+        change = _wide(q) - _wide(b)
+        total += change * change
     return tl.sum(total, axis=0)
 
 
@@ -371,8 +390,8 @@ def refine_kernel(
             limit = _limit(worst, bound, unit)
             following = _following(value, second, seen, limit, lane, following >> 6)
 
-    # NaN is not below infinity: a query that is not a number gets distance NaN and no neighbour.
-    number = (place < k) & (found < float("inf"))
+    # A query that is not a number, whose bound is none, gets distance NaN and no neighbour.
+    number = (place < k) & (tl.where(bound == bound, found, float("inf")) < float("inf"))
     found = tl.where(number, found, float("inf"))
     rows = tl.where(number, rows, place)
     # Every distance is the least of those that it ties with, so that (distance, row) orders the list.
