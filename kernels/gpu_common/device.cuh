@@ -7,6 +7,7 @@
 
 #ifndef TTT4AS_HOST
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#define APART __noinline__  // a function that is called from several places and long: code is fetched, too
 #define ALL_STORE(place, value) ((place) = (value))  // by several threads at once, all of them the same value
 #endif
 
@@ -96,8 +97,8 @@ __device__ V block_reduce(V value, Op op) {
 // The sums of N values over `sharers` lanes beside each other, of which each lane gets one: N and `sharers` are powers
 // of two, N <= sharers <= 32. The first steps halve what is left to sum, which spares most of the shuffles.
 template <int N, typename V>
-__device__ V one_of_sums(V (&values)[N], int part, int sharers) {
-    int distance = sharers / 2;
+__device__ V one_of_sums(V (&values)[N], u32 part, u32 sharers) {
+    u32 distance = sharers / 2;
 #pragma unroll
     for (int held = N; held > 1; held /= 2) {
         const bool upper = part & distance;
@@ -115,9 +116,9 @@ __device__ V one_of_sums(V (&values)[N], int part, int sharers) {
 // Which of them lane `part` has; N where another has it already. No division: the compiler is not told of powers of
 // two.
 template <int N>
-__device__ int own_of_sums(int part, int sharers) {
-    const int share = sharers / N;
-    return part & (share - 1) ? N : part >> __popc(share - 1);
+__device__ int own_of_sums(u32 part, u32 sharers) {
+    const u32 share = sharers / N;
+    return int(part & (share - 1) ? N : part >> __popc(share - 1));
 }
 
 // Sum N values (a power of two) a thread at the price of one reduction; every thread gets all sums, in place. Another
@@ -139,10 +140,14 @@ __device__ void block_sum_once(V (&values)[N], int warps) {
 }
 
 // The same of up to four values and any number of warps, without the barrier: threads meet before it returns.
+__device__ inline double* sum_slots() {
+    __shared__ double slots[MAX_WARPS * 4];
+    return slots;
+}
 template <int N>
 __device__ void block_sum(double (&values)[N], int warps) {
     constexpr int M = N > 2 ? 4 : N;
-    __shared__ double slots[MAX_WARPS * M];
+    double* const slots = sum_slots();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     if (warp < warps) {
         double all[M] = {};

@@ -57,10 +57,10 @@ __device__ double dot4(float4 k, const double* in) {
 // under way at once.
 template <int AHEAD, typename V>
 __device__ void rows_product(const float* gram, int ld, int m, int sharers, V* out, const V* in) {
-    const int part = threadIdx.x & (sharers - 1), own = own_of_sums<ROWS>(part, sharers), end = padded(m) / 4,
-              step = ld / 4;
-    for (int first = 0; first < m; first += ROWS * (blockDim.x / sharers)) {
-        const int row = first + ROWS * (threadIdx.x / sharers);
+    const int part = threadIdx.x & (sharers - 1), own = own_of_sums<ROWS>(part, sharers);
+    const int shift = __popc(sharers - 1), end = padded(m) / 4, step = ld / 4;  // no division, as there
+    for (int first = 0; first < m; first += ROWS * (blockDim.x >> shift)) {
+        const int row = first + ROWS * (threadIdx.x >> shift);
         V sums[ROWS] = {};
         if (row < m) {
             const float4* k = reinterpret_cast<const float4*>(gram) + (long long)row * step;
@@ -116,7 +116,7 @@ __device__ void coarse_product(const Problem& p, float* out, const float* in) {
 
 // out = K in. Threads meet before (so that `in` may have just been written) and after.
 template <typename V>
-__device__ void product(const Problem& p, V* out, const V* in) {
+__device__ APART void product(const Problem& p, V* out, const V* in) {
     __syncthreads();
     if (p.gram_shared) {
         __builtin_assume(__isShared(p.gram) && __isShared(in) && __isShared(out));
@@ -159,7 +159,8 @@ __device__ void seek_product(const Problem& p, double* out, const double* in) { 
 // x with (I + N K) x = residual, until the error in the metric of K has shrunk by eta. `work` holds five vectors of V.
 // False where arithmetic in V does not get there. One reduction a step, after Chronopoulos and Gear (1989).
 template <typename V>
-__device__ bool direction(const Problem& p, const Vectors& v, double rho, double eta) {
+__device__ APART bool direction(const Problem& p, double rho, double eta) {
+    const Vectors v = vectors_of<false>(p);
     const int m = p.m, length = padded(m);
     double* x = v.x;
     V *r = reinterpret_cast<V*>(v.work), *kr = r + length, *q = kr + length, *d = q + length, *s = d + length;
@@ -202,12 +203,13 @@ __device__ bool direction(const Problem& p, const Vectors& v, double rho, double
 // The same in float32 for a K that fits the registers (512 threads: m up to 128): each thread keeps its part of K, 32
 // floats, and all that belongs to entry `threadIdx.x`. A step is three barriers, two loads of 16 bytes for the product
 // and the decisions around a cell, all from shared memory; K in shared memory would cost eight more such loads.
-__device__ bool small_direction(const Problem& p, const Vectors& v, double rho, double eta) {
+__device__ APART bool small_direction(const Problem& p, double rho, double eta) {
+    const Vectors v = vectors_of<true>(p);
     const int m = p.m, length = padded(m), i = threadIdx.x, end = length / 4;
     const int sharers = p.sharers, part = i & (sharers - 1), own = own_of_sums<ROWS>(part, sharers),
-              row = ROWS * (i / sharers);
+              row = ROWS * (i >> __popc(sharers - 1));
     float *shown_r = reinterpret_cast<float*>(v.work), *shown_kr = shown_r + length;
-    __builtin_assume(__isShared(p.gram) && __isShared(v.work));
+    __builtin_assume(__isShared(p.gram));
     float4 held[HELD][ROWS];
     int column[HELD];
     for (int k = 0; k < HELD; ++k) {
@@ -280,12 +282,13 @@ struct Outcome {
 
 // A step from the decisions of beta along x: to the exact minimum, for the slope is piecewise linear and grows, so that
 // Newton within a bracket finds its zero.
+template <bool SHARED>
 __device__ void advance(const Problem& p) {
     const int m = p.m;
-    const Vectors v = vectors_of(p);
+    const Vectors v = vectors_of<SHARED>(p);
     double *beta = v.beta, *z = v.z, *x = v.x, *kx = v.kx;
     product(p, kx, x);
-    for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) p.fd(i) = blend(p, kx, i);
+    differentiate<SHARED>(p, kx);
     double energies[3] = {0, 0, 0};
     for (int i = threadIdx.x; i < m; i += blockDim.x) {
         energies[0] += beta[i] * kx[i];
@@ -296,7 +299,7 @@ __device__ void advance(const Problem& p) {
     double low = 0, high = 1e300, t = 1;
     for (int step = 0; step < SEARCH_LIMIT; ++step) {
         double ends[2];
-        along(p, z, kx, t, ends);
+        along<SHARED>(p, z, kx, t, ends);
         const double slope = energies[0] + t * energies[1] + ends[0], curvature = energies[1] + ends[1];
         if (!(fabs(slope) > 0.01 * fabs(energies[2]))) break;
         if (slope > 0)
@@ -312,21 +315,25 @@ __device__ void advance(const Problem& p) {
 }
 
 // Leaves beta in p.vectors[0 .. m).
+template <bool SHARED>
 __device__ Outcome solve(Problem& p, double tol, int max_iter) {
     const int m = p.m;
     const double target = p.hinge ? tol : OVERSHOOT * tol;
     double mu = 1, previous = 1e300, remaining = 1e300;
     bool precise = false;
     for (int i = threadIdx.x; i < VECTORS * padded(m); i += blockDim.x) p.vectors[i] = 0;
-    arrange(p);
+    arrange<SHARED>(p);
     Outcome outcome = {1e300, 0, true};
-    while (true) {
+    const auto smooth = [&] {
         if (threadIdx.x == 0) p.slope = p.hinge ? p.C / mu : 2 * p.C, p.inverse = 1 / p.slope;
         __syncthreads();
-        const Vectors v = vectors_of(p);
+    };
+    smooth();
+    while (true) {
+        const Vectors v = vectors_of<SHARED>(p);
         double *beta = v.beta, *z = v.z, *r = v.r, *kr = v.kr;
         double sums[4];
-        linearise(p, v, sums);
+        linearise<SHARED>(p, v, sums);
         for (int i = threadIdx.x; i < m; i += blockDim.x) r[i] -= beta[i];
         product(p, kr, r);
         double products[3] = {0, 0, 0};  // |w|^2, |A^T alpha y|^2 in the metric of K, and the residual's
@@ -337,9 +344,9 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
         }
         block_sum(products, warps_of(m));
         const double half = 0.5 * products[0], dual = sums[2] - 0.5 * products[1];
-        const double primal = half + sums[1], smooth = half + sums[0], smooth_dual = dual - sums[3];
+        const double primal = half + sums[1], smoothed = half + sums[0], smooth_dual = dual - sums[3];
         const double gap = primal > 0 ? (primal - (p.hinge ? dual : smooth_dual)) / primal : 0;
-        const double smooth_gap = !p.hinge ? gap : (smooth > 0 ? (smooth - smooth_dual) / smooth : 0);
+        const double smooth_gap = !p.hinge ? gap : (smoothed > 0 ? (smoothed - smooth_dual) / smoothed : 0);
         outcome.gap = gap;
         outcome.finite = Ordered<double>::finite(primal) && Ordered<double>::finite(dual);
         if (!outcome.finite || gap <= target || outcome.iterations >= max_iter) return outcome;
@@ -349,6 +356,7 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
         if (p.hinge && smooth_gap <= SMOOTHING * tol) {
             mu *= SMOOTHING;
             remaining = 1e300;
+            smooth();
             continue;
         }
 
@@ -356,9 +364,9 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
         const double rho = products[2], eta = outcome.iterations <= 12 ? 0.1 : 0.01;
         precise = precise || (remaining < NEAR && smooth_gap > PROGRESS * remaining);
         remaining = smooth_gap;
-        precise = precise || !(p.small ? small_direction(p, v, rho, eta) : direction<float>(p, v, rho, eta));
-        if (precise) direction<double>(p, v, rho, eta);
-        advance(p);
+        precise = precise || !(p.small ? small_direction(p, rho, eta) : direction<float>(p, rho, eta));
+        if (precise) direction<double>(p, rho, eta);
+        advance<SHARED>(p);
     }
 }
 
@@ -464,7 +472,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         }
     }
     __syncthreads();
-    const Outcome outcome = solve(p, tol, max_iter);
+    const bool all_shared = vectors_shared && cells_shared && pixels_shared;
+    const Outcome outcome = all_shared ? solve<true>(p, tol, max_iter) : solve<false>(p, tol, max_iter);
     double intercept[1] = {0};
     for (int i = threadIdx.x; i < p.m; i += blockDim.x) intercept[0] += p.vectors[i];
     block_sum(intercept);

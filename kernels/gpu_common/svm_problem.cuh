@@ -66,6 +66,13 @@ struct Problem {
     }
 };
 
+// SHARED: vectors, pixels and cells are all in shared memory, which the compiler may know: addresses are shorter, and
+// loads sooner there.
+template <bool SHARED>
+__device__ void assume_shared(const Problem& p) {
+    if (SHARED) __builtin_assume(__isShared(p.by_pixel) && __isShared(p.by_cell));
+}
+
 __device__ inline int padded(int m) { return (m + PAD - 1) / PAD * PAD; }
 
 // What `solve` keeps in p.vectors: coefficients, decisions, the residual of the Newton system and a direction, each of
@@ -73,9 +80,12 @@ __device__ inline int padded(int m) { return (m + PAD - 1) / PAD * PAD; }
 struct Vectors {
     double *beta, *z, *r, *kr, *x, *kx, *diagonal, *work;
 };
-__device__ inline Vectors vectors_of(const Problem& p) {
+template <bool SHARED>
+__device__ Vectors vectors_of(const Problem& p) {
     const int length = padded(p.m);
-    double *beta = p.vectors, *r = beta + 2 * length, *x = r + 2 * length, *diagonal = x + 2 * length;
+    double* const beta = p.vectors;
+    if (SHARED) __builtin_assume(__isShared(beta));
+    double *r = beta + 2 * length, *x = r + 2 * length, *diagonal = x + 2 * length;
     return Vectors{beta, beta + length, r, r + length, x, x + length, diagonal, diagonal + length};
 }
 
@@ -109,7 +119,9 @@ __device__ inline Labelled labelled(const Problem& p, const Window& window, int 
 
 // Fill in what the arrays of pixels and cells hold for good. A patch's pixels are in their order, so that every sum
 // over them has one order, whatever the block and the batch.
-__device__ inline void arrange(const Problem p) {
+template <bool SHARED>
+__device__ void arrange(const Problem p) {
+    assume_shared<SHARED>(p);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     for (int i = warp; i < p.n_cells; i += warps) {
         const Window window = window_of(p, p.cells[i]);
@@ -191,7 +203,9 @@ __device__ inline Sample sample(const Problem& p, double margin, double scale) {
 // products of a weight along the rows and one along the columns. A patch therefore sums 9 moments of the curvature,
 // {above^2, above below, below^2} times the like across, and 4 of the pull; a cell puts together those of the four
 // patches around it. No atomic and no batch decides a sum, and N is symmetric to the bit.
-__device__ inline void linearise(const Problem p, const Vectors v, double (&sums)[4]) {
+template <bool SHARED>
+__device__ void linearise(const Problem p, const Vectors v, double (&sums)[4]) {
+    assume_shared<SHARED>(p);
     for (int i = 0; i < 4; ++i) sums[i] = 0;
     for (int i = threadIdx.x; i < p.n_points; i += blockDim.x) {
         const double y = point_sign(p, i);
@@ -222,7 +236,7 @@ __device__ inline void linearise(const Problem p, const Vectors v, double (&sums
         double pull[4] = {};
         if (i < p.n_cells) {
             const int2 bounds = p.bounds(i);
-#pragma unroll 2  // loads under way
+#pragma unroll 1  // registers are few
             for (int pixel = bounds.x + part; pixel < bounds.y; pixel += GATHERERS) {
                 const float dy = p.weight(pixel).x, dx = p.weight(pixel).y, curvature = p.curvature(pixel);
                 const float above = 1 - dy, left = 1 - dx;
@@ -281,9 +295,18 @@ __device__ V curved(const Problem& p, const double* diagonal, const V* q, int i)
     return sum;
 }
 
+// The changes of the pixels' decisions by those of the basis.
+template <bool SHARED>
+__device__ void differentiate(const Problem p, const double* kx) {
+    assume_shared<SHARED>(p);
+    for (int i = threadIdx.x; i < p.n_pixels; i += blockDim.x) p.fd(i) = blend(p, kx, i);
+}
+
 // Slope and curvature of the losses at step t along the direction whose change of decision is fd (pixels) and kx
 // (points).
-__device__ inline void along(const Problem p, const double* z, const double* kx, double t, double (&sums)[2]) {
+template <bool SHARED>
+__device__ void along(const Problem p, const double* z, const double* kx, double t, double (&sums)[2]) {
+    assume_shared<SHARED>(p);
     sums[0] = sums[1] = 0;
     for (int i = threadIdx.x; i < p.n_points + p.n_pixels; i += blockDim.x) {
         double y, f, change, scale = 1;

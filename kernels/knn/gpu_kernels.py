@@ -14,21 +14,6 @@ _NONE = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
-def _wide(x):
-    """float64 of numbers, by their bits: a multiprocessor converts a few numbers a cycle, and shifts many.
-
-    Exact but for what is below float32's normal numbers, which becomes some number of up to 2**-126. What is not finite
-    becomes a number too.
-    """
-    if x.dtype == tl.float64:
-        return x
-    bits = (x.to(tl.float32) + 0.0).to(tl.int32, bitcast=True)  # -0 is 0
-    high = ((bits >> 3) & -0x70000001) + 0x38000000  # sign, 3 bits for the longer exponent, and its bias
-    low = (bits << 29).to(tl.uint32, bitcast=True)
-    return ((high.to(tl.int64) << 32) | low.to(tl.int64)).to(tl.float64, bitcast=True)
-
-
-@triton.jit
 def _centred(x_ptr, centre_ptr, d, dim, x_d):
     """The channels `d` of a vector less the bank's centre, in float32, of float64 in float64; 0 beyond `dim`."""
     kind: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -241,13 +226,12 @@ def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr,
     total = tl.zeros((COUNT, BLOCK_D), tl.float64)
     for first in tl.range(0, dim, BLOCK_D, loop_unroll_factor=2):  # so that twice the loads are in flight
         d = first + channel
-        q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0)
+        q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0).to(tl.float64)
         b = tl.load(
             b_ptr + rows.to(tl.int64)[:, None] * b_n + (d.to(tl.int64) * b_d)[None, :],
             mask=valid[:, None] & (d < dim)[None, :], other=0,
-        )  # fmt: skip
-        change = _wide(q) - _wide(b)
-        total += change * change
+        ).to(tl.float64)  # fmt: skip
+        total += (q - b) * (q - b)
     return tl.where(valid, tl.sum(total, axis=1), float("inf"))
 
 
@@ -258,10 +242,9 @@ def _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, BLOCK_D: tl.constexpr):
     total = tl.zeros((BLOCK_D,), tl.float64)
     for first in range(0, dim, BLOCK_D):
         d = first + channel
-        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0)
-        b = tl.load(b_ptr + row.to(tl.int64) * b_n + d.to(tl.int64) * b_d, mask=d < dim, other=0)
-        change = _wide(q) - _wide(b)
-        total += change * change
+        q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0).to(tl.float64)
+        b = tl.load(b_ptr + row.to(tl.int64) * b_n + d.to(tl.int64) * b_d, mask=d < dim, other=0).to(tl.float64)
+        total += (q - b) * (q - b)
     return tl.sum(total, axis=0)
 
 
@@ -390,8 +373,8 @@ def refine_kernel(
             limit = _limit(worst, bound, unit)
             following = _following(value, second, seen, limit, lane, following >> 6)
 
-    # A query that is not a number, whose bound is none, gets distance NaN and no neighbour.
-    number = (place < k) & (tl.where(bound == bound, found, float("inf")) < float("inf"))
+    # NaN is not below infinity: a query that is not a number gets distance NaN and no neighbour.
+    number = (place < k) & (found < float("inf"))
     found = tl.where(number, found, float("inf"))
     rows = tl.where(number, rows, place)
     # Every distance is the least of those that it ties with, so that (distance, row) orders the list.

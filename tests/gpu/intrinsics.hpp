@@ -39,6 +39,7 @@ struct Dim {
     unsigned x = 0, y = 1, z = 1;
 };
 
+#define APART
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(dynamic_shared)
 
 namespace host {
