@@ -13,7 +13,7 @@ using namespace ttt4as;
 // chunks all but one are under way while that one is used.
 #define CHUNK 16
 #define PITCH (CHUNK + 1)
-#define STAGES 3
+#define STAGES 5
 
 // One tile's vectors from channel `first` on into shared memory, zeros beyond m and dim; without waiting.
 __device__ void fetch(float4 (*to)[PITCH], const float* basis, int row, int m, int dim, int first) {

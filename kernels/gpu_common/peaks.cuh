@@ -2,7 +2,7 @@
 //
 // Cost a map of n pixels: one pass for the range and one for the pixels that a high percentile can be among, where
 // those are few. Otherwise three passes (float) or six (double) at most for the order statistic, one for the maxima.
-// The dilation works on bits, 2 log2(radius + 1) passes over n / 32 words.
+// The dilation works on bits, a few passes over n / 32 words.
 #pragma once
 #include "device.cuh"
 
@@ -20,11 +20,32 @@ struct Range {
     bool finite;
 };
 
-// visit(value, place) for all n values, by all threads of a block.
+// 16 bytes of values.
+template <typename T>
+struct alignas(16) Several {
+    T x[16 / sizeof(T)];
+};
+
+// visit(value, place) for all n values, by all threads of a block; loads are of 16 bytes if the first lies so.
 template <typename T, typename Visit>
 __device__ void each_value(const T* values, int n, Visit visit) {
-    const int stride = blockDim.x;
+    const int stride = blockDim.x, wide = 16 / sizeof(T), ahead = IN_FLIGHT / 2;
     int first = threadIdx.x;
+    if (reinterpret_cast<u64>(values) % 16 == 0) {
+        const Several<T>* const several = reinterpret_cast<const Several<T>*>(values);
+        const int whole = n / wide;
+        const auto look = [&](const Several<T>& all, int i) {
+            for (int j = 0; j < wide; ++j) visit(all.x[j], i * wide + j);
+        };
+        int i = first;
+        for (; i + (ahead - 1) * stride < whole; i += ahead * stride) {
+            Several<T> x[ahead];
+            for (int k = 0; k < ahead; ++k) x[k] = several[i + k * stride];
+            for (int k = 0; k < ahead; ++k) look(x[k], i + k * stride);
+        }
+        for (; i < whole; i += stride) look(several[i], i);
+        first += whole * wide;
+    }
     for (; first + (IN_FLIGHT - 1) * stride < n; first += IN_FLIGHT * stride) {
         T x[IN_FLIGHT];
         for (int k = 0; k < IN_FLIGHT; ++k) x[k] = values[first + k * stride];
@@ -230,10 +251,20 @@ __device__ void fill_bits(u32* bits, int height, int width, Load load, Test test
     __syncthreads();
 }
 
-// out(row, col) = bits. Threads do not meet after it.
+// out(row, col) = bits, a byte each. Threads do not meet after it.
 template <typename T>
 __device__ void spread_bits(const u32* bits, int height, int width, T* out) {
+    static_assert(sizeof(T) == 1, "a byte each");
     const int words = (width + 31) / 32;
+    if (width % 4 == 0 && reinterpret_cast<u64>(out) % 4 == 0) {
+        const int lane = threadIdx.x & 31;
+        for (int row = threadIdx.x >> 5; row < height; row += blockDim.x >> 5)
+            for (int col = 4 * lane; col < width; col += 4 * 32) {
+                const u32 four = bits[row * words + (col >> 5)] >> (col & 31) & 15u;
+                *reinterpret_cast<u32*>(out + row * width + col) = four * 0x204081u & 0x01010101u;  // bit i to byte i
+            }
+        return;
+    }
     each_pixel(
         height, width, [=](int row, int col) { return bits[row * words + (col >> 5)]; },
         [=](int row, int col, u32 word) {
@@ -241,34 +272,42 @@ __device__ void spread_bits(const u32* bits, int height, int width, T* out) {
         });
 }
 
-// The word at `col0` of a row shifted by `shift` columns: bit i is column col0 + i + shift.
-__device__ inline u32 shifted_word(const u32* row, int words, int word, int shift) {
-    const int offset = shift >= 0 ? shift / 32 : -((-shift + 31) / 32);
-    const int bit = shift - offset * 32, index = word + offset;
-    const u32 low = index >= 0 && index < words ? row[index] : 0u;
-    if (bit == 0) return low;
-    const u32 high = index + 1 >= 0 && index + 1 < words ? row[index + 1] : 0u;
-    return low >> bit | high << (32 - bit);
+#define ROWS_AT_ONCE 8  // by which a column grows in the first pass
+
+// A word of a row grown by `reach` columns, 32 at most, to both sides.
+__device__ inline u32 grown_word(const u32* row, int words, int word, int reach) {
+    const u64 own = row[word], before = word > 0 ? row[word - 1] : 0, after = word + 1 < words ? row[word + 1] : 0;
+    u64 up = own << 32 | before, down = after << 32 | own;
+    for (int grown = 0; grown < reach;) {  // each step doubles what has been united
+        const int step = grown + 1 < reach - grown ? grown + 1 : reach - grown;
+        up |= up << step;
+        down |= down >> step;
+        grown += step;
+    }
+    return u32(up >> 32) | u32(down);
 }
 
 // Grow by a square of side 2 * radius + 1. `bits` and `spare` swap roles; the one that holds the result is returned.
-// Each step unites three copies: 1, 3, 7, 15, ... A step is at most reach + 1, since at a border only half of what a
-// pixel has grown to is left to grow on.
+// Rows grow by up to 32 columns a pass. Columns grow by up to ROWS_AT_ONCE rows first; each later pass unites three
+// copies and takes them at most reach + 1 further, since at a border only half of what a pixel has grown to is left to
+// grow on.
 __device__ inline u32* dilate_bits(u32* bits, u32* spare, int height, int width, int radius) {
     const int words = (width + 31) / 32, n = height * words;
     for (int vertical = 0; vertical < 2; ++vertical) {
         for (int reach = 0; reach < radius;) {
-            const int step = reach + 1 < radius - reach ? reach + 1 : radius - reach;
+            const int most = !vertical ? 32 : (reach ? reach + 1 : ROWS_AT_ONCE);
+            const int step = most < radius - reach ? most : radius - reach;
             for (int i = threadIdx.x; i < n; i += blockDim.x) {
                 const int row = i / words, word = i % words;
                 u32 value = bits[i];
-                if (vertical) {
-                    if (row >= step) value |= bits[i - step * words];
-                    if (row + step < height) value |= bits[i + step * words];
-                } else {
-                    value |= shifted_word(bits + row * words, words, word, step);
-                    value |= shifted_word(bits + row * words, words, word, -step);
+                if (!vertical) {
+                    value = grown_word(bits + row * words, words, word, step);
                     if (word == words - 1 && width % 32) value &= (1u << (width % 32)) - 1;
+                } else {
+                    for (int far = reach ? step : 1; far <= step; ++far) {
+                        if (row >= far) value |= bits[i - far * words];
+                        if (row + far < height) value |= bits[i + far * words];
+                    }
                 }
                 spare[i] = value;
             }

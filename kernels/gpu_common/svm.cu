@@ -27,8 +27,11 @@ using namespace ttt4as;
 #define NOT_CONVERGED 3
 #define NON_FINITE 4
 #define MAX_THREADS 512
-#define ROWS 4  // of K that a thread has a part of at a time
-#define HELD 2  // float4 of each of them that a thread can keep for a whole direction
+#define ROWS 4            // of K that a thread has a part of at a time
+#define HELD 2            // float4 of each of them that a thread can keep for a whole direction
+#define SMALL_SHARERS 16  // threads that share ROWS rows of a K that is kept so
+#define SMALL 128         // rows of one at most, those of SMALL_ADDERS warps
+#define SMALL_ADDERS (SMALL / 32)
 
 #define CG_LIMIT 400     // steps of conjugate gradients for one direction
 #define SEARCH_LIMIT 40  // evaluations of one line search
@@ -206,8 +209,8 @@ __device__ APART bool direction(const Problem& p, double rho, double eta) {
 __device__ APART bool small_direction(const Problem& p, double rho, double eta) {
     const Vectors v = vectors_of<true>(p);
     const int m = p.m, length = padded(m), i = threadIdx.x, end = length / 4;
-    const int sharers = p.sharers, part = i & (sharers - 1), own = own_of_sums<ROWS>(part, sharers),
-              row = ROWS * (i >> __popc(sharers - 1));
+    const int sharers = SMALL_SHARERS, part = i % sharers, own = own_of_sums<ROWS>(part, sharers);
+    const int row = ROWS * (i / sharers);
     float *shown_r = reinterpret_cast<float*>(v.work), *shown_kr = shown_r + length;
     __builtin_assume(__isShared(p.gram));
     float4 held[HELD][ROWS];
@@ -250,13 +253,13 @@ __device__ APART bool small_direction(const Problem& p, double rho, double eta) 
             sums[0] = r * kr;
             sums[1] = q * kr;
         }
-        block_sum_once(sums, warps_of(m));
+        block_sum_once(sums, SMALL_ADDERS);
         const float b = sums[0] * inverse_before;
         energy = sums[1] - b * b * energy;
         reached = sums[0] <= enough;
         if (reached || !(energy > 0)) break;
-        const float a = sums[0] / energy;
-        inverse_before = 1 / sums[0];
+        const float a = __fdividef(sums[0], energy);  // off by two units of the last place at most
+        inverse_before = __fdividef(1, sums[0]);
         d = r + b * d;
         s = q + b * s;
         r -= a * s;
@@ -313,6 +316,8 @@ __device__ void advance(const Problem& p) {
     for (int i = threadIdx.x; i < m; i += blockDim.x) beta[i] += t * x[i], z[i] += t * kx[i];
     __syncthreads();
 }
+
+static_assert(SMALL <= 4 * HELD * SMALL_SHARERS, "a thread keeps its part");
 
 // Leaves beta in p.vectors[0 .. m).
 template <bool SHARED>
@@ -426,7 +431,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         p.gram_shared = gram_shared;
         p.coarse = coarse ? reinterpret_cast<unsigned short*>(copy) : nullptr;
         p.sharers = sharers_of(m);
-        p.small = gram_shared && ROWS * int(blockDim.x) >= m * p.sharers && length <= 4 * HELD * p.sharers;
+        p.small = gram_shared && int(blockDim.x) >= 32 * SMALL_ADDERS && ROWS * int(blockDim.x) >= m * SMALL_SHARERS &&
+                  length <= SMALL;
         p.n_points = counts[0], p.n_pixels = counts[1], p.n_cells = counts[2];
         p.m = m;
         p.vectors = vectors_shared ? shared : space;

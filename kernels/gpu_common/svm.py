@@ -23,7 +23,7 @@ _VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
 _CELL, _PIXEL = 12, 5  # doubles that it keeps of each
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
 _GRAM_BLOCKS, _GRAM_THREADS = 64, 512  # an image's, and a block's
-_GRAM_SHARED = max(3 * 2 * 32 * 17 * 16, _GRAM_THREADS // 32 * 32 * 33 * 4)
+_GRAM_SHARED = max(5 * 2 * 32 * 17 * 16, _GRAM_THREADS // 32 * 32 * 33 * 4)
 """Bytes of shared memory that a block of ``gram.cu`` asks for: its stages of float4, or a tile's sums of each warp."""
 WEIGHTS_BLOCKS = 64, 32
 """Basis vectors and channels of a program of `weights_kernel`: one image alone should have many programs."""

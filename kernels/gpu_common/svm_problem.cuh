@@ -232,29 +232,29 @@ __device__ void linearise(const Problem p, const Vectors v, double (&sums)[4]) {
     const int own = own_of_sums<4>(part, GATHERERS);
     for (int first = 0; first < p.n_cells; first += patches) {
         const int i = first + threadIdx.x / GATHERERS;
-        float moment[MOMENTS - 1] = {}, last[1] = {};
-        double pull[4] = {};
-        if (i < p.n_cells) {
-            const int2 bounds = p.bounds(i);
-#pragma unroll 1  // registers are few
-            for (int pixel = bounds.x + part; pixel < bounds.y; pixel += GATHERERS) {
-                const float dy = p.weight(pixel).x, dx = p.weight(pixel).y, curvature = p.curvature(pixel);
-                const float above = 1 - dy, left = 1 - dx;
-                const float down[3] = {curvature * (above * above), curvature * (above * dy), curvature * (dy * dy)};
-                const float across[3] = {left * left, left * dx, dx * dx};
-                for (int k = 0; k < MOMENTS - 1; ++k) moment[k] += down[k / 3] * across[k % 3];
-                last[0] += down[2] * across[2];
-                const double below = dy, right = dx, force = p.pull(pixel);
-                const double upper = force * (1 - below), lower = force * below;
-                pull[0] += upper * (1 - right), pull[1] += upper * right;
-                pull[2] += lower * (1 - right), pull[3] += lower * right;
-            }
+        const int2 bounds = i < p.n_cells ? p.bounds(i) : int2{0, 0};
+        // One after the other: registers are few, and each loop has loads under way.
+        float moment[2][4] = {}, last[1] = {};
+#pragma unroll 2
+        for (int pixel = bounds.x + part; pixel < bounds.y; pixel += GATHERERS) {
+            const float dy = p.weight(pixel).x, dx = p.weight(pixel).y, curvature = p.curvature(pixel);
+            const float above = 1 - dy, left = 1 - dx;
+            const float down[3] = {curvature * (above * above), curvature * (above * dy), curvature * (dy * dy)};
+            const float across[3] = {left * left, left * dx, dx * dx};
+            for (int k = 0; k < MOMENTS - 1; ++k) moment[k / 4][k % 4] += down[k / 3] * across[k % 3];
+            last[0] += down[2] * across[2];
         }
-        const double pulled = one_of_sums(pull, part, GATHERERS);
-        float half[2][4];
-        for (int k = 0; k < 8; ++k) half[k / 4][k % 4] = moment[k];
-        const float low = one_of_sums(half[0], part, GATHERERS), high = one_of_sums(half[1], part, GATHERERS);
+        double pull[4] = {};
+#pragma unroll 2
+        for (int pixel = bounds.x + part; pixel < bounds.y; pixel += GATHERERS) {
+            const double below = p.weight(pixel).x, right = p.weight(pixel).y, force = p.pull(pixel);
+            const double upper = force * (1 - below), lower = force * below;
+            pull[0] += upper * (1 - right), pull[1] += upper * right;
+            pull[2] += lower * (1 - right), pull[3] += lower * right;
+        }
+        const float low = one_of_sums(moment[0], part, GATHERERS), high = one_of_sums(moment[1], part, GATHERERS);
         const float highest = one_of_sums(last, part, GATHERERS);
+        const double pulled = one_of_sums(pull, part, GATHERERS);
         if (i < p.n_cells && own < 4) {
             pulls(own)[i] = pulled;
             moments[MOMENTS * i + own] = low;

@@ -94,11 +94,15 @@ __device__ void label(const T* maps, const bool* skip, const int* candidates, si
         __syncthreads();
     }
 
-    // A warp a word, a lane a pixel.
+    // A lane looks at a word; where one has pixels, all lanes of the warp take one each.
     const int lane = threadIdx.x & 31;
-    for (int i = threadIdx.x >> 5; i < height * words; i += blockDim.x >> 5) {
-        const u32 word = listed[i];
-        if (word >> lane & 1u) touch(slot, rows, cols, i / words, i % words * 32 + lane);
+    for (int first = threadIdx.x - lane; first < height * words; first += blockDim.x) {
+        const u32 own = first + lane < height * words ? listed[first + lane] : 0;
+        for (u32 rest = __ballot_sync(FULL_WARP, own != 0); rest; rest &= rest - 1) {
+            const int from = __ffs(int(rest)) - 1, i = first + from;
+            const u32 word = __shfl_sync(FULL_WARP, own, from);
+            if (word >> lane & 1u) touch(slot, rows, cols, i / words, i % words * 32 + lane);
+        }
     }
     __syncthreads();
 

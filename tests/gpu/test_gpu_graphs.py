@@ -84,7 +84,7 @@ class TestWhichCallsCapture:
         assert [key for key, _ in cache.kinds] == [2, 0, "new"] and len(cache.graphs) == 3
 
     def test_more_shapes_than_graphs_do_not_capture_by_turns(self, cache):
-        """A capture takes as long as hundreds of launches."""
+        """A capture takes as long as a dozen calls."""
         from ttt4as_fast.kernels.gpu_common import graphs
 
         made = []
