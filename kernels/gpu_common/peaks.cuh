@@ -20,32 +20,11 @@ struct Range {
     bool finite;
 };
 
-// 16 bytes of values.
-template <typename T>
-struct alignas(16) Several {
-    T x[16 / sizeof(T)];
-};
-
-// visit(value, place) for all n values, by all threads of a block; loads are of 16 bytes if the first lies so.
+// visit(value, place) for all n values, by all threads of a block.
 template <typename T, typename Visit>
 __device__ void each_value(const T* values, int n, Visit visit) {
-    const int stride = blockDim.x, wide = 16 / sizeof(T), ahead = IN_FLIGHT / 2;
+    const int stride = blockDim.x;
     int first = threadIdx.x;
-    if (reinterpret_cast<u64>(values) % 16 == 0) {
-        const Several<T>* const several = reinterpret_cast<const Several<T>*>(values);
-        const int whole = n / wide;
-        const auto look = [&](const Several<T>& all, int i) {
-            for (int j = 0; j < wide; ++j) visit(all.x[j], i * wide + j);
-        };
-        int i = first;
-        for (; i + (ahead - 1) * stride < whole; i += ahead * stride) {
-            Several<T> x[ahead];
-            for (int k = 0; k < ahead; ++k) x[k] = several[i + k * stride];
-            for (int k = 0; k < ahead; ++k) look(x[k], i + k * stride);
-        }
-        for (; i < whole; i += stride) look(several[i], i);
-        first += whole * wide;
-    }
     for (; first + (IN_FLIGHT - 1) * stride < n; first += IN_FLIGHT * stride) {
         T x[IN_FLIGHT];
         for (int k = 0; k < IN_FLIGHT; ++k) x[k] = values[first + k * stride];

@@ -59,7 +59,9 @@ result are copied in and out. Of a thousand channels, a search that takes more i
 TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8, 4)}
 """Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages."""
 MANY_QUERIES = 4096
-"""Queries from which `refine_kernel` has two warps for each instead of four: they fill the device, and meet less."""
+"""Queries from which `refine_kernel` has one warp for each instead of four: they fill the device, and never wait for
+each other.
+"""
 REFINE_REGISTERS = 128
 """Without a bound of its own ptxas spills a few bytes of `refine_kernel` to fit one more block on a multiprocessor."""
 
@@ -210,15 +212,14 @@ class Index:
         propose = self._propose_gemm if (self.takes_gemm(n) if gemm is None else gemm) else self._propose
         propose(low, facts, least, second)
         list_size = max(2, power_of_two(k))
-        lanes = min(256, max(32, power_of_two(self.n_groups)))
         warps = refine_warps(n, list_size)
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         unit = unit_of(self.dim, q_n, b_n)
         refine_kernel[(n,)](
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
-            q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size, LANES=lanes,
-            **refine_blocks(list_size, self.dim, self.bank.dtype, warps), num_warps=warps, maxnreg=REFINE_REGISTERS,
-            **FUSED,
+            q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size,
+            **refine_blocks(list_size, self.n_groups, self.dim, self.bank.dtype, warps),
+            num_warps=warps, maxnreg=REFINE_REGISTERS, **FUSED,
         )  # fmt: skip
 
     def _propose(
@@ -286,17 +287,21 @@ def has_descriptors(device: torch.device) -> bool:
 
 def refine_warps(n_query: int, list_size: int) -> int:
     """Warps that `refine_kernel` has for each query."""
-    return 2 if n_query >= MANY_QUERIES and list_size <= 16 else 4  # a longer list leaves too few registers to two
+    return 1 if n_query >= MANY_QUERIES and list_size <= 16 else 4  # a longer list leaves too few registers to one
 
 
-def refine_blocks(list_size: int, dim: int, dtype: torch.dtype, warps: int) -> dict[str, int]:
-    """Channels that `refine_kernel` reads at a time of a list, of a group and of one row: what registers hold."""
+def refine_blocks(list_size: int, n_groups: int, dim: int, dtype: torch.dtype, warps: int) -> dict[str, int]:
+    """What `refine_kernel` does at a time: groups that it looks at, channels that it reads of a list, of a group and of
+    one row (what registers hold), and of how many such times the loads are in flight (measured on an H200).
+    """
     elements = (128 if dtype == torch.float64 else 256) * warps
     most = power_of_two(dim)
     return {
+        "LANES": min(128 if warps == 1 else 256, max(32, power_of_two(n_groups))),
         "BLOCK_L": min(most, elements // list_size),
         "BLOCK_G": min(most, elements // GROUP),
         "BLOCK_1": min(most, 128 * warps),
+        "AT_ONCE": 2 if warps == 4 and list_size == 2 else 4,
     }
 
 

@@ -220,11 +220,14 @@ def reduce_product_kernel(
 
 
 @triton.jit
-def _measure(q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d, COUNT: tl.constexpr, BLOCK_D: tl.constexpr):
+def _measure(
+    q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d,
+    COUNT: tl.constexpr, BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
     """Squared distances of one query to COUNT bank rows, in float64; infinite where not valid."""
     channel = tl.arange(0, BLOCK_D)
     total = tl.zeros((COUNT, BLOCK_D), tl.float64)
-    for first in tl.range(0, dim, BLOCK_D, loop_unroll_factor=2):  # so that twice the loads are in flight
+    for first in tl.range(0, dim, BLOCK_D, loop_unroll_factor=AT_ONCE):  # so that more loads are in flight
         d = first + channel
         q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0).to(tl.float64)
         b = tl.load(
@@ -295,7 +298,7 @@ def refine_kernel(
     q_ptr, b_ptr, least_ptr, second_ptr, facts_ptr, distance_ptr, index_ptr, n_bank, dim, n_groups, k,
     q_n, q_d, b_n, b_d,
     UNIT: tl.constexpr, LIST: tl.constexpr, LANES: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_1: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_1: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """The exact neighbours of one query: what the bound cannot exclude is measured, ties go to the lower index.
 
@@ -333,7 +336,7 @@ def refine_kernel(
         best = tl.where(lane == group % LANES, tl.full((LANES,), _NONE, tl.int64) << 32, best)
         seeded = tl.where(lane == group % LANES, group, seeded)
     rows = tl.where(rows < n_bank, rows, -1)
-    found = _measure(q_ptr, b_ptr, rows, rows >= 0, dim, q_d, b_n, b_d, LIST, BLOCK_L)
+    found = _measure(q_ptr, b_ptr, rows, rows >= 0, dim, q_d, b_n, b_d, LIST, BLOCK_L, AT_ONCE)
     # Places past k never count as the worst.
     found = tl.where(place < k, found, -1.0)
     worst, worst_row = _worst(found, rows, tie)
@@ -351,7 +354,7 @@ def refine_kernel(
                 candidates = _column(group, member)
                 known = tl.max(tl.where(candidates[:, None] == rows[None, :], 1, 0), axis=1) > 0
                 valid = (candidates < n_bank) & ~known
-                distances = _measure(q_ptr, b_ptr, candidates, valid, dim, q_d, b_n, b_d, 32, BLOCK_G)
+                distances = _measure(q_ptr, b_ptr, candidates, valid, dim, q_d, b_n, b_d, 32, BLOCK_G, AT_ONCE)
                 # Each candidate that beats the worst of the list takes its place.
                 near = tl.min(distances, axis=0)
                 near_row = tl.min(tl.where(distances <= near * (1 + tie), candidates, _NONE), axis=0)

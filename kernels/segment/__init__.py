@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,18 @@ def segment(
     unknown = set(params) - set(OPTION_NAMES)
     if unknown:
         raise TypeError(f"{min(unknown)}: unknown option; segment takes {', '.join(OPTION_NAMES)}")
-    return run(anomaly_map, features, pred_score, SegmentOptions(**params), backend)
+    return run(anomaly_map, features, pred_score, _options(params), backend)
+
+
+_known_options = functools.lru_cache(maxsize=64, typed=True)(SegmentOptions)
+
+
+def _options(params: dict[str, Any]) -> SegmentOptions:
+    """`params` checked; those that were so before are not again, for most calls differ in their arrays alone."""
+    try:
+        return _known_options(**params)
+    except TypeError:  # not hashable, or of a wrong type, which is said
+        return SegmentOptions(**params)
 
 
 def run(anomaly_map: Array, features: Array, pred_score: Any, options: SegmentOptions, backend: str) -> Segmentation:

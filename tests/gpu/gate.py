@@ -104,7 +104,7 @@ def cases() -> list[dict]:
                 typed(
                     knn.prepare_kernel,
                     x_ptr=pointer,
-                    centre_ptr="*fp64",
+                    centre_ptr="*fp32",
                     low_ptr="*fp16",
                     facts_ptr="*fp64",
                     largest_ptr="*fp64",
@@ -130,8 +130,7 @@ def cases() -> list[dict]:
                     distance_ptr="*fp32",
                     index_ptr="*i64",
                 ),
-                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "LANES": 256}
-                | knn.refine_blocks(size, 1024, kind, warps),
+                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size} | knn.refine_blocks(size, 512, 1024, kind, warps),
                 plain=("dim", "q_n", "b_n"),
                 architectures=() if k == knn.MAX_K else _ONE.get(dtype, (90,)),
                 num_warps=warps,
