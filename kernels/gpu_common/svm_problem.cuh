@@ -11,7 +11,7 @@ namespace ttt4as {
 #define MOMENTS 9
 #define PIXEL_DOUBLES 5  // that are kept of a labelled pixel,
 #define CELL_DOUBLES 12  // and of a cell
-#define GATHERERS 8      // threads that share a patch
+#define GATHERERS 16     // threads that share a patch at most, and ever fewer where there are many: 4 at least
 
 // One a block, in shared memory: registers are few. A function with loops takes it by value, and so holds the fields
 // that it uses, and no others, for as long as it runs.
@@ -228,15 +228,17 @@ __device__ void linearise(const Problem p, const Vectors v, double (&sums)[4]) {
     // of what is of the direction and the product to come; `diagonal` is of points alone.
     float* const moments = reinterpret_cast<float*>(v.work);
     const auto pulls = [&](int k) { return (k < 2 ? (k ? v.x : v.kr) : (k == 2 ? v.kx : v.diagonal)) + p.n_points; };
-    const int part = threadIdx.x % GATHERERS, patches = blockDim.x / GATHERERS;
-    const int own = own_of_sums<4>(part, GATHERERS);
+    u32 gatherers = GATHERERS;
+    while (gatherers > 4 && gatherers * p.n_cells > blockDim.x) gatherers /= 2;
+    const u32 part = threadIdx.x & (gatherers - 1), shift = __popc(gatherers - 1), patches = blockDim.x >> shift;
+    const int own = own_of_sums<4>(part, gatherers);
     for (int first = 0; first < p.n_cells; first += patches) {
-        const int i = first + threadIdx.x / GATHERERS;
+        const int i = first + (threadIdx.x >> shift);
         const int2 bounds = i < p.n_cells ? p.bounds(i) : int2{0, 0};
         // One after the other: registers are few, and each loop has loads under way.
         float moment[2][4] = {}, last[1] = {};
 #pragma unroll 2
-        for (int pixel = bounds.x + part; pixel < bounds.y; pixel += GATHERERS) {
+        for (int pixel = bounds.x + part; pixel < bounds.y; pixel += gatherers) {
             const float dy = p.weight(pixel).x, dx = p.weight(pixel).y, curvature = p.curvature(pixel);
             const float above = 1 - dy, left = 1 - dx;
             const float down[3] = {curvature * (above * above), curvature * (above * dy), curvature * (dy * dy)};
@@ -246,15 +248,15 @@ __device__ void linearise(const Problem p, const Vectors v, double (&sums)[4]) {
         }
         double pull[4] = {};
 #pragma unroll 2
-        for (int pixel = bounds.x + part; pixel < bounds.y; pixel += GATHERERS) {
+        for (int pixel = bounds.x + part; pixel < bounds.y; pixel += gatherers) {
             const double below = p.weight(pixel).x, right = p.weight(pixel).y, force = p.pull(pixel);
             const double upper = force * (1 - below), lower = force * below;
             pull[0] += upper * (1 - right), pull[1] += upper * right;
             pull[2] += lower * (1 - right), pull[3] += lower * right;
         }
-        const float low = one_of_sums(moment[0], part, GATHERERS), high = one_of_sums(moment[1], part, GATHERERS);
-        const float highest = one_of_sums(last, part, GATHERERS);
-        const double pulled = one_of_sums(pull, part, GATHERERS);
+        const float low = one_of_sums(moment[0], part, gatherers), high = one_of_sums(moment[1], part, gatherers);
+        const float highest = one_of_sums(last, part, gatherers);
+        const double pulled = one_of_sums(pull, part, gatherers);
         if (i < p.n_cells && own < 4) {
             pulls(own)[i] = pulled;
             moments[MOMENTS * i + own] = low;
