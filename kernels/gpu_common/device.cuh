@@ -7,7 +7,11 @@
 
 #ifndef TTT4AS_HOST
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
-#define APART __noinline__  // a function that is called from several places and long: code is fetched, too
+#if __CUDA_ARCH__ < 1000
+#define APART __noinline__  // a long function that is called from several places: code has to be fetched, too
+#else
+#define APART  // there what lives across a call does not fit the registers that calls leave alone
+#endif
 #define ALL_STORE(place, value) ((place) = (value))  // by several threads at once, all of them the same value
 #endif
 

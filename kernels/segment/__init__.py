@@ -159,7 +159,9 @@ def segment(
     return run(anomaly_map, features, pred_score, _options(params), backend)
 
 
-_known_options = functools.lru_cache(maxsize=64, typed=True)(SegmentOptions)
+@functools.lru_cache(maxsize=64, typed=True)
+def _known_options(**params: Any) -> SegmentOptions:
+    return SegmentOptions(**params)
 
 
 def _options(params: dict[str, Any]) -> SegmentOptions:

@@ -210,7 +210,7 @@ def made_up_device(monkeypatch):
         return outputs
 
     cuda = SimpleNamespace(
-        Event=lambda: SimpleNamespace(record=lambda: None),
+        Event=lambda: SimpleNamespace(record=lambda stream=None: None),
         CUDAGraph=CUDAGraph,
         current_stream=lambda: stream,
         stream=lambda stream: contextlib.nullcontext(),

@@ -75,6 +75,17 @@ class TestParity:
     def test_options(self, device, rng, params):
         check(device, *inputs(rng, (30, 26), (9, 7, 8)), **params)
 
+    @pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+    def test_as_many_threads_as_on_a_gpu(self, device, rng, monkeypatch, loss):
+        """A small K in registers, and more threads than a patch has pixels."""
+        from ttt4as_fast.kernels.gpu_common import cuda, svm
+
+        if device.type == "cpu":
+            from . import emulator
+
+            monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator(svm.THREADS))
+        check(device, *inputs(rng, (40, 36), (9, 7, 8)), loss=loss, tol=1e-4)
+
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
     def test_dtypes(self, device, rng, dtype):
         maps, features = (x.to(getattr(torch, dtype)) for x in inputs(rng, (21, 33), (7, 4, 6)))
