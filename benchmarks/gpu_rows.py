@@ -388,19 +388,19 @@ class Case:
 
 
 def _knn_case(n_query: int, k: int, dim: int) -> Case:
-    return Case(lambda bench: nearest(bench, n_query, k, dim), 9 if n_query > 784 else 5)
+    return Case(lambda bench: nearest(bench, n_query, k, dim), 8 if n_query > 784 else 4)
 
 
 # By weight, so that a run that is cut short has what matters most.
 ROWS: dict[str, Case] = {
-    "segment-1": Case(lambda bench: segment(bench, 1), 12),
-    "segment-64": Case(lambda bench: segment(bench, 64), 8),
+    "segment-1": Case(lambda bench: segment(bench, 1), 8),
+    "segment-64": Case(lambda bench: segment(bench, 64), 7),
     **{f"knn-{q}-{k}-1024": _knn_case(q, k, 1024) for q in (784, 784 * 32) for k in (1, 9)},
     "coreset": Case(coreset, 5),
-    "peaks": Case(peaks, 7),
+    "peaks": Case(peaks, 6),
     "bilinear": Case(bilinear, 4),
-    "knn-crossover": Case(crossover, 10),
+    "knn-crossover": Case(crossover, 5),
     **{f"knn-{q}-{k}-1536": _knn_case(q, k, 1536) for q in (784, 784 * 32) for k in (1, 9)},
-    "knn-tiles": Case(tiles, 15),
+    "knn-tiles": Case(tiles, 8),
 }
 """What `python -m benchmarks.gpu` measures, in this order."""
