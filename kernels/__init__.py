@@ -10,7 +10,7 @@ One folder an operation, and every folder has the same doors::
         cpu.py          the compiled core (C++)
         gpu.py          Triton or CuPy
                         (a further file is a further backend: numba.py, cuml.py)
-    gpu_common/         what several gpu.py share: launching CUDA, capability, memory, the batched SVM solver
+    gpu_common/         what several gpu.py share: launching CUDA, CUDA graphs, capability, memory, the SVM solver
     cpp/                the C++ core that every cpu.py calls; also a library of its own
 
 `segment` is the whole method in one call; the others are its parts and PatchCore's::

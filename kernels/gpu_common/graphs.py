@@ -96,7 +96,7 @@ class _Kind:
 
 
 class Graphs:
-    """The graphs of one operation.
+    """The graphs of one operation. The second call of a kind captures one: one-off shapes cost no capture.
 
     Parameters
     ----------
@@ -105,16 +105,13 @@ class Graphs:
     capacity : int
         Graphs kept at most, each with its inputs, outputs and scratch. The one that was used last the longest ago goes
         for a new one, but not before `PATIENCE` calls without it.
-    after : int
-        Calls of a key after which the next captures: one-off shapes cost no capture.
     make : callable
         ``make(work, inputs)`` captures; a test without a device has another.
     """
 
-    def __init__(self, name: str, capacity: int, after: int = 1, make: Callable[[Work, Inputs], Graph] = Graph) -> None:
+    def __init__(self, name: str, capacity: int, make: Callable[[Work, Inputs], Graph] = Graph) -> None:
         self.name = name
         self.capacity = capacity
-        self.after = after
         self.make = make
         self.kinds: OrderedDict[Hashable, _Kind] = OrderedDict()  # in the order of their last calls
         self.calls = 0
@@ -142,7 +139,7 @@ class Graphs:
         with self.lock:
             kind = self._kind(options, inputs)
             graph = kind.graph
-            wanted = not kind.tried and kind.calls > self.after and self._has_room(PATIENCE)
+            wanted = not kind.tried and kind.calls > 1 and self._has_room(PATIENCE)
             kind.tried = kind.tried or wanted  # other threads launch one by one until there is a graph
         if wanted:
             graph = self._captured(kind, work, inputs)
