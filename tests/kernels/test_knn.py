@@ -155,6 +155,18 @@ def test_a_pickle_keeps_the_backend(backend):
         assert pickle.loads(pickle.dumps(index))._backend == backend
 
 
+def test_warmup_on_a_host_searches_once_and_has_no_graph(backend, rng):
+    index = kernels.KnnIndex(rng.standard_normal((9, 3)), backend=backend)
+    assert index.warmup(rng.standard_normal((2, 3)), 9) is False
+    assert index.warmup(torch.ones((2, 3), dtype=torch.int64)) is False
+    with pytest.raises(ValueError, match="query: expected 3 channels"):
+        index.warmup(np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="k: expected an integer in"):
+        index.warmup(np.zeros((2, 3)), 10)
+    with pytest.raises(ValueError, match="query: the index is empty"):
+        kernels.KnnIndex(dim=3, backend=backend).warmup(np.zeros((2, 3)))
+
+
 def test_an_addition_that_fails_leaves_no_trace(backend):
     index = kernels.KnnIndex(dim=2, backend=backend)
     with pytest.raises(ValueError, match="points: expected finite"):
