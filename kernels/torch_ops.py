@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import bilinear, knn, peaks
-from .segment import OPTION_NAMES, SegmentOptions, run_batch
+from .segment import OPTION_NAMES, SegmentOptions, known_options, run_batch
 from .segment_robust import OPTION_NAMES as ROBUST_NAMES
 from .segment_robust import RobustOptions
 from .segment_robust import run_batch as run_robust_batch
@@ -81,16 +81,14 @@ def _dilate(mask: Tensor, radius: int, backend: str) -> Tensor:
     return peaks.run_dilate(mask, radius, backend)
 
 
-# An operator's values are validated on the first call: most calls differ in their tensors alone.
-_segment_options = functools.lru_cache(maxsize=64, typed=True)(SegmentOptions)
-_robust_options = functools.lru_cache(maxsize=64, typed=True)(RobustOptions)
+_robust_options = functools.lru_cache(maxsize=64, typed=True)(RobustOptions)  # as `known_options`
 
 
 def _segment(
     anomaly_map: Tensor, features: Tensor, score: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *values, backend = options
-    return run_batch(anomaly_map, features, score, _segment_options(*values), backend)
+    return run_batch(anomaly_map, features, score, known_options(*values), backend)
 
 
 def _segment_fake(

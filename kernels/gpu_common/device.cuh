@@ -143,13 +143,16 @@ __device__ void block_sum_once(V (&values)[N], int warps) {
         for (int i = 0; i < N; ++i) values[i] += slots[warp][i];
 }
 
-// The same of up to four values and any number of warps, without the barrier: threads meet before it returns.
+// One array for sums of any number of values: each instance of a template would have its own.
 __device__ inline double* sum_slots() {
     __shared__ double slots[MAX_WARPS * 4];
     return slots;
 }
+
+// The same of up to four values, whose threads meet before it returns: no barrier is needed between two.
 template <int N>
 __device__ void block_sum(double (&values)[N], int warps) {
+    static_assert(N <= 4, "a slot each");
     constexpr int M = N > 2 ? 4 : N;
     double* const slots = sum_slots();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;

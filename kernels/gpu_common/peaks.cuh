@@ -2,7 +2,8 @@
 //
 // Cost a map of n pixels: one pass for the range and one for the pixels that a high percentile can be among, where
 // those are few. Otherwise three passes (float) or six (double) at most for the order statistic, one for the maxima.
-// The dilation works on bits, a few passes over n / 32 words.
+// The dilation works on bits: radius / 32 passes over n / 32 words along the rows, 1 + log2(radius / 8) along the
+// columns.
 #pragma once
 #include "device.cuh"
 

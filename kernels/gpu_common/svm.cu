@@ -32,6 +32,7 @@ using namespace ttt4as;
 #define SMALL_SHARERS 16  // threads that share ROWS rows of a K that is kept so
 #define SMALL 128         // rows of one at most, those of SMALL_ADDERS warps
 #define SMALL_ADDERS (SMALL / 32)
+static_assert(SMALL <= 4 * HELD * SMALL_SHARERS, "a thread keeps its part of each row");
 
 #define CG_LIMIT 400     // steps of conjugate gradients for one direction
 #define SEARCH_LIMIT 40  // evaluations of one line search
@@ -317,8 +318,6 @@ __device__ void advance(const Problem& p) {
     __syncthreads();
 }
 
-static_assert(SMALL <= 4 * HELD * SMALL_SHARERS, "a thread keeps its part");
-
 // Leaves beta in p.vectors[0 .. m).
 template <bool SHARED>
 __device__ Outcome solve(Problem& p, double tol, int max_iter) {
@@ -393,10 +392,10 @@ __device__ u32 code(float x) {
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     svm_solve(const float* gram, const float* basis, const int* counts, const signed char* point_signs,
               const double* point_scales, const signed char* labels, const int* cells, const int* slot,
-              const int* row_lower, const float* row_weight, const int* row_start, const int* col_lower,
-              const float* col_weight, const int* col_start, int* status, double* beta, double* report, double* scratch,
-              long long scratch_size, int capacity, int rows, int dim, int height, int width, int h, int w,
-              int own_points, int hinge, int max_iter, int shared_bytes, double C, double tol) {
+              const float* row_weight, const int* row_start, const float* col_weight, const int* col_start, int* status,
+              double* beta, double* report, double* scratch, long long scratch_size, int capacity, int rows, int dim,
+              int height, int width, int h, int w, int own_points, int hinge, int max_iter, int shared_bytes, double C,
+              double tol) {
     DYNAMIC_SHARED(double, shared);
     const int image = blockIdx.x;
     const long long n = (long long)height * width, grid = (long long)h * w;
@@ -441,7 +440,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         p.labels = labels + image * n;
         p.cells = cells + image * grid;
         p.slot = slot + image * grid;
-        p.row_lower = row_lower, p.row_start = row_start, p.col_lower = col_lower, p.col_start = col_start;
+        p.row_start = row_start, p.col_start = col_start;
         p.row_weight = row_weight, p.col_weight = col_weight;
         p.width = width, p.h = h, p.w = w, p.own_points = own_points != 0;
         p.point_sign = point_signs;

@@ -172,12 +172,12 @@ def train(
     report = torch.empty((batch, 3), dtype=torch.float64, device=device)
     scratch = torch.empty((batch, capacity.scratch), dtype=torch.float64, device=device)
     if samples is None:
-        pixels: tuple = (None,) * 9
+        pixels: tuple = (None,) * 7
         size = (0, 0, 0, 0, 1)
     else:
         pixels = (samples.labels, samples.cells, samples.slot)
         for axis in (samples.rows, samples.cols):
-            pixels += (axis.lower, axis.weight, axis.start)
+            pixels += (axis.weight, axis.start)
         size = (*samples.size, *samples.grid, int(samples.own_points))
     limit = min(max_iter, np.iinfo(np.int32).max)
     integers = (*size, int(loss == "hinge"), limit, capacity.shared_bytes)

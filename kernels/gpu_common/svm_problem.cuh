@@ -28,7 +28,7 @@ struct Problem {
     // the map: labels, the cells that the labelled pixels look at and the places of all cells among those
     const signed char* labels;
     const int *cells, *slot;
-    const int *row_lower, *row_start, *col_lower, *col_start;
+    const int *row_start, *col_start;
     const float *row_weight, *col_weight;
     int width, h, w;
     bool own_points;

@@ -113,7 +113,7 @@ class Index:
         exponent = math.frexp(float(peak))[1]  # of the power of two above the largest magnitude
         self.exponent = min(max(exponent, -100), 100)
         self.low, facts = self._prepare(bank)
-        if not bool(torch.isfinite(facts).all()):  # a value that is not finite leaves its vector's square neither
+        if not bool(torch.isfinite(facts[:, 0]).all()):  # a value that is not finite leaves its vector's square neither
             raise ValueError("bank: expected finite values (squares within float64's range)")
         self.norm = (facts[:, 0] / 4.0**self.exponent).float()
         self.largest = facts.amax(0)
@@ -156,11 +156,9 @@ class Index:
         return distances, indices
 
     def warmup(self, query: torch.Tensor, k: int) -> bool:
-        """Compile what such a search launches, and capture its graph if it may have one; False where it has none."""
-        if not self._has_graph(query, k):
-            self._launch(query, k)
-            return False
-        return self._graphs.capture(k, functools.partial(self._launch, k=k), (dense(query),))
+        """Capture the graph of such a search; False where it has none."""
+        work = functools.partial(self._launch, k=k)
+        return self._has_graph(query, k) and self._graphs.capture(k, work, (dense(query),))
 
     def _has_graph(self, query: torch.Tensor, k: int) -> bool:
         n = query.shape[0]

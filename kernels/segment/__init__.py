@@ -156,20 +156,17 @@ def segment(
     unknown = set(params) - set(OPTION_NAMES)
     if unknown:
         raise TypeError(f"{min(unknown)}: unknown option; segment takes {', '.join(OPTION_NAMES)}")
-    return run(anomaly_map, features, pred_score, _options(params), backend)
+    try:
+        options = known_options(**params)
+    except TypeError:  # not hashable, or of a wrong type, which is said
+        options = SegmentOptions(**params)
+    return run(anomaly_map, features, pred_score, options, backend)
 
 
 @functools.lru_cache(maxsize=64, typed=True)
-def _known_options(**params: Any) -> SegmentOptions:
-    return SegmentOptions(**params)
-
-
-def _options(params: dict[str, Any]) -> SegmentOptions:
-    """`params` checked; those that were so before are not again, for most calls differ in their arrays alone."""
-    try:
-        return _known_options(**params)
-    except TypeError:  # not hashable, or of a wrong type, which is said
-        return SegmentOptions(**params)
+def known_options(*values: Any, **named: Any) -> SegmentOptions:
+    """Checked once for equal values: most calls differ in their arrays alone. They have to be hashable."""
+    return SegmentOptions(*values, **named)
 
 
 def run(anomaly_map: Array, features: Array, pred_score: Any, options: SegmentOptions, backend: str) -> Segmentation:

@@ -107,7 +107,8 @@ class _Plan:
         codes = torch.empty((batch,), dtype=torch.int8, device=device)
         capacity, _ = self.capacity(anomaly_map, features)
         height, width = shape[1:]
-        scratch = capacity.bytes + 8 * height * width + features[0].nbytes  # of an image; its features may be copied
+        # Of an image; its map and its features may be copied.
+        scratch = capacity.bytes + 5 * height * width + features[0].nbytes
         part = max(1, min(batch, 65535, SCRATCH_BYTES // scratch))
 
         def work(start: int, stop: int) -> None:

@@ -30,9 +30,9 @@ __device__ void touch(int* slot, const Axis& rows, const Axis& cols, int row, in
 
 // labels      (B, H, W) 1 anomalous, -1 nominal, 0 neither
 // status      (B,)
+// counts      (B, 3) points, labelled pixels that are not points, and cells
 // points      (B, limit) pixels of the nominal samples, in order; counts[b][0] of them
-// cells       (B, h * w) cells that labelled pixels look at, the counts[b][1] that are not points, ascending;
-//             counts[b][2] of them
+// cells       (B, h * w) cells that the labelled pixels look at which are not points, ascending; counts[b][2] of them
 // slot        (B, h * w) the place of a cell in `cells`, or -1
 // scratch     (B, 2, H * ceil(W / 32)) bits, null where they fit in the shared memory that the launch asks for
 // With own_points the nominal samples are points; without, they are pixels like the anomalous ones.

@@ -133,6 +133,13 @@ def test_many_neighbours_and_values_beyond_float32_search_exhaustively(device, r
     assert gpu.Index(bank.to(device) * 1e30).exhaustive
 
 
+def test_numbers_that_float16_has_none_for_at_any_scale(device, rng):
+    """Near float32's largest, in the bank, and in the queries of one that is not so."""
+    bank = torch.from_numpy(rng.standard_normal((70, 5)).astype(np.float32))
+    check(bank[:3] * 1e37 * 1.001, bank * 1e37, 2, device)
+    check(torch.cat((bank[:2] * 1e37, bank[2:4])), bank, 3, device)
+
+
 def test_memory_is_bounded_by_an_argument(device, rng):
     """Blocks of queries, with the same result; out of memory halves them and warns."""
     from ttt4as_fast.kernels.dispatch import BackendWarning
