@@ -28,9 +28,27 @@ def small(**options) -> PatchCore:
     return PatchCore(**{"image_size": SIZE, "crop_size": CROP, "device": "cpu", **options})
 
 
+def fitted() -> PatchCore:
+    return small().fit(textures(8, 0)).calibrate(textures(5, 1))
+
+
+def defective() -> torch.Tensor:
+    """Five crops, a square of the first turned to its negative."""
+    x = textures(5, 2)
+    x[0, :, 20:40, 20:40] = 1 - x[0, :, 20:40, 20:40]
+    return x
+
+
 def write(path: Path, image: torch.Tensor) -> Path:
     Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)).save(path)
     return path
+
+
+def write_all(folder: Path, images: torch.Tensor) -> Path:
+    folder.mkdir()
+    for i, image in enumerate(images):
+        write(folder / f"{i}.png", image)
+    return folder
 
 
 def arrays(prediction) -> tuple[np.ndarray, ...]:

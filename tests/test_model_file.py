@@ -15,12 +15,12 @@ from ttt4as_fast.backbones import WeightsError
 from ttt4as_fast.model_file import ModelFileError, digest
 from ttt4as_fast.patchcore import PatchCore
 
-from .small_patchcore import CROP, SIZE, assert_equal, resnet, small, textures
+from .small_patchcore import CROP, SIZE, assert_equal, fitted, resnet, small, textures
 
 
 @pytest.fixture(scope="module")
 def model() -> PatchCore:
-    return small().fit(textures(8, 0)).calibrate(textures(5, 1))
+    return fitted()
 
 
 @pytest.fixture(scope="module")

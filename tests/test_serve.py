@@ -99,6 +99,7 @@ def test_answers_do_not_wait_for_an_acknowledgement(monkeypatch):
                 transport.close()
 
         asyncio.run(accept_one())
+        server.started = True
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
     monkeypatch.setattr(module, "create_app", lambda *_: None)
@@ -309,6 +310,23 @@ def test_a_bad_image_fails_alone(monkeypatch):
 
     first, second, third = worker(monkeypatch, predict)._run(["a", "bad", "c"])
     assert (first, third) == ({"image": "a"}, {"image": "c"}) and isinstance(second, ValueError)
+
+
+def test_a_model_that_cannot_judge_an_image_serves_none(model_file, monkeypatch, capfd):
+    from ttt4as_fast import serve
+
+    def predict(model, segmenter, images, threshold):
+        assert images[0].size == (SIDE, SIDE)
+        raise RuntimeError("no room on the device")
+
+    monkeypatch.setattr(serve, "predict_batch", predict)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="the service did not start"):
+            serve.serve(ttt.PatchCore.load(model_file), None, 1.0, "127.0.0.1", 0, serve.Limits(), 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "no room on the device" in capfd.readouterr().err
 
 
 def test_who_has_gone_costs_nothing_and_the_end_is_quiet(monkeypatch):

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .io import atomic_path
+from .kernels.arrays import to_numpy
 from .kernels.segment import OPERATION
 from .progress import Progress, silent
 from .results import ResultFolder, inputs, mask_summary, write_mask
 
 if TYPE_CHECKING:
+    from .kernels.arrays import Array
     from .runs import OnError
     from .segmenter import TTT4AS
 
@@ -92,6 +94,7 @@ def segment(
     on_error: OnError = lambda path, reason: None,
     on_result: Callable[[dict[str, Any]], None] = lambda record: None,
     progress: Progress = silent,
+    device: str = "cpu",
 ) -> dict[str, int]:
     """Test-time training alone, on anomaly maps and features that any detector has written.
 
@@ -107,13 +110,15 @@ def segment(
         is kept.
     on_error, on_result, progress : callable, optional
         As for `ttt4as_fast.runs.predict`. A pair that cannot be used is reported and skipped.
+    device : str
+        Where arrays are put for a preset that has a backend for CUDA: ``"cpu"`` (default), ``"cuda"`` or ``"cuda:N"``.
 
     Returns
     -------
     dict
         ``done``, ``skipped`` and ``failed``: images, or pairs that could not be read.
     """
-    OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
+    place = _placer(segmenter, device)
     count = {"done": 0, "skipped": 0, "failed": 0}
     for number, pair in enumerate(pairs):
         source = inputs(pair)
@@ -129,7 +134,7 @@ def segment(
         for key, name in todo:
             _, anomaly_map, features = by_key[key]
             try:
-                record = _segment_one(segmenter, folder, key, name, np.array(anomaly_map), np.array(features))
+                record = _segment_one(segmenter, folder, key, name, place(anomaly_map), place(features))
             except (ValueError, TypeError) as error:
                 on_error(key, str(error))
                 count["failed"] += 1
@@ -143,6 +148,24 @@ def segment(
         if len(pairs) > 1:
             progress("segmenting", number + 1, len(pairs))
     return count
+
+
+def _placer(segmenter: TTT4AS, device: str) -> Callable[[np.ndarray], Array]:
+    """A function that copies a view of an array to where the segmenter takes it."""
+    if device == "cpu" or not segmenter.runs_on_cuda:
+        OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
+        return np.array
+    import torch
+
+    from .backbones import resolve_device
+
+    target = resolve_device(device)
+    OPERATION.resolve(segmenter.backend, target.type)
+
+    def place(x: np.ndarray) -> Array:
+        return torch.from_numpy(np.array(x)).to(target)
+
+    return place
 
 
 def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
@@ -164,16 +187,17 @@ def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str
 
 
 def _segment_one(
-    segmenter: TTT4AS, folder: ResultFolder, key: str, name: str, anomaly_map: np.ndarray, features: np.ndarray
+    segmenter: TTT4AS, folder: ResultFolder, key: str, name: str, anomaly_map: Array, features: Array
 ) -> dict[str, Any]:
     began = time.perf_counter()
     out = segmenter(anomaly_map, features)
+    pred_mask, status = to_numpy(out.pred_mask), out.status
     spent = 1e3 * (time.perf_counter() - began)
     files = {"mask": f"masks/{name}.png", "array": f"masks/{name}.npy"}
-    write_mask(folder.folder / files["mask"], out.pred_mask)
+    write_mask(folder.folder / files["mask"], pred_mask)
     with atomic_path(folder.folder / files["array"]) as temporary:
-        np.save(temporary, out.pred_mask)
+        np.save(temporary, pred_mask)
     height, width = anomaly_map.shape
-    record = {"path": key, "name": name, "width": width, "height": height, "status": out.status}
-    summary = mask_summary(out.pred_mask, anomaly_map)
+    record = {"path": key, "name": name, "width": width, "height": height, "status": status}
+    summary = mask_summary(pred_mask, to_numpy(anomaly_map))
     return {**record, **summary, "files": files, "milliseconds": {"ttt4as": round(spent, 3)}}

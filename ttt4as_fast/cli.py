@@ -18,6 +18,7 @@ import typer
 from .cli_bench import bench_app
 from .cli_options import (
     METHOD,
+    SPEED,
     Backend,
     BatchSize,
     Device,
@@ -376,6 +377,7 @@ def segment(
     random_state: RandomState = 0,
     tol: Tol = 1e-4,
     max_iter: MaxIter = 1000,
+    device: Annotated[str, typer.Option(rich_help_panel=SPEED, help="cpu, cuda or cuda:N.")] = "cpu",
     backend: Backend = "auto",
 ) -> None:
     """The method alone, downstream of any detector: masks from arrays of anomaly maps and features.
@@ -396,7 +398,7 @@ def segment(
         progress_bars() as progress,
     ):
         count = array_runs.segment(
-            segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress
+            segmenter, pairs, folder, failed, _json_line if as_json else lambda record: None, progress, device
         )
     count["failed"] += len(alone)
     _summary(count, folder, as_json)

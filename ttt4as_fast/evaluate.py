@@ -13,14 +13,14 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import baselines, metrics
 from .datasets import Dataset, ImageError, Sample, image_size, load_dataset, read_mask
 from .installation import versions
-from .kernels.arrays import check_float, check_int, to_numpy
+from .kernels.arrays import check_float, check_int, like, to_numpy
 from .kernels.segment_robust import OPERATION
 from .progress import Progress, silent
 from .report import MASK_METRICS, METHODS, RANKINGS, Report
@@ -29,6 +29,9 @@ from .segmenter import TTT4AS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
+
+    from .kernels.arrays import Array
     from .patchcore import PatchCore
     from .prediction import ImagePrediction
 
@@ -36,7 +39,17 @@ _SCORE_ONLY_C = 10.0
 """One feature of variance 1 is weak beside a backbone's hundreds: a C for those would leave it no weight."""
 _ORACLES = {"oracle_image_f1": "image_f1", "oracle_pooled_f1": "pooled_f1"}
 
-_Method = Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, str]]
+
+class _Judged(NamedTuple):
+    """What the model says of an image; `placed` are map and features on its device, for methods that run there."""
+
+    psi: np.ndarray
+    features: np.ndarray
+    score: float
+    placed: tuple[Array, Array]
+
+
+_Method = Callable[[_Judged], tuple[np.ndarray, str]]
 
 
 def evaluate(
@@ -57,7 +70,8 @@ def evaluate(
     Parameters
     ----------
     model : PatchCore
-        Fitted and calibrated: `predict_iter`, `transform_mask`, `nominal_statistics_` and `image_threshold_` are used.
+        Fitted and calibrated: `predict_iter`, `transform_mask`, `nominal_statistics_` and `image_threshold_` are used,
+        and `device` where there is one.
     dataset : Dataset or path-like
         A path goes through `load_dataset`.
     segmenter : TTT4AS, optional
@@ -93,7 +107,7 @@ def evaluate(
 
     run = _Run(list(methods), dataset.root)
     for sample, prediction, mask in _predictions(model, dataset.test, batch_size, run, progress or silent):
-        run.add(sample, prediction.anomaly_map, prediction.features, prediction.pred_score, mask, methods)
+        run.add(sample, _placed(prediction, getattr(model, "device", None)), mask, methods)
     if not run.samples:
         raise ValueError(f"dataset: none of the {len(dataset.test)} test images could be read; {run.failures[0]}")
     thresholds = run.add_oracles()
@@ -131,11 +145,12 @@ def _methods(stats: baselines.NominalStatistics, gate: float, segmenter: TTT4AS,
     score_only = TTT4AS(**{**params, "image_threshold": None, "C": _SCORE_ONLY_C})
 
     def threshold(mask: Callable[[np.ndarray], np.ndarray]) -> _Method:
-        return lambda psi, features, score: (mask(psi), "ok")
+        return lambda image: (mask(image.psi), "ok")
 
     def test_time(ttt: TTT4AS, only_score: bool = False) -> _Method:
-        def run(psi: np.ndarray, features: np.ndarray, score: float) -> tuple[np.ndarray, str]:
-            out = ttt(psi, _standardised(psi)[None] if only_score else features, pred_score=score)
+        def run(image: _Judged) -> tuple[np.ndarray, str]:
+            psi, features = image.placed if ttt.runs_on_cuda else (image.psi, image.features)
+            out = ttt(psi, like(_standardised(image.psi)[None], psi) if only_score else features, image.score)
             return to_numpy(out.pred_mask), str(out.status)
 
         return run
@@ -169,6 +184,16 @@ def _standardised(psi: np.ndarray) -> np.ndarray:
     centred = psi - psi.mean(dtype=np.float64)
     spread = centred.std()
     return (centred / spread if spread > 0 else centred).astype(np.float32)
+
+
+def _placed(prediction: ImagePrediction, device: torch.device | None) -> _Judged:
+    psi, features = prediction.anomaly_map, prediction.features
+    placed: tuple[Array, Array] = psi, features
+    if device is not None and device.type == "cuda":
+        import torch
+
+        placed = torch.from_numpy(psi).to(device), torch.from_numpy(features).to(device)
+    return _Judged(psi, features, prediction.pred_score, placed)
 
 
 def _predictions(
@@ -219,20 +244,18 @@ class _Run:
     def add(
         self,
         sample: Sample,
-        psi: np.ndarray,
-        features: np.ndarray,
-        score: float,
+        image: _Judged,
         mask: np.ndarray | None,
         methods: dict[str, _Method],
     ) -> None:
         if not sample.label:
-            mask = np.zeros(psi.shape, dtype=bool)
+            mask = np.zeros(image.psi.shape, dtype=bool)
         if not self.samples:  # compiling and loading on the first call is no part of an image's time
             for method in methods.values():
-                method(psi, features, score)
+                method(image)
         for name, method in methods.items():
             begin = time.perf_counter()
-            pred_mask, status = method(psi, features, score)
+            pred_mask, status = method(image)
             self.seconds[name] += time.perf_counter() - begin
             self.counts[name].append(None if mask is None else metrics.mask_counts(pred_mask, mask))
             if name in self.statuses:
@@ -240,9 +263,9 @@ class _Run:
             if name == "ttt4as":
                 self.status.append(status)
         self.samples.append(sample)
-        self.maps.append(psi)
+        self.maps.append(image.psi)
         self.masks.append(mask)
-        self.scores.append(float(score))
+        self.scores.append(float(image.score))
 
     def add_oracles(self) -> dict[str, float]:
         """Count what the best single thresholds mark; the thresholds, which need every map, are found here."""

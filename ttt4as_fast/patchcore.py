@@ -21,7 +21,7 @@ from . import kernels
 from .backbones import Backbone, available, check_input_size, create_backbone, resolve_device
 from .baselines import NominalStatistics
 from .images import ImageError, list_images, read_image
-from .kernels.arrays import check_bool, check_float, check_int, check_option, is_tensor, to_numpy
+from .kernels.arrays import check_bool, check_float, check_int, check_option, is_tensor, like, to_numpy
 from .patches import MapMaker, join_layers, patches_per_image, project, reweight, standardize
 from .prediction import STAGES, Clock, ImagePrediction, Prediction, stacked
 from .preprocessing import ImageSource, Preprocessing, as_batch
@@ -154,6 +154,13 @@ class PatchCore:
         changed = {name: value for name, value in self.get_params().items() if value != parameters[name].default}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
 
+    @property
+    def _on_cuda(self) -> bool:
+        """Whether patches are tensors, a batch at once. On a host they are arrays, image by image: torch's threads
+        would spin on while others need the cores, and in a batch the last bits depend on the others.
+        """
+        return self.device.type == "cuda"
+
     # ------------------------------------------------------------ fitting
 
     def fit(self, images: Any, *, batch_size: int = 16, progress: Progress | None = None) -> PatchCore:
@@ -198,8 +205,8 @@ class PatchCore:
         patches: np.ndarray | None = None
         done = 0
         for batch in source.batches(batch_size):
-            for pooled, _ in self._each(self.preprocessing.prepare(batch)):
-                found = pooled.reshape(-1, pooled.shape[-1])
+            chunks = self._chunks(self.preprocessing.prepare(batch))
+            for found in (image.flatten(0, 1) for pooled, _ in chunks for image in pooled):
                 if patches is None:
                     share = patches_per_image(len(found), len(source), self.max_patches)
                     patches = np.zeros((share * len(source), found.shape[1]), np.float32)
@@ -222,7 +229,7 @@ class PatchCore:
         if n == len(patches):
             return np.arange(n)
         points: Array = project(patches, self.random_state)
-        if self.device.type == "cuda":
+        if self._on_cuda:
             points = torch.from_numpy(points).to(self.device)
         start = int(np.random.default_rng([self.random_state, 1]).integers(len(patches)))
         step = None if progress is None else functools.partial(progress, "coreset")
@@ -237,8 +244,8 @@ class PatchCore:
             No vectors, or one that is not finite.
         """
         self.memory_bank_ = np.ascontiguousarray(bank, np.float32)
-        on_device = torch.from_numpy(self.memory_bank_).to(self.device) if self.device.type == "cuda" else None
-        self.index_ = kernels.KnnIndex(self.memory_bank_ if on_device is None else on_device, backend=self.backend)
+        kept = torch.from_numpy(self.memory_bank_).to(self.device) if self._on_cuda else self.memory_bank_
+        self.index_ = kernels.KnnIndex(kept, backend=self.backend)
 
     def calibrate(
         self,
@@ -286,7 +293,8 @@ class PatchCore:
         report = progress or silent
         maps, scores = [], []
         for batch in source.batches(check_int(batch_size, "batch_size", 1)):
-            for anomaly_map, score, _ in self._judge(self.preprocessing.prepare(batch), dict.fromkeys(STAGES, 0.0)):
+            prepared, spent = self.preprocessing.prepare(batch), dict.fromkeys(STAGES, 0.0)
+            for anomaly_map, score, _ in self._judge(prepared, spent, self.device):
                 maps.append(to_numpy(anomaly_map))
                 scores.append(score)
                 report("calibration", len(maps), len(source))
@@ -297,7 +305,14 @@ class PatchCore:
 
     # ------------------------------------------------------------ predicting
 
-    def predict(self, images: Any, *, batch_size: int = 16, progress: Progress | None = None) -> Prediction:
+    def predict(
+        self,
+        images: Any,
+        *,
+        batch_size: int = 16,
+        progress: Progress | None = None,
+        keep_on_device: bool = False,
+    ) -> Prediction:
         """Anomaly maps, image scores and features of images.
 
         Parameters
@@ -307,6 +322,9 @@ class PatchCore:
             As in `fit`; it does not change the result.
         progress : callable, optional
             ``progress(stage, done, total)`` with stage ``"prediction"``.
+        keep_on_device : bool
+            Leave the results of a model on CUDA where they are, as tensors, whatever `images` is: a `TTT4AS` that
+            takes them then runs there, and features need not travel. Of a model on a CPU it changes nothing.
 
         Returns
         -------
@@ -325,7 +343,8 @@ class PatchCore:
         Keeps the features of all images, 0.5 MB each with the defaults; `predict_iter` keeps one batch.
         """
         source = ImageSource(images)
-        target = images.device if is_tensor(images) else torch.device("cpu")
+        stays = check_bool(keep_on_device, "keep_on_device") and self._on_cuda
+        target = self.device if stays else images.device if is_tensor(images) else torch.device("cpu")
         spent = dict.fromkeys(STAGES, 0.0)
         report = progress or silent
         results: list[tuple[Any, float, Any]] = []
@@ -333,13 +352,13 @@ class PatchCore:
             begin = time.perf_counter()
             prepared = self.preprocessing.prepare(batch)
             spent["decode"] += 1e3 * (time.perf_counter() - begin)
-            for anomaly_map, score, features in self._judge(prepared, spent):
-                results.append((anomaly_map.to(target), score, features.to(target)))
+            for result in self._judge(prepared, spent, target):
+                results.append(result)
                 report("prediction", len(results), len(source))
         maps, features = (stacked([row[i] for row in results], target) for i in (0, 2))
         scores = torch.tensor([row[1] for row in results], dtype=torch.float32, device=target)
         parts: list[Any] = [maps, scores, features]
-        if not is_tensor(images):
+        if not (stays or is_tensor(images)):
             parts = [to_numpy(part) for part in parts]
         return Prediction(parts[0], parts[1], parts[2], spent)
 
@@ -395,7 +414,7 @@ class PatchCore:
                 continue
             prepared = as_batch([pixels for _, _, pixels in opened])
             spent["decode"] = 1e3 * (time.perf_counter() - begin)
-            results = list(self._judge(prepared, spent))
+            results = list(self._judge(prepared, spent, torch.device("cpu")))
             share = {stage: value / len(opened) for stage, value in spent.items()}
             for (path, size, _), (anomaly_map, score, features) in zip(opened, results, strict=True):
                 yield ImagePrediction(path, size, to_numpy(anomaly_map), score, to_numpy(features), dict(share))
@@ -405,38 +424,50 @@ class PatchCore:
             raise RuntimeError("this PatchCore has no memory bank yet: call fit, or PatchCore.load")
 
     def _judge(
-        self, images: torch.Tensor, spent: dict[str, float]
+        self, images: torch.Tensor, spent: dict[str, float], target: torch.device
     ) -> Iterator[tuple[torch.Tensor, float, torch.Tensor]]:
-        """(anomaly map, image score, features) of each prepared image; adds to the milliseconds `spent` a stage."""
+        """(anomaly map, image score, features) of each prepared image, tensors on `target`; adds to the milliseconds
+        `spent` a stage.
+        """
         self._check_fitted()
         clock = Clock(self.device, spent)
         # The network of all images first: its threads spin on for milliseconds, on the cores that the search needs.
-        found = list(self._each(images))
+        found = list(self._chunks(images))
         clock.stop("backbone")
         for pooled, features in found:
-            patches = pooled.reshape(-1, pooled.shape[-1])
+            n, height, width, channels = pooled.shape
             if self.scale_ is not None:
-                mean, std = (torch.from_numpy(x).to(patches.device) for x in self.scale_)
-                patches = (patches - mean) / std
-            query: Array = patches if patches.is_cuda else patches.numpy()
-            distances, nearest = (to_numpy(x)[:, 0] for x in self.index_.search(query, 1))
-            score = self._image_score(patches, distances, nearest)
+                mean, std = (torch.from_numpy(x).to(pooled.device) for x in self.scale_)
+                pooled = (pooled - mean) / std
+            patches: Array = pooled.view(-1, channels) if self._on_cuda else pooled.view(-1, channels).numpy()
+            distances, nearest = (x.reshape(n, -1) for x in self.index_.search(patches, 1))
+            scores = self._image_scores(patches.reshape(n, -1, channels), distances, nearest)
             clock.stop("knn")
-            anomaly_map = torch.from_numpy(self._to_map(distances.reshape(pooled.shape[:2])))
+            grids = distances.reshape(n, height, width)
+            if is_tensor(grids):
+                maps = self._to_map.of_batch(grids)
+            else:
+                maps = torch.from_numpy(np.stack([self._to_map(grid) for grid in grids]))
+            maps, features = maps.to(target), features.to(target)
             clock.stop("map")
-            yield anomaly_map, score, features
+            yield from zip(maps, scores, features, strict=True)
             clock.start()
 
-    def _image_score(self, patches: torch.Tensor, distances: np.ndarray, nearest: np.ndarray) -> float:
-        """The paper's eq. 7: the largest distance, less the likelier its bank entry lies in a sparse neighbourhood."""
-        worst = int(distances.argmax())
+    def _image_scores(self, patches: Array, distances: Array, nearest: Array) -> list[float]:
+        """The paper's eq. 7 of each image: the largest distance, less the likelier its bank entry lies in a sparse
+        neighbourhood. From patches (N, P, C) and their distances and nearest entries (N, P).
+        """
+        each = like(np.arange(len(distances)), distances)
+        worst = distances.argmax(1)
+        largest = to_numpy(distances[each, worst])
+        if not np.isfinite(largest).all():  # what lay on a device nobody has looked at yet
+            raise ValueError(f"images: the features that {self.backbone!r} gives of one are not finite")
         k = min(self.n_neighbors, len(self.memory_bank_))
         if k == 1:
-            return float(distances[worst])
-        entry = self.memory_bank_[None, nearest[worst]]
-        query: Array = torch.from_numpy(entry).to(self.device) if patches.is_cuda else entry
-        _, support = self.index_.search(query, k)
-        return reweight(float(distances[worst]), to_numpy(patches[worst]), self.memory_bank_[to_numpy(support)[0]])
+            return largest.tolist()
+        _, support = self.index_.search(self.index_.bank[nearest[each, worst]], k)
+        rows = zip(largest, to_numpy(patches[each, worst]), to_numpy(support), strict=True)
+        return [reweight(float(distance), patch, self.memory_bank_[entries]) for distance, patch, entries in rows]
 
     # ------------------------------------------------------------ features and geometry
 
@@ -447,10 +478,10 @@ class PatchCore:
             self._network = create_backbone(self.backbone, self.layers, self.weights, self.device)
         return self._network
 
-    def _each(self, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(averaged patches (h, w, C), features (C, h, w)) of each image of a prepared batch."""
+    def _chunks(self, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(averaged patches (n, h, w, C), features (n, C, h, w)) of a prepared batch; on a CPU image by image."""
         network = self.network
-        size = 1 if self.device.type == "cpu" else len(images)
+        size = len(images) if self._on_cuda else 1
         for start in range(0, len(images), size):
             with torch.inference_mode():
                 chunk = images[start : start + size].to(self.device).contiguous(memory_format=torch.channels_last)
@@ -458,7 +489,7 @@ class PatchCore:
                 features = join_layers(maps).contiguous()
                 pooled = join_layers([F.avg_pool2d(x, 3, stride=1, padding=1) for x in maps])
                 pooled = pooled.permute(0, 2, 3, 1).contiguous()
-            yield from zip(pooled, features, strict=True)
+            yield pooled, features
 
     def transform_mask(self, mask: Any) -> np.ndarray:
         """A mask of an image on the grid of its anomaly map; see `Preprocessing.transform_mask`."""

@@ -88,8 +88,8 @@ class MapMaker:
 
     Both are linear and separable: the map is ``R @ scores @ S.T``, with R (size, h) the matrix of the upsampling times
     that of the blur, made once, in float64. Equals ``scipy.ndimage.gaussian_filter(upsampled, sigma)`` (mode
-    ``"reflect"``, cut off at 4 sigma) at a hundredth of its cost. R is sparse: a product of dense matrices would take
-    as long and wake a library's threads, which spin on while the next stage needs the cores.
+    ``"reflect"``, cut off at 4 sigma) at a hundredth of its cost. On a host R is sparse: a product of dense matrices
+    would take as long and wake a library's threads, which spin on while the next stage needs the cores.
 
     Parameters
     ----------
@@ -101,16 +101,22 @@ class MapMaker:
 
     def __init__(self, size: int, sigma: float) -> None:
         self.size, self.sigma = size, sigma
-        self._operators: dict[int, Any] = {}
+        self._operators: dict[tuple[int, torch.device | None], Any] = {}
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """(h, w) -> (size, size) float32."""
-        rows, columns = (self._operator(n) for n in scores.shape)
+        rows, columns = (self._operator(n, None) for n in scores.shape)
         blended = rows @ scores.astype(np.float64)
         return np.ascontiguousarray((columns @ np.ascontiguousarray(blended.T)).T, dtype=np.float32)
 
-    def _operator(self, length: int) -> Any:
-        if length not in self._operators:
+    def of_batch(self, scores: torch.Tensor) -> torch.Tensor:
+        """(N, h, w) -> (N, size, size) float32, on their device."""
+        rows, columns = (self._operator(n, scores.device) for n in scores.shape[1:])
+        return (rows @ scores.double() @ columns.T).float()
+
+    def _operator(self, length: int, device: torch.device | None) -> Any:
+        """R for an axis of that length: sparse for arrays, dense for tensors on `device`."""
+        if (length, device) not in self._operators:
             from scipy.ndimage import gaussian_filter1d
             from scipy.sparse import csr_array
 
@@ -119,5 +125,6 @@ class MapMaker:
             operator = kernels.bilinear_upsample(impulses, (self.size, 1), backend="reference")[:, :, 0].T
             if self.sigma > 0:
                 operator = gaussian_filter1d(operator, self.sigma, axis=0, mode="reflect", truncate=4.0)
-            self._operators[length] = csr_array(operator)
-        return self._operators[length]
+            made = csr_array(operator) if device is None else torch.from_numpy(operator.copy()).to(device)
+            self._operators[length, device] = made
+        return self._operators[length, device]

@@ -15,7 +15,7 @@ import numpy as np
 
 from .images import ImageError, read_image
 from .io import check_folder
-from .kernels.arrays import check_float, check_int, check_option
+from .kernels.arrays import check_float, check_int, check_option, to_numpy
 from .progress import Progress, silent
 from .results import (
     MAP_FORMATS,
@@ -292,16 +292,17 @@ def predict_batch(
         `PatchCore.inverse_transform_mask` and `inverse_transform_map` bring to the pixels of the image; ``score``,
         ``label``, ``status`` and ``milliseconds``: its share of the batch, by stage.
     """
-    prediction = model.predict(images, batch_size=len(images))
+    prediction = model.predict(images, batch_size=len(images), keep_on_device=segmenter.runs_on_cuda)
     began = time.perf_counter()
     out = segmenter(prediction.anomaly_map, prediction.features, prediction.pred_score)
+    masks, maps, scores = map(to_numpy, (out.pred_mask, prediction.anomaly_map, prediction.pred_score))
     spent = {**prediction.milliseconds, "ttt4as": 1e3 * (time.perf_counter() - began)}
     for i, status in enumerate(out.status):
-        score = float(prediction.pred_score[i])
+        score = float(scores[i])
         label = None if label_threshold is None else "defective" if score >= label_threshold else "nominal"
         yield {
-            "anomaly_map": prediction.anomaly_map[i],
-            "pred_mask": out.pred_mask[i],
+            "anomaly_map": maps[i],
+            "pred_mask": masks[i],
             "score": score,
             "label": label,
             "status": status,

@@ -126,8 +126,13 @@ class TTT4AS:
             other = sorted(robust)
         if other:
             raise ValueError(f"{other[0]}: not an option of the preset {preset!r}")
-        operation = ROBUST_OPERATION if preset == "robust" else OPERATION
-        self.backend = check_option(backend, "backend", ("auto", *operation.backends))
+        self._operation = ROBUST_OPERATION if preset == "robust" else OPERATION
+        self.backend = check_option(backend, "backend", ("auto", *self._operation.backends))
+
+    @property
+    def runs_on_cuda(self) -> bool:
+        """Whether the preset has a backend for CUDA tensors; to one without, they go to the host and back."""
+        return "gpu" in self._operation.backends
 
     def calibrate(self, nominal_maps: Array) -> TTT4AS:
         """Set `nominal_level`, the score that nominal pixels rarely exceed, from maps of nominal validation images.

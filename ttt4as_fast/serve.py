@@ -118,6 +118,13 @@ class _Worker:
         self._task: asyncio.Task[None] | None = None
         self.stopping = False
 
+    async def warm_up(self) -> None:
+        """Load and compile what images need; on a GPU capture the CUDA graphs of the smallest and the largest batch."""
+        model, most = self._model, self._limits.max_batch
+        blank = Image.new("RGB", (model.image_size, model.image_size))
+        for size in (1, 1, most, most) if model.device.type == "cuda" else (1,):
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._judge, [blank] * size)
+
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
@@ -174,17 +181,20 @@ class _Worker:
     def _run(self, images: list[Image.Image]) -> list[dict[str, Any] | Exception]:
         """Outcomes of a batch. Where it fails, its images are tried alone, so that one cannot fail the others."""
         try:
-            return list(predict_batch(self._model, self._segmenter, images, self._label_threshold))
+            return self._judge(images)
         except Exception as error:
             if len(images) == 1:
                 return [error]
             return [outcome for image in images for outcome in self._run([image])]
 
+    def _judge(self, images: list[Image.Image]) -> list[dict[str, Any] | Exception]:
+        return list(predict_batch(self._model, self._segmenter, images, self._label_threshold))
+
 
 def create_app(
     model: PatchCore, segmenter: TTT4AS, limits: Limits | None = None, label_threshold: float | None = None
 ) -> Starlette:
-    """An ASGI application that segments images with a fitted model.
+    """An ASGI application that segments images with a fitted model, once it has tried it on a blank one.
 
     ======  =============  ==========================================================================================
     method  path           answer
@@ -222,6 +232,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await worker.warm_up()
         worker.start()
         try:
             yield
@@ -385,6 +396,8 @@ def serve(
     ------
     OSError
         The address cannot be listened on.
+    RuntimeError
+        The model fails at a blank image.
     """
     import signal
     import socket
@@ -413,4 +426,8 @@ def serve(
         print(f"serving http://{shown}:{listener.getsockname()[1]}", flush=True)
         # uvicorn raises the signal again once it has stopped; that it came is then no news, and no failure.
         signal.signal(signal.SIGTERM, lambda *_: None)
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        with contextlib.suppress(SystemExit):  # by which newer versions of uvicorn leave where the start fails
+            server.run(sockets=[listener])
+        if not server.started:  # uvicorn has logged why
+            raise RuntimeError("the service did not start")
