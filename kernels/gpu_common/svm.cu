@@ -13,12 +13,15 @@
 // the dual as it is, so each iterate has a duality gap at no further cost. The hinge is the limit of Huber-smoothed
 // hinges, loss'' = C / mu; the gap that stops the descent of mu is the hinge's own.
 //
-// K is stored in float32. Iterates, decisions, gradients and gaps are float64: with float32 vectors the gap stalls
-// above 1e-4 for the hinge and for C >= 1 (features of two backbones on real parts). A direction is good enough in
-// float32, which spares converting K to float64 at each product, for as long as it brings the gap down; then it is
-// float64 too. A small K lives in registers while a direction is sought, one that fits in shared memory, a larger one
-// in global memory, with a copy in 16 bits in shared memory to seek directions by, and where m exceeds the capacity of
-// K products go through U itself: slower, and as correct.
+// K is stored in float32. Its rounding puts the gap in doubt where rows are long beside what tells them apart, as those
+// of features far from zero: at the end that doubt is estimated, and where it exceeds the tolerance Newton goes on from
+// there with products through U in float64, which are exact for the features given. Iterates, decisions, gradients and
+// gaps are float64: with float32 vectors the gap stalls above 1e-4 for the hinge and for C >= 1 (features of two
+// backbones on real parts). A direction is good enough in float32, which spares converting K to float64 at each
+// product, for as long as it brings the gap down; then it is float64 too. A small K lives in registers while a
+// direction is sought, one that fits in shared memory, a larger one in global memory, with a copy in 16 bits in shared
+// memory to seek directions by, and where m exceeds the capacity of K products go through U itself: slower, and as
+// correct.
 #include "svm_problem.cuh"
 
 using namespace ttt4as;
@@ -34,12 +37,15 @@ using namespace ttt4as;
 #define SMALL_ADDERS (SMALL / 32)
 static_assert(SMALL <= 4 * HELD * SMALL_SHARERS, "a thread keeps its part of each row");
 
-#define CG_LIMIT 400     // steps of conjugate gradients for one direction
-#define SEARCH_LIMIT 40  // evaluations of one line search
-#define OVERSHOOT 0.01   // the squared hinge is solved to this share of tol: the last Newton step is the cheap one
-#define SMOOTHING 0.25   // a smoothed problem is left at this share of tol, and mu shrinks by the same factor
-#define NEAR 0.1         // from this gap on Newton's steps should tell: one that leaves
-#define PROGRESS 0.5     // more than this of it is followed by directions in float64
+#define CG_LIMIT 400        // steps of conjugate gradients for one direction
+#define SEARCH_LIMIT 40     // evaluations of one line search
+#define OVERSHOOT 0.01      // the squared hinge is solved to this share of tol: the last Newton step is the cheap one
+#define SMOOTHING 0.25      // a smoothed problem is left at this share of tol, and mu shrinks by the same factor
+#define NEAR 0.1            // from this gap on Newton's steps should tell: one that leaves
+#define PROGRESS 0.5        // more than this of it is followed by directions in float64
+#define FLOOR 1e-9          // below it a gap that has not halved
+#define STALLED 20          // times in a row, at no Newton step nor less smoothing, never will
+#define GRAM_ERROR 0x1p-22  // of an entry of K: what summing in float32 loses, thrice its root mean square
 
 // The threads that share ROWS rows of K: as many as leave some to each, a power of two between ROWS and a warp.
 __device__ int sharers_of(int m) {
@@ -318,6 +324,13 @@ __device__ void advance(const Problem& p) {
     __syncthreads();
 }
 
+// Go on without K: products through the basis, in float64, and z = K beta by them.
+__device__ APART void leave_gram(Problem& p, double* z, const double* beta) {
+    __syncthreads();  // everybody has read `p`
+    if (threadIdx.x == 0) p.gram = nullptr, p.coarse = nullptr, p.gram_shared = p.small = false;
+    product(p, z, beta);
+}
+
 // Leaves beta in p.vectors[0 .. m).
 template <bool SHARED>
 __device__ Outcome solve(Problem& p, double tol, int max_iter) {
@@ -325,6 +338,7 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
     const double target = p.hinge ? tol : OVERSHOOT * tol;
     double mu = 1, previous = 1e300, remaining = 1e300;
     bool precise = false;
+    int stalled = 0;
     for (int i = threadIdx.x; i < VECTORS * padded(m); i += blockDim.x) p.vectors[i] = 0;
     arrange<SHARED>(p);
     Outcome outcome = {1e300, 0, true};
@@ -340,11 +354,14 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
         linearise<SHARED>(p, v, sums);
         for (int i = threadIdx.x; i < m; i += blockDim.x) r[i] -= beta[i];
         product(p, kr, r);
-        double products[3] = {0, 0, 0};  // |w|^2, |A^T alpha y|^2 in the metric of K, and the residual's
+        // |w|^2, |A^T alpha y|^2 in the metric of K, the residual's, and the first two in that of K's diagonal.
+        double products[4] = {0, 0, 0, 0};
         for (int i = threadIdx.x; i < m; i += blockDim.x) {
+            const double ideal = r[i] + beta[i];
             products[0] += beta[i] * z[i];
-            products[1] += (r[i] + beta[i]) * (kr[i] + z[i]);
+            products[1] += ideal * (kr[i] + z[i]);
             products[2] += r[i] * kr[i];
+            if (p.gram) products[3] += (beta[i] * beta[i] + ideal * ideal) * p.gram[(long long)i * p.ld + i];
         }
         block_sum(products, warps_of(m));
         const double half = 0.5 * products[0], dual = sums[2] - 0.5 * products[1];
@@ -353,8 +370,18 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
         const double smooth_gap = !p.hinge ? gap : (smoothed > 0 ? (smoothed - smooth_dual) / smoothed : 0);
         outcome.gap = gap;
         outcome.finite = Ordered<double>::finite(primal) && Ordered<double>::finite(dual);
-        if (!outcome.finite || gap <= target || outcome.iterations >= max_iter) return outcome;
-        if (gap <= tol && gap > 0.5 * previous) return outcome;  // rounding's floor
+        if (!outcome.finite) return outcome;
+        const bool last = gap <= tol || outcome.iterations >= max_iter;
+        if ((last || precise) && 0.5 * GRAM_ERROR * products[3] > tol * primal) {
+            leave_gram(p, z, beta);
+            previous = remaining = 1e300;
+            continue;
+        }
+        if (gap <= target || outcome.iterations >= max_iter) return outcome;
+        const bool halved = gap <= 0.5 * previous;
+        if (gap <= tol && !halved) return outcome;  // rounding's floor
+        stalled = halved || gap > FLOOR ? 0 : stalled + 1;
+        if (stalled > STALLED) return outcome;
         previous = gap;
         ++outcome.iterations;
         if (p.hinge && smooth_gap <= SMOOTHING * tol) {

@@ -47,6 +47,32 @@ def test_batched_solver(device, rng, n, dim, C, loss, weighted):
 
 
 @pytest.mark.usefixtures("cuda_source")
+@pytest.mark.parametrize(
+    ("offset", "C", "loss"),
+    [(100, 1.0, "squared_hinge"), (1000, 1e-3, "squared_hinge"), (300, 0.1, "hinge"), (1e4, 1e-3, "squared_hinge")],
+)
+def test_samples_far_from_zero(device, rng, offset, C, loss):
+    """Products of rows, rounded to float32, say little of what tells the rows apart: their gap was below 0."""
+    X, y = problem(rng, 30, 12)
+    X = X / 3 + np.float32(offset)
+    fitted = kernels.fit_linear_svm(torch.from_numpy(X).to(device), y, C=C, loss=loss, backend="gpu")
+    assert fitted.converged and -1e-9 < fitted.gap <= 1e-4
+    best = kernels.fit_linear_svm(X.astype(np.float64), y, C=C, loss=loss, tol=1e-7, backend="cpu")
+    got = reference.objective(X, y, fitted.coef.double().cpu().numpy(), fitted.intercept, C, loss, None)
+    assert best.converged
+    assert got / reference.objective(X, y, best.coef, best.intercept, C, loss, None) - 1 < 3e-4  # float32 weights
+
+
+@pytest.mark.usefixtures("cuda_source")
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+def test_a_tolerance_beyond_arithmetic_ends(device, rng, loss):
+    X, y = problem(rng, 20, 3)
+    fitted = kernels.fit_linear_svm(torch.from_numpy(X).to(device), y, C=0.1, loss=loss, tol=1e-18, backend="gpu")
+    assert abs(fitted.gap) < 1e-9 and fitted.n_iter < 200
+    assert fitted.converged == (fitted.gap <= 1e-18)
+
+
+@pytest.mark.usefixtures("cuda_source")
 def test_samples_at_any_address(device, rng):
     """Copies of 16 bytes at a time are for addresses that are multiples of it; the result does not depend on it."""
     X, y = problem(rng, 40, 64)

@@ -91,6 +91,11 @@ class TestParity:
         maps, features = (x.to(getattr(torch, dtype)) for x in inputs(rng, (21, 33), (7, 4, 6)))
         check(device, maps, features)
 
+    def test_features_far_from_zero(self, device, rng):
+        """Their products in float32 hide what tells them apart; masks came out wrong, their gap below 0."""
+        maps, features = inputs(rng, (32, 32), (8, 6, 6))
+        check(device, maps, features + 1000)
+
     def test_layouts(self, device, rng):
         maps, features = inputs(rng, (42, 22), (10, 6, 7), batch=2)
         last = features.contiguous(memory_format=torch.channels_last)
