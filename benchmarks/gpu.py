@@ -158,7 +158,14 @@ def run_tests(log: Path, timeout: float) -> dict[str, Any]:
         command += ["-n", str(min(14, os.cpu_count() or 1))]
     done = run(command, log, timeout)
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
-    return done | {"summary": re.sub(r"=+", "", lines[-1]).strip()}
+    return done | {"summary": re.sub(r"=+", "", lines[-1]).strip(), "outcomes": outcomes(lines)}
+
+
+def outcomes(lines: Sequence[str]) -> dict[str, int]:
+    """How many tests ended how, by pytest's progress: known of a run that was stopped, too."""
+    marks = "".join(found[1] for line in lines if (found := re.fullmatch(r"([.sFExX]+)( +\[ *\d+%\])?", line)))
+    names = {".": "passed", "s": "skipped", "F": "failed", "E": "error", "x": "xfailed", "X": "xpassed"}
+    return {name: marks.count(mark) for mark, name in names.items() if mark in marks}
 
 
 def tail(log: Path, lines: int = 40) -> str:

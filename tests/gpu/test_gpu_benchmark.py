@@ -190,6 +190,14 @@ def test_the_package_can_be_used_as_it_lies_in_the_checkout(monkeypatch):
     assert Path(done.stdout.strip()).is_relative_to(sys.path[0])
 
 
+def test_outcomes_of_tests_that_were_stopped():
+    from benchmarks.gpu import outcomes
+
+    log = "s..s.F.. [ 50%]\n.s.E\nERROR tests/x.py - no s..\n..\n"
+    assert outcomes(log.splitlines()) == {"passed": 9, "skipped": 3, "failed": 1, "error": 1}
+    assert outcomes(["no output"]) == {}
+
+
 def test_the_crossover_becomes_the_table_that_the_package_reads(tmp_path):
     gpu = module("gpu")
     row = {"row": "knn-crossover", "status": "ok", "notes": {"gemm_from": 12845056}}
