@@ -20,6 +20,15 @@ int main() {
     }
     check_many_callers<ttt4as::Segmenter>(images[0]);
     check_bad_input<ttt4as::Segmenter>();
+    {  // options that are set later hold for what was kept of the earlier ones too
+        const Image in = image(64, 48, 8, 4, 4, 9);
+        ttt4as::SegmenterOptions options;
+        ttt4as::Segmenter segmenter(options);
+        const std::int64_t before = run(segmenter, in).info.n_nominal;
+        options.n_nominal = 9;
+        segmenter.set_options(options);
+        CHECK(before > 50 && run(segmenter, in).info.n_nominal <= 12);
+    }
     {
         Image in = image(32, 32, 8, 4, 4, 9);
         const std::vector<std::int64_t> candidates = {3, 500, 1000};

@@ -51,6 +51,12 @@ def test_ties_and_duplicates(backend):
     assert sorted(got.tolist()) == list(range(9))
 
 
+def test_ties_far_apart_take_the_lowest_index(backend):
+    points = np.zeros((200, 1), np.float32)
+    points[[100, 150]] = 5
+    assert kernels.k_center_greedy(points, 4, backend=backend).tolist() == [0, 100, 1, 2]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_and_kind(backend, rng, dtype):
     points = tensor(rng.standard_normal((90, 11)), dtype)

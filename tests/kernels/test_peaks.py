@@ -59,6 +59,25 @@ def test_signed_zeros_are_equal(backend):
     assert kernels.local_maxima(values, 100, backend=backend).all()
 
 
+def test_zeros_of_both_signs_are_of_one_rank(backend):
+    """So many equal values that the core finds the percentile by their bits."""
+    values = np.zeros((100, 200), np.float32)
+    values[:50], values[99, 199] = -0.0, 1
+    assert kernels.local_maxima(values, 50, backend=backend).sum() == values.size - 3
+
+
+def test_a_percentile_between_neighbouring_floats(backend):
+    values = np.zeros((1, 11), np.float32)
+    values[0, 2], values[0, 8] = 1, np.nextafter(np.float32(1), np.float32(2))
+    assert np.flatnonzero(kernels.local_maxima(values, 93, backend=backend)).tolist() == [8]
+
+
+def test_the_highest_percentile_is_a_plateau(backend):
+    values = np.ones((150, 150), np.float32)
+    values[0, 0] = 0
+    assert kernels.local_maxima(values, 100, backend=backend).sum() == values.size - 1
+
+
 def test_neighbours_that_float32_cannot_part(backend):
     """A float64 map keeps its own precision."""
     values = np.full((5, 5), 1.0)

@@ -414,6 +414,29 @@ def test_a_map_that_is_constant_to_within_rounding(backend, rng):
     assert got.status == "degenerate"
 
 
+def test_a_core_that_rounds_to_the_peak_is_the_peak(backend, rng):
+    psi = np.ones((16, 16))
+    psi[3, 3] += 2 * np.finfo(float).eps
+    options = {"height": 0.6, "core": 0.99, "size_exponent": 0.0}
+    got = kernels.segment_robust(psi, rng.standard_normal((8, 4, 4)), **options, backend=backend)
+    assert got.status == "ok"
+    assert np.argwhere(got.pseudo_labels == 1).tolist() == [[3, 3]]
+
+
+def test_a_lattice_without_a_nominal_place_is_the_pixel_grid(backend, rng):
+    psi = np.zeros((32, 32))
+    psi[2::4, 2::4] = 1
+    got = kernels.segment_robust(psi, rng.standard_normal((8, 4, 4)), backend=backend)
+    assert got.status == "ok" and (got.pseudo_labels == -1).sum() == 150
+
+
+def test_a_flat_background_gives_as_many_samples_as_any(backend, rng):
+    psi = np.zeros((112, 112))
+    psi[50:60, 50:60] = 1
+    got = kernels.segment_robust(psi, rng.standard_normal((8, 14, 14)), backend=backend)
+    assert (got.pseudo_labels == -1).sum() == 150
+
+
 @pytest.mark.parametrize("name", ["core_weight", "background_weight", "C", "tol"])
 def test_what_must_be_above_zero(name):
     with pytest.raises(ValueError, match=f"^{name}: expected a number in "):
