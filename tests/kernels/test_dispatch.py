@@ -70,6 +70,27 @@ def test_a_named_backend_serves_or_raises(operation, monkeypatch):
         operation.resolve("auto", "cpu")
 
 
+OPERATIONS = {
+    "segment": (np.eye(9), np.ones((2, 3, 3))),
+    "segment_robust": (np.eye(9), np.ones((2, 3, 3))),
+    "bilinear_upsample": (np.ones((2, 3, 3)), 4),
+    "bilinear_sample": (np.ones((2, 3, 3)), 4, np.arange(2), np.arange(2)),
+    "nearest_neighbors": (np.eye(3), np.eye(3)),
+    "local_maxima": (np.eye(3),),
+    "dilate": (np.eye(3) > 0, 1),
+    "k_center_greedy": (np.eye(3), 2),
+    "fit_linear_svm": (np.eye(3), np.array([0, 1, 1])),
+}
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_hands_its_backend_on(name, kind):
+    given = [kind(x) if isinstance(x, np.ndarray) else x for x in OPERATIONS[name]]
+    with pytest.raises(ValueError, match=r"^backend: expected one of .* got 'fast'"):
+        getattr(kernels, name)(*given, backend="fast")
+
+
 def test_a_host_backend_gets_host_arrays_in_its_options_too(operation, monkeypatch):
     seen = []
     module = operation.module("cpu")
