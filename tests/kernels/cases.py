@@ -1,9 +1,12 @@
-"""Dtypes, and inputs like those of real use, for the tests of every operation."""
+"""Dtypes, inputs like those of real use, and what the ends of a range owe, for the tests of every operation."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+
+from ttt4as_fast import TTT4AS
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5, "float64": 1e-12}  # relative to the largest value
@@ -36,3 +39,12 @@ def structured_features(rng: np.random.Generator, channels: int, height: int, wi
     maps = ndimage.gaussian_filter(rng.standard_normal((rank, height, width)), (0, 1, 1))
     noise = 0.05 * rng.standard_normal((channels, height, width))
     return np.maximum(np.tensordot(basis, maps, 1) + noise + 0.1, 0).astype(np.float32)
+
+
+def assert_range(preset: str, name: str, low: float, high: float | None) -> None:
+    """The option takes both ends of its range (`high` None: there is none), and nothing beyond them."""
+    for end, outwards in ((low, -1), (high, 1)):
+        if end is not None:
+            assert TTT4AS(preset, **{name: end}).get_params()[name] == end
+            with pytest.raises(ValueError, match=f"^{name}: expected an? "):
+                TTT4AS(preset, **{name: end + outwards * (1 if isinstance(end, int) else 1e-9)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from sklearn.svm import LinearSVC
 
 from ttt4as_fast import TTT4AS, kernels
+from ttt4as_fast.kernels.segment import SegmentOptions
 
-from .cases import DTYPES, smooth_map, structured_features, tensor
+from .cases import DTYPES, assert_range, smooth_map, structured_features, tensor
 
 OPERATION = "segment"
 CLOSE = 1e-4  # masks may differ only where |decision| is below this
@@ -292,6 +294,51 @@ def test_estimator_is_the_operation(backend, rng):
     got = TTT4AS(**options, backend=backend)(anomaly_map, features)
     want = kernels.segment(anomaly_map, features, backend=backend, **options)
     np.testing.assert_array_equal(got.decision_map, want.decision_map)
+
+
+DEFAULTS = {
+    "percentile": 99.0,
+    "neighbor_radius": 5,
+    "n_nominal": 100,
+    "C": 1e-3,
+    "loss": "squared_hinge",
+    "nominal_sampling": "grid",
+    "random_state": 0,
+    "image_threshold": None,
+    "tol": 1e-4,
+    "max_iter": 1000,
+}
+
+
+def test_defaults_are_those_of_the_design():
+    assert asdict(SegmentOptions()) == DEFAULTS
+    assert TTT4AS().get_params() == {"preset": "paper", **DEFAULTS, "backend": "auto"}
+
+
+def test_the_estimator_keeps_every_option():
+    given = dict(zip(DEFAULTS, (90.0, 1, 7, 2.0, "hinge", "random", 3, 0.5, 1e-2, 9), strict=True))
+    assert all(given[name] != default for name, default in DEFAULTS.items())
+    assert TTT4AS(**given, backend="reference").get_params() == {"preset": "paper", **given, "backend": "reference"}
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("percentile", 0.0, 100.0),
+        ("neighbor_radius", 0, None),
+        ("n_nominal", 1, None),
+        ("random_state", 0, None),
+        ("max_iter", 1, None),
+    ],
+)
+def test_ranges_end_where_they_say(name, low, high):
+    assert_range("paper", name, low, high)
+
+
+@pytest.mark.parametrize("name", ["C", "tol"])
+def test_what_must_be_above_zero(name):
+    with pytest.raises(ValueError, match=f"^{name}: expected a number in "):
+        TTT4AS(**{name: 0.0})
 
 
 GOOD = {"anomaly_map": np.zeros((8, 8)), "features": np.zeros((3, 2, 2))}

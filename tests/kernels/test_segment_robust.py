@@ -22,7 +22,7 @@ from ttt4as_fast.kernels.segment_robust.labels import (
     strata,
 )
 
-from .cases import DTYPES, smooth_map, structured_features, tensor
+from .cases import DTYPES, assert_range, smooth_map, structured_features, tensor
 
 OPERATION = "segment_robust"
 CLOSE = 1e-4
@@ -441,3 +441,23 @@ def test_a_flat_background_gives_as_many_samples_as_any(backend, rng):
 def test_what_must_be_above_zero(name):
     with pytest.raises(ValueError, match=f"^{name}: expected a number in "):
         kernels.segment_robust(np.eye(8), np.ones((1, 4, 4)), **{name: 0.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("nominal_share", 0.0, 0.99),
+        ("nominal_weight", 0.0, 1.0),
+        ("height", 0.01, 0.99),
+        ("base_quantile", 0.0, 1.0),
+        ("core", 0.0, 0.99),
+        ("n_core", 1, None),
+        ("n_background", 1, None),
+        ("hard_share", 0.0, 1.0),
+        ("size_exponent", 0.0, 2.0),
+        ("score_weight", 0.0, None),
+        ("max_iter", 1, None),
+    ],
+)
+def test_ranges_end_where_they_say(name, low, high):
+    assert_range("robust", name, low, high)
