@@ -62,6 +62,7 @@ def test_parts_are_merged_by_what_float32_cannot_tell():
     for kind in (np.asarray, torch.from_numpy):
         index = kernels.KnnIndex(kind(bank[:12]))
         index.add(kind(bank[12:13]))
+        assert np.asarray(index.search(kind(np.zeros((1, 2), np.float32)), 1)[1]).tolist() == [[12]]
         index.add(kind(bank[13:]))
         assert len(index._parts) > 1
         _, indices = index.search(kind(np.zeros((70, 2), np.float32)), 3)

@@ -72,6 +72,12 @@ def test_ties_take_the_lowest_index(backend):
     np.testing.assert_array_equal(distances, [[1, 1, 1, 3]])
 
 
+def test_many_ties_take_the_lowest_index(backend):
+    bank = np.tile(np.array([[2.0], [1.0], [3.0]], np.float32), (100, 1))
+    _, indices = kernels.nearest_neighbors(np.zeros((1, 1), np.float32), bank, 300, backend=backend)
+    np.testing.assert_array_equal(indices[0], np.argsort(bank[:, 0], kind="stable"))
+
+
 def test_products_beyond_float32(backend, rng):
     """Far from the bank and on one side of it, where a dot product is minus infinity in float32."""
     bank = -np.abs(rng.standard_normal((300, 64))).astype(np.float32) * np.float32(1e20)
@@ -148,6 +154,12 @@ def test_bad_input_is_named(backend, query, bank, k, error, says, as_tensor):
 def test_a_tensor_may_be_searched_in_an_array(backend):
     distances, indices = kernels.nearest_neighbors(torch.eye(3), np.eye(3), backend=backend)
     assert isinstance(distances, torch.Tensor) and indices[:, 0].tolist() == [0, 1, 2]
+
+
+def test_a_query_on_another_device_is_refused(backend):
+    index = kernels.KnnIndex(torch.eye(3), backend=backend)
+    with pytest.raises(ValueError, match=r"^query: expected device "):
+        index.search(torch.eye(3, device="meta"))
 
 
 def test_a_pickle_keeps_the_backend(backend):
