@@ -119,6 +119,14 @@ def segment(guard: Guard) -> None:
         assert torch.isfinite(found[1]).all() and (found[2] == 1).any()
 
 
+def linear_svm(guard: Guard) -> None:
+    from ttt4as_fast.kernels.linear_svm import gpu
+
+    X = torch.from_numpy(np.random.default_rng(0).standard_normal((70, 34)).astype(np.float32))
+    fitted = gpu.fit(guard.like(X), np.sign(X[:, 0].double().numpy()), C=0.1, loss="squared_hinge", tol=0.1, max_iter=9)
+    assert torch.isfinite(fitted.coef).all()
+
+
 def outside(guard: Guard) -> None:
     """A kernel that reads eight numbers behind or before its tensor: this process ends by a signal."""
     import triton
@@ -133,7 +141,7 @@ def outside(guard: Guard) -> None:
     read_shifted[(1,)](x, y, 8 if guard.side == "after" else -8, BLOCK=8)
 
 
-OPERATIONS = {f.__name__: f for f in (knn, coreset, bilinear, peaks, segment, outside)}
+OPERATIONS = {f.__name__: f for f in (knn, coreset, bilinear, peaks, segment, linear_svm, outside)}
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def test_no_access_outside():
 
     operations = ["knn", "coreset", "bilinear"]
     if emulator.compiler() is not None:  # to build CUDA sources for the host with
-        operations += ["peaks", "segment"]
+        operations += ["peaks", "segment", "linear_svm"]
     running = [start(side, *operations) for side in ("before", "after")]
     for process in running:
         output, errors = process.communicate()
