@@ -73,6 +73,29 @@ def test_what_a_failed_part_held_is_free_before_the_next():
         in_chunks(lambda start, stop: (_ for _ in ()).throw(torch.OutOfMemoryError()), 1, 1, "things")
 
 
+def test_layout_is_the_callers():
+    from ttt4as_fast.kernels.gpu_common.layout import dense, layout
+
+    x = torch.arange(120.0).reshape(2, 3, 4, 5)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for kept in (last, last[:, :, :1]):
+        assert layout(kept) is torch.channels_last
+    for kept in (x, x[0], x[:, :1]):  # one channel is adjacent to nothing
+        assert layout(kept) is torch.contiguous_format
+    for kept in (x, last):
+        assert dense(kept).data_ptr() == kept.data_ptr()
+    assert dense(last[..., 1:]).stride(1) == 1
+    unaligned = torch.arange(121.0)[1:].view(x.shape)
+    assert dense(unaligned).data_ptr() % 16 == 0 and torch.equal(dense(unaligned), unaligned)
+
+
+def test_units_divide_every_size():
+    pytest.importorskip("triton")
+    from ttt4as_fast.kernels.gpu_common.units import unit_of
+
+    assert [unit_of(152, 48), unit_of(7), unit_of(64)] == [8, 1, 16]
+
+
 def test_sizes_on_the_host_are_those_of_triton():
     triton = pytest.importorskip("triton")
     from ttt4as_fast.kernels.gpu_common.units import blocks, power_of_two
