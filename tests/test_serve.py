@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -218,6 +219,13 @@ def test_a_body_announced_far_beyond_the_limit_is_not_read(port):
     with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
         assert b" 413 " in client.recv(4096)
+
+
+def test_headers_without_an_end_are_refused(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        with contextlib.suppress(ConnectionError):  # it may be refused before all is sent
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000)
+        assert b" 400 " in client.recv(4096)
 
 
 def test_a_slow_body_is_not_waited_for(port):
