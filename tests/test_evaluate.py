@@ -19,7 +19,7 @@ from scipy import ndimage
 from ttt4as_fast import baselines, metrics
 from ttt4as_fast.baselines import NominalStatistics
 from ttt4as_fast.datasets import ImageError, load_dataset, read_image, read_mask
-from ttt4as_fast.evaluate import evaluate
+from ttt4as_fast.evaluate import _robust_params, evaluate
 from ttt4as_fast.prediction import ImagePrediction
 from ttt4as_fast.report import COLUMNS, METHODS
 from ttt4as_fast.segmenter import TTT4AS
@@ -203,6 +203,12 @@ def test_methods_differ_as_they_should(known):
     assert row("ttt4as")["fpr_images_nominal"] == row("ttt4as_robust")["fpr_images_nominal"] == 0.0
     assert row("ttt4as_robust_ungated", "bright")["f1"] > row("ttt4as_ungated", "bright")["f1"]
     assert row("max_nominal", "bright")["f1"] > row("max_nominal", "dim")["f1"]
+
+
+def test_robust_rows_are_of_the_backend_asked_for_if_it_has_that(known):
+    stats = known.model.nominal_statistics_
+    named = {name: _robust_params(stats, name)["backend"] for name in ("gpu", "reference", "auto")}
+    assert named == {"gpu": "auto", "reference": "reference", "auto": "auto"}
 
 
 def test_robust_rows_follow_a_robust_segmenter(known):
