@@ -108,7 +108,7 @@ def test_statistics_refuse_bad_input(stats):
         NominalStatistics.from_maps(np.zeros((2, 3, 3)), np.zeros(3))
     maps = np.zeros((2, 3, 3))
     maps[1, 0, 2] = np.nan
-    with pytest.raises(ValueError, match=r"maps: expected finite values, got nan at \(1, 0, 2\)"):
+    with pytest.raises(ValueError, match=r"^maps: expected finite values, got nan at \(1, 0, 2\)"):
         NominalStatistics.from_maps(maps, np.zeros(2))
     with pytest.raises(ValueError, match="maps"):
         NominalStatistics.from_maps(np.zeros((0, 3, 3)), np.zeros(0))
@@ -223,6 +223,13 @@ def test_oracle_finds_the_best_where_one_round_of_its_search_is_not_enough(objec
         _, f1 = baselines.oracle_threshold(maps, masks, objective)
         below = np.nextafter(np.unique(maps[masks]), np.float32(-np.inf))
         assert f1 == pytest.approx(max(OBJECTIVES[objective](maps, masks, t) for t in below), abs=1e-12)
+
+
+def test_oracle_looks_between_its_best_place_and_the_one_before(monkeypatch):
+    monkeypatch.setattr(baselines, "_GRID", 3)
+    maps = np.array([[[9.0, 8.0, *np.linspace(7.1, 7.9, 20), 7.0, 6.0, 5.0]]])
+    masks = np.isin(maps, [9.0, 8.0, 7.0, 6.0, 5.0])
+    assert baselines.oracle_threshold(maps, masks)[1] == pytest.approx(4 / 7)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
