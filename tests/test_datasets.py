@@ -391,6 +391,9 @@ def test_visa_split_that_does_not_know_the_category_or_lacks_a_column(tmp_path):
     split.write_text("object,part\ncandle,train\n")
     with pytest.raises(ValueError, match="lacks the columns split, image"):
         load_dataset(root)
+    split.write_text("")
+    with pytest.raises(ValueError, match="lacks the columns object, split, image"):
+        load_dataset(root)
 
 
 def test_kinds_are_in_natural_order():

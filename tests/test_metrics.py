@@ -153,6 +153,7 @@ def test_one_pixel_and_missing_classes_are_nan():
         assert math.isnan(metrics.aupro(one, masks))
         assert math.isnan(metrics.auroc([1.0], [mask]))
     assert math.isnan(metrics.auroc([], []))
+    assert math.isnan(metrics.auroc(torch.empty(0), torch.empty(0, dtype=torch.bool)))
     assert math.isnan(metrics.pixel_auroc([], []))
 
 

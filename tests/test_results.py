@@ -45,6 +45,8 @@ def test_regions_agree_with_scikit_image() -> None:
 def test_regions_refuse_other_shapes() -> None:
     with pytest.raises(ValueError, match="mask"):
         regions(np.zeros((4, 4), bool), np.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"mask: expected \(H, W\)"):
+        regions(np.ones((1, 2, 2), bool), np.ones((1, 2, 2)))
 
 
 def test_overlay_shows_map_outline_and_what_was_not_seen() -> None:
@@ -69,6 +71,8 @@ def test_overlay_scale_is_not_the_images_own() -> None:
     faint = np.asarray(overlay(image, np.full((8, 8), 0.1, np.float32), nothing, (0.0, 1.0)), dtype=int)
     strong = np.asarray(overlay(image, np.full((8, 8), 0.9, np.float32), nothing, (0.0, 1.0)), dtype=int)
     assert np.abs(faint - 100).max() < 20 < np.abs(strong - 100).max()
+    top, beyond = (np.asarray(overlay(image, np.full((8, 8), x, np.float32), nothing, (0.0, 1.0))) for x in (1.0, 5.0))
+    np.testing.assert_array_equal(beyond, top)
 
 
 @pytest.mark.parametrize("suffix", [".tiff", ".npy"])

@@ -302,6 +302,8 @@ def test_patchcores_object(vectors, tmp_path):
     nn = FaissNN(on_gpu=False, num_workers=2)
     with pytest.raises(ValueError, match="nothing was fitted"):
         nn.run(1, query)
+    with pytest.raises(ValueError, match=r"^filename: nothing was fitted"):
+        nn.save(tmp_path / "nn.faiss")
     nn.fit(bank)
     distances, indices = nn.run(3, query)
     want = kernels.nearest_neighbors(query, bank, 3)

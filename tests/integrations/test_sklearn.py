@@ -23,6 +23,7 @@ from sklearn.svm import LinearSVC as Original
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import ttt4as_fast as ttt
+from ttt4as_fast import kernels
 from ttt4as_fast.integrations.sklearn import ExactKNeighborsTransformer
 from ttt4as_fast.kernels.linear_svm.reference import objective
 
@@ -78,6 +79,7 @@ def test_agrees_with_scikit_learn(data, class_weight, C, loss):
         {"fit_intercept": False},
         {"intercept_scaling": 5.0},
         {"multi_class": "crammer_singer"},
+        {"verbose": 1},
     ],
     ids=str,
 )
@@ -146,6 +148,16 @@ def test_too_few_iterations_warn():
     X, y = make_classification(200, 50, flip_y=0.3, random_state=0)
     with pytest.warns(ConvergenceWarning, match="LinearSVC stopped after max_iter=1"):
         ttt.LinearSVC(C=1e3, tol=1e-12, max_iter=1).fit(X, y)
+
+
+def test_iterations_are_those_of_the_class_that_took_most():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((300, 5)), rng.integers(0, 2, 300)
+    X[:100] += 50
+    y[:100] = 2
+    options = {"C": 10.0, "loss": "hinge", "tol": 1e-4, "max_iter": 100_000}
+    each = [kernels.fit_linear_svm(X, y == label, **options).n_iter for label in range(3)]
+    assert min(each) < max(each) == ttt.LinearSVC(**options).fit(X, y).n_iter_
 
 
 def test_lives_in_scikit_learns_world():

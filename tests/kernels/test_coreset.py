@@ -105,6 +105,11 @@ def test_bad_input_is_named(backend, points, n, start, error, says):
     assert says in str(caught.value)
 
 
+def test_progress_that_cannot_be_called(backend):
+    with pytest.raises(TypeError, match=r"^progress: expected a callable"):
+        kernels.k_center_greedy(np.eye(3), 2, progress="yes", backend=backend)
+
+
 def test_progress_of_several_parts(rng, monkeypatch):
     from ttt4as_fast.kernels.coreset import cpu
 

@@ -172,6 +172,7 @@ def test_max_iter_is_owned_up_to(backend, rng, loss):
         ({"max_iter": 0}, ValueError, "max_iter"),
         ({"sample_weight": [1, 1]}, ValueError, "sample_weight: expected shape (3,)"),
         ({"sample_weight": [1, -1, 1]}, ValueError, "sample_weight: expected values >= 0, got -1"),
+        ({"sample_weight": [1, np.nan, 1]}, ValueError, "sample_weight: expected finite"),
         ({"sample_weight": [1, 0, 0]}, ValueError, "sample_weight: expected a positive weight in each class"),
     ],
 )
