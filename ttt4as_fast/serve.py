@@ -420,6 +420,7 @@ def serve(
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=drain_seconds,
+            http="h11",  # the one that knows the next limit
             h11_max_incomplete_event_size=2**16,
         )
         shown = f"[{host}]" if family == socket.AF_INET6 else host
