@@ -57,7 +57,10 @@ GRAPH_BYTES = 16 << 20
 result are copied in and out. Of a thousand channels, a search that takes more is longer than its launches.
 """
 TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8, 4)}
-"""Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages."""
+"""Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages.
+
+All others take that of 8, which fits the 99 KiB of shared memory that a block has on 8.6, 8.9 and 12.
+"""
 MANY_QUERIES = 4096
 """Queries from which `refine_kernel` has one warp for each instead of four: they fill the device, and never wait for
 each other.
@@ -308,5 +311,4 @@ def tile_of(device: torch.device) -> tuple[int, int, int, int, int]:
     """Tile of `propose_kernel` on `device`: queries, bank vectors, channels, warps, stages."""
     if device.type != "cuda":
         return 32, 128, 64, 4, 1
-    major = torch.cuda.get_device_capability(device)[0]
-    return TILES[min(max(major, min(TILES)), max(TILES))]
+    return TILES.get(torch.cuda.get_device_capability(device)[0], TILES[8])
