@@ -38,7 +38,8 @@ def test_triton_kernels(report):
                 continue
             if facts["shared"] > gate.SHARED_LIMIT[int(architecture)]:
                 wrong.append(f"{name} sm_{architecture}: {facts['shared']} bytes of shared memory")
-            if facts["stack"] or facts["local"]:
+            # On 12, whatever the tile, Triton 3.6 sets 8 bytes of stack aside that nothing is spilled to.
+            if facts["stack"] > (8 if architecture == "120" else 0) or facts["local"]:
                 wrong.append(f"{name} sm_{architecture}: {facts['stack']} bytes of stack, {facts['local']} local")
             if facts["wanted"] and facts["wanted"] not in facts["tensor_cores"]:
                 wrong.append(f"{name} sm_{architecture}: no {facts['wanted']}")
