@@ -131,9 +131,11 @@ class KnnIndex:
         Raises
         ------
         ValueError, TypeError
-            Wrong rank, channel count or device of `query`, a non-finite value, k beyond the bank, or an empty index.
+            Wrong rank, channel count or device of `query`, a non-finite value, k beyond the bank, an empty index, or a
+            `squared` that is no bool.
         """
         query = self.check_vectors(query, "query")
+        squared = arrays.check_bool(squared, "squared")
         parts = self._parts
         if not parts:
             raise ValueError("query: the index is empty; add vectors before searching")

@@ -179,6 +179,13 @@ def test_warmup_on_a_host_searches_once_and_has_no_graph(backend, rng):
         kernels.KnnIndex(dim=3, backend=backend).warmup(np.zeros((2, 3)))
 
 
+def test_squared_is_a_bool(backend):
+    index = kernels.KnnIndex(3 * np.eye(2), backend=backend)
+    assert index.search(np.zeros((1, 2)), squared=np.True_)[0] == 9 and index.search(np.zeros((1, 2)))[0] == 3
+    with pytest.raises(TypeError, match="squared: expected a bool, got 'no'"):
+        index.search(np.zeros((1, 2)), squared="no")
+
+
 def test_an_addition_that_fails_leaves_no_trace(backend):
     index = kernels.KnnIndex(dim=2, backend=backend)
     with pytest.raises(ValueError, match="points: expected finite"):
