@@ -314,7 +314,8 @@ def _merge(query: Array, banks: list[Array], found: list[tuple[Array, Array]], k
     """
     starts = [0, *accumulate(map(_rows, banks[:-1]))]
     distances = _beside([distance for distance, _ in found])
-    indices = _beside([index + start for (_, index), start in zip(found, starts, strict=True)])
+    # -1 stays -1: on a GPU a query that is not finite has no neighbours.
+    indices = _beside([index + start * (index >= 0) for (_, index), start in zip(found, starts, strict=True)])
     order = _order(distances)
     each = arrays.like(np.arange(_rows(query))[:, None], query)
     nearest = distances[each, order[:, : k + 1]]

@@ -180,6 +180,11 @@ def test_a_query_that_is_not_finite_gets_nothing_and_spares_the_others(device, r
         assert torch.isnan(distances[1]).all() and not torch.isnan(distances[[0, 2]]).any()
     with pytest.raises(ValueError, match="bank: expected finite"):
         gpu.Index(query)
+    index = kernels.KnnIndex(bank[:3], backend="gpu")
+    index.add(bank[:1])  # a part of its own
+    distances, indices = index.search(query, 4)
+    assert len(index._parts) == 2 and indices[0, :2].tolist() == [0, 3]
+    assert indices[1].tolist() == [-1] * 4 and torch.isnan(distances[1]).all()
 
 
 def test_the_bound_holds_and_excludes_nearly_all(device, rng):
