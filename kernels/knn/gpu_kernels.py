@@ -87,6 +87,7 @@ def prepare_kernel(
         bound += channels * 2.0**-21 * rounded_norm * bank_rounded
         bound += (2.0**-17 + channels * 2.0**-31) * (norm + bank_norm) * (norm + bank_norm)
         bound *= 1 + 2.0**-10  # for the norms in it are sums in float32 too
+        bound = tl.where(bound == bound, bound, float("inf"))  # float16 has no such query, and the bank's norm is 0
         tl.store(facts, 0.5 * inverse * bank_scale)
         tl.store(facts + 1, squared * unit)
         tl.store(facts + 2, tl.where(squared < float("inf"), bound, float("nan")))

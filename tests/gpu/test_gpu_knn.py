@@ -138,6 +138,7 @@ def test_numbers_that_float16_has_none_for_at_any_scale(device, rng):
     bank = torch.from_numpy(rng.standard_normal((70, 5)).astype(np.float32))
     check(bank[:3] * 1e37 * 1.001, bank * 1e37, 2, device)
     check(torch.cat((bank[:2] * 1e37, bank[2:4])), bank, 3, device)
+    check(torch.tensor([[3e38, 0.0]]), torch.tensor([[1.0, 2.0]] * 5), 3, device)  # all of it its own centre: no norms
 
 
 def test_memory_is_bounded_by_an_argument(device, rng):
