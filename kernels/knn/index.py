@@ -14,6 +14,8 @@ from ..dispatch import Operation
 from . import index_file
 
 if TYPE_CHECKING:
+    import torch
+
     from ..arrays import Array
 
 OPERATION = Operation("knn", host=("cpu", "reference"), cuda=("gpu", "cpu", "reference"))
@@ -60,7 +62,7 @@ class KnnIndex:
             raise ValueError("bank: expected an array (N, D), or dim for an index that starts empty; got neither")
         self._backend = backend
         self._module: ModuleType | None = None
-        self._device: str | None = None
+        self._device: str | torch.device | None = None  # see `_place`
         self._parts: tuple[Any, ...] = ()  # replaced whole, and read once a call: another thread may add meanwhile
         if dim is not None:
             self.dim = arrays.check_int(dim, "dim", 1)
@@ -96,7 +98,7 @@ class KnnIndex:
         Parameters
         ----------
         points : array or tensor, (M, D)
-            Any of the bank's dtypes, on the bank's device type.
+            Any of the bank's dtypes, on the bank's device (with a backend of host arrays, its device type).
 
         Raises
         ------
@@ -115,7 +117,7 @@ class KnnIndex:
         Parameters
         ----------
         query : array or tensor, (Q, D)
-            Any of the bank's dtypes, on the bank's device type.
+            Any of the bank's dtypes, on the bank's device (with a backend of host arrays, its device type).
         k : int
             Neighbours, 1 to N.
         squared : bool
@@ -247,8 +249,8 @@ class KnnIndex:
     def _append(self, points: Array, name: str, *, keep: bool) -> None:
         """`keep`: the caller's memory may become the index's."""
         points = self.check_vectors(points, name)
-        device = arrays.device_type(points)
-        module = self._module or OPERATION.resolve(self._backend, device)
+        module = self._module or OPERATION.resolve(self._backend, arrays.device_type(points))
+        place = _place(module, points)
         points = _native(module, points, name)
         parts = self._parts
         kept = len(parts)
@@ -259,7 +261,7 @@ class KnnIndex:
             points = points.clone() if arrays.is_tensor(points) else points.copy()  # type: ignore[union-attr]
         with arrays.device_of(points):
             part = module.Index(points)
-        self._module, self._device = module, device
+        self._module, self._device = module, place
         self._parts = (*parts[:kept], part)
 
     def check_vectors(self, x: Array, name: str) -> Array:
@@ -267,9 +269,15 @@ class KnnIndex:
         x = arrays.as_float_array(x, name, (2,))
         if x.shape[1] != self.dim:
             raise ValueError(f"{name}: expected {self.dim} channels as in the bank, got shape {tuple(x.shape)}")
-        if self._device is not None and arrays.device_type(x) != self._device:
-            raise ValueError(f"{name}: expected device {self._device} as the bank, got {arrays.device_type(x)}")
+        if self._module is not None and _place(self._module, x) != self._device:
+            raise ValueError(f"{name}: expected device {self._device} as the bank, got {_place(self._module, x)}")
         return x
+
+
+def _place(module: ModuleType, x: Array) -> str | torch.device:
+    """Where `x` has to lie as the bank does: of several devices on the very one, if the backend leaves tensors there."""
+    where = arrays.device_type(x)
+    return where if where == "cpu" or module.ARRAYS == "numpy" else x.device  # type: ignore[union-attr]
 
 
 def _rows(bank: Array) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -177,6 +178,38 @@ def test_warmup_on_a_host_searches_once_and_has_no_graph(backend, rng):
         index.warmup(np.zeros((2, 3)), 10)
     with pytest.raises(ValueError, match="query: the index is empty"):
         kernels.KnnIndex(dim=3, backend=backend).warmup(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_vectors_on_another_device_than_the_bank_are_refused(monkeypatch, kind):
+    """Of two devices, which are made up: a kernel would read addresses of the other. Host arrays come from anywhere."""
+    from ttt4as_fast.kernels.knn import index as made
+
+    here, there = (
+        type("Tensor", (torch.Tensor,), {"device": torch.device("cuda", number)}) for number in (0, 1)
+    )
+
+    class Index:
+        def __init__(self, bank):
+            self.bank = bank
+
+        def search(self, query, k):
+            return np.zeros((len(query), k), np.float32), np.zeros((len(query), k), np.int64)
+
+    module = types.SimpleNamespace(ARRAYS=kind, Index=Index)
+    monkeypatch.setattr(made.OPERATION.__class__, "resolve", lambda self, backend, device: module)
+    monkeypatch.setattr(made.arrays, "like", lambda result, template: result)
+    index = kernels.KnnIndex(torch.eye(3).as_subclass(here))
+    assert index.search(torch.eye(3).as_subclass(here))[1].tolist() == [[0]] * 3
+    if kind == "numpy":
+        index.search(torch.eye(3).as_subclass(there))
+        return
+    with pytest.raises(ValueError, match="query: expected device cuda:0 as the bank, got cuda:1"):
+        index.search(torch.eye(3).as_subclass(there))
+    with pytest.raises(ValueError, match="points: expected device cuda:0 as the bank, got cuda:1"):
+        index.add(torch.eye(3).as_subclass(there))
+    with pytest.raises(ValueError, match="query: expected device cuda:0 as the bank, got cpu"):
+        index.search(np.eye(3))
 
 
 def test_squared_is_a_bool(backend):
