@@ -94,6 +94,11 @@ class Index:
     scratch_bytes : int
         Bound on what a search sets aside beyond its result (at least one block of queries is searched).
 
+    Attributes
+    ----------
+    in_graphs : bool
+        Whether a CUDA graph of the caller's reads it: nobody says when the last replay is over.
+
     Raises
     ------
     ValueError
@@ -103,6 +108,8 @@ class Index:
     def __init__(self, bank: torch.Tensor, scratch_bytes: int = SCRATCH_BYTES) -> None:
         self.bank = bank
         self.scratch_bytes = scratch_bytes
+        self.in_graphs = False
+        self._streams: set[int] = set()  # that its memory is known to be read on
         self.size, self.dim = bank.shape
         self.padded = blocks(self.dim, _PAD) * _PAD
         total = torch.zeros(self.dim, dtype=torch.float64, device=bank.device)
@@ -126,6 +133,20 @@ class Index:
         self._part = 1 << 30
         self._described = None  # `low` as a tensor of tiles, for as long as they keep their size
         self._graphs = Graphs("KnnIndex.search", GRAPHS)
+        self.record_stream()
+
+    def record_stream(self) -> None:
+        """The current stream reads the index: dropped, its memory goes to nobody before that stream is done with it."""
+        if not self.bank.is_cuda:
+            return
+        if torch.cuda.is_current_stream_capturing():
+            self.in_graphs = True
+            return
+        stream = torch.cuda.current_stream(self.bank.device)
+        if stream.cuda_stream not in self._streams:  # the allocator remembers it for as long as the tensors live
+            for x in (self.bank, self.low, self.centre, self.norm, self.largest):
+                x.record_stream(stream)
+            self._streams.add(stream.cuda_stream)
 
     def _prepare(self, x: torch.Tensor, largest: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """float16 copy and facts of the bank; of queries, where the `largest` facts of the bank are given."""
@@ -150,6 +171,7 @@ class Index:
 
         A small search replays a CUDA graph where it comes again (`gpu_common.graphs`).
         """
+        self.record_stream()
         if not self._has_graph(query, k):
             return self._launch(query, k)
         query = dense(query)
@@ -160,6 +182,7 @@ class Index:
 
     def warmup(self, query: torch.Tensor, k: int) -> bool:
         """Capture the graph of such a search; False where it has none."""
+        self.record_stream()
         work = functools.partial(self._launch, k=k)
         return self._has_graph(query, k) and self._graphs.capture(k, work, (dense(query),))
 

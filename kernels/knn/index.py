@@ -33,7 +33,8 @@ class KnnIndex:
     On a GPU a search that comes again, of as many queries and neighbours, captures a CUDA graph, which later ones
     replay; `warmup` does so at once. Each part of the bank keeps the graphs of the four kinds searched last, each with
     device memory of its own, 40 MiB at most. A search that needs more has none; one inside a graph of the caller's
-    joins that.
+    joins that, which reads the index: keep it for as long as the graph. What `add` replaces, or `reset` removes, is then
+    kept with it.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ class KnnIndex:
         self._module: ModuleType | None = None
         self._device: str | torch.device | None = None  # see `_place`
         self._parts: tuple[Any, ...] = ()  # replaced whole, and read once a call: another thread may add meanwhile
+        self._in_graphs: list[Any] = []  # parts no more, which CUDA graphs of the caller's still read
         if dim is not None:
             self.dim = arrays.check_int(dim, "dim", 1)
         if bank is not None:
@@ -109,7 +111,7 @@ class KnnIndex:
 
     def reset(self) -> None:
         """Remove all vectors."""
-        self._parts = ()
+        self._replace(())
 
     def search(self, query: Array, k: int = 1, *, squared: bool = False) -> tuple[Array, Array]:
         """The `k` nearest vectors of every query, nearest first, ties by lowest index.
@@ -256,13 +258,17 @@ class KnnIndex:
         kept = len(parts)
         while kept and _rows(parts[kept - 1].bank) < 2 * len(points):
             kept -= 1
-            points = _concatenate([parts[kept].bank, points])
+            points = _concatenate([*_banks(parts[kept : kept + 1]), points])
         if not keep and kept == len(parts):  # what was put together is a copy already
             points = points.clone() if arrays.is_tensor(points) else points.copy()  # type: ignore[union-attr]
         with arrays.device_of(points):
             part = module.Index(points)
         self._module, self._device = module, place
-        self._parts = (*parts[:kept], part)
+        self._replace((*parts[:kept], part))
+
+    def _replace(self, parts: tuple[Any, ...]) -> None:
+        self._in_graphs += [part for part in self._parts if getattr(part, "in_graphs", False) and part not in parts]
+        self._parts = parts
 
     def check_vectors(self, x: Array, name: str) -> Array:
         """`x` (M, D) as an array of floats that lies where the bank does; its values are not read."""
@@ -297,7 +303,15 @@ def _bank(parts: tuple[Any, ...]) -> Array:
     """The vectors of all parts."""
     if not parts:
         raise ValueError("bank: the index is empty")
-    return _concatenate([part.bank for part in parts])
+    return _concatenate(_banks(parts))
+
+
+def _banks(parts: tuple[Any, ...]) -> list[Array]:
+    """The vectors of each part, to be read on the current stream."""
+    for part in parts:
+        if hasattr(part, "record_stream"):
+            part.record_stream()
+    return [part.bank for part in parts]
 
 
 def _concatenate(banks: list[Array]) -> Array:

@@ -352,6 +352,38 @@ class TestSearch:
             for _ in range(3):
                 self.same(index.search(query, 3), want)
 
+    def test_an_index_that_grows_leaves_a_graph_of_the_callers_what_it_reads(self, rng):
+        index, queries = self.case(rng)
+        want = index.search(queries[0], 3)
+        low, bank = index._parts[0].low.shape, index.bank.shape
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = index.search(queries[0], 3)
+        index.add(torch.cat(queries * 2))
+        assert len(index._parts) == 1
+        junk = [torch.full(low, 9.0, dtype=torch.float16, device="cuda") for _ in range(50)]
+        junk += [torch.full(bank, 9.0, device="cuda") for _ in range(50)]
+        graph.replay()
+        self.same(out, want)
+        del junk
+
+    def test_an_index_may_be_dropped_while_another_stream_reads_it(self, rng, monkeypatch):
+        monkeypatch.setenv("TTT4AS_CUDA_GRAPHS", "0")
+        for drop in (lambda index: index.reset(), lambda index: index.add(torch.cat([index.bank] * 2))):
+            index, queries = self.case(rng, n=3000, dim=256)
+            want = index.search(queries[0], 2)
+            low, bank = index._parts[0].low.shape, index.bank.shape
+            torch.cuda.synchronize()
+            with torch.cuda.stream(torch.cuda.Stream()):
+                torch.cuda._sleep(100_000_000)
+                got = index.search(queries[0], 2)
+            drop(index)
+            junk = [torch.full(low, 9.0, dtype=torch.float16, device="cuda") for _ in range(8)]
+            junk += [torch.full(bank, 9.0, device="cuda") for _ in range(8)]
+            torch.cuda.synchronize()
+            self.same(got, want)
+            del junk
+
     def test_streams_and_threads_and_indices_that_capture_at_once(self, rng):
         cases = [self.case(rng) for _ in range(4)]
         want = [kernels.KnnIndex(index.bank, backend="gpu").search(queries[0], 2) for index, queries in cases]

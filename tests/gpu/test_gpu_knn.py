@@ -188,6 +188,47 @@ def test_a_query_that_is_not_finite_gets_nothing_and_spares_the_others(device, r
     assert indices[1].tolist() == [-1] * 4 and torch.isnan(distances[1]).all()
 
 
+class TestStreams:
+    """Memory that is dropped goes to others at once, but for streams that are known to read it."""
+
+    @pytest.fixture
+    def stream(self, monkeypatch):
+        """What torch says of the current stream."""
+        pytest.importorskip("triton", reason="Triton is not installed")
+        found = SimpleNamespace(cuda_stream=0, capturing=False)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: found)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.capturing)
+        return found
+
+    def test_each_stream_that_reads_an_index_is_recorded_once(self, stream):
+        from ttt4as_fast.kernels.knn import gpu
+
+        recorded = []
+        kept = SimpleNamespace(is_cuda=True, device=None, record_stream=lambda by: recorded.append(by.cuda_stream))
+        index = gpu.Index.__new__(gpu.Index)
+        index.bank = index.low = index.norm = index.centre = index.largest = kept
+        index.in_graphs, index._streams = False, set()
+        for stream.cuda_stream in (0, 7, 0, 7):
+            index.record_stream()
+        assert recorded == [0] * 5 + [7] * 5 and not index.in_graphs
+        stream.cuda_stream, stream.capturing = 9, True  # replays read on any stream, long after
+        index.record_stream()
+        assert len(recorded) == 10 and index.in_graphs
+
+    def test_whatever_reads_an_index_says_so(self, device, rng, monkeypatch):
+        from ttt4as_fast.kernels.knn import gpu
+
+        said = []
+        monkeypatch.setattr(gpu.Index, "record_stream", lambda self: said.append(self.size))
+        bank = torch.from_numpy(rng.standard_normal((9, 2)).astype(np.float32)).to(device)
+        index = kernels.KnnIndex(bank[:4], backend="gpu")
+        index.add(bank[4:6])
+        index.search(bank[:1])
+        assert index.bank.shape == (6, 2)
+        index.add(bank[6:])  # joins both parts
+        assert said == [4, 2, 4, 2, 4, 2, 2, 4, 9]
+
+
 def test_the_bound_holds_and_excludes_nearly_all(device, rng):
     """No approximate distance is off by more than the bound, and the bound is small beside the distances."""
     from ttt4as_fast.kernels.knn import gpu

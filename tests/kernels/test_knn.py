@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -178,6 +179,22 @@ def test_warmup_on_a_host_searches_once_and_has_no_graph(backend, rng):
         index.warmup(np.zeros((2, 3)), 10)
     with pytest.raises(ValueError, match="query: the index is empty"):
         kernels.KnnIndex(dim=3, backend=backend).warmup(np.zeros((2, 3)))
+
+
+def test_what_a_graph_of_the_callers_reads_stays_with_the_index():
+    """It is replayed whenever the caller likes, after the parts that it was captured with are replaced."""
+    index = kernels.KnnIndex(np.eye(3), backend="reference")
+    parts = []
+    for change in (lambda: index.add(np.eye(3)), index.reset):
+        index._parts[0].in_graphs = True
+        parts.append(weakref.ref(index._parts[0]))
+        change()
+    index.add(np.eye(3))
+    parts.append(weakref.ref(index._parts[0]))
+    index.reset()
+    assert [part() is not None for part in parts] == [True, True, False]
+    del index, change
+    assert [part() for part in parts] == [None] * 3
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
