@@ -79,7 +79,7 @@ def backends(device: str = "cpu") -> dict[str, dict[str, str | None]]:
     Parameters
     ----------
     device : {"cpu", "cuda"}
-        Where the arguments live: NumPy arrays and host tensors are ``"cpu"``.
+        Where the arguments live: NumPy arrays and host tensors are ``"cpu"``, ``"cuda"`` is torch's current device.
 
     Returns
     -------
@@ -95,6 +95,13 @@ def backends(device: str = "cpu") -> dict[str, dict[str, str | None]]:
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     return {
-        operation.name: {name: operation.why_not(name, device) for name in operation.preference(device)}
+        operation.name: {name: _why_not(operation, name, device) for name in operation.preference(device)}
         for operation in OPERATIONS
     }
+
+
+def _why_not(operation: Operation, name: str, device: str) -> str | None:
+    try:
+        return operation.why_not(name, device)
+    except RuntimeError as error:  # it could not be tried now
+        return str(error)

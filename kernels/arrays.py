@@ -44,6 +44,14 @@ def device_of(x: Array) -> contextlib.AbstractContextManager:
     return torch.cuda.device_of(x)
 
 
+def current_device(kind: str) -> int | None:
+    """Number of the current device of a type; None where there is but one."""
+    if kind != "cuda":
+        return None
+    torch = sys.modules.get("torch")
+    return torch.cuda.current_device() if torch is not None and torch.cuda.is_initialized() else 0
+
+
 def dtype_name(x: Array) -> str:
     """The dtype as NumPy and torch both spell it: ``"float32"``, ``"bfloat16"``, ..."""
     return _name(x.dtype)

@@ -3,7 +3,8 @@
 An operation is a folder; its backends are the files in it. Each backend file defines
 
 - ``unavailable(device) -> str | None``: why it cannot serve arrays on that device type, None if it can. It tests the
-  capability (compile, call), not the import;
+  capability (compile, call), not the import, and where there are several devices that of the current one. The answer
+  is kept for each; a failure that may pass, such as for lack of memory, it raises;
 - ``ARRAYS``: ``"numpy"`` if its functions take host arrays, ``"torch"`` if they take tensors;
 - ``TAKES_BFLOAT16 = True``, if its functions take host arrays of `arrays.BFLOAT16`; else bfloat16 becomes float32;
 - ``CHECKS_FINITE = True``, if its functions find non-finite values themselves and raise ValueError: nobody else looks;
@@ -61,18 +62,19 @@ class Operation:
         return sys.modules.get(path) or importlib.import_module(path)
 
     def why_not(self, name: str, device: str) -> str | None:
-        """Why backend `name` cannot serve arrays on `device` here; None if it can."""
-        return _why_not(self, name, device)
+        """Why backend `name` cannot serve arrays on `device` here, the current one of its type; None if it can."""
+        return _why_not(self, name, device, arrays.current_device(device))
 
     def resolve(self, backend: str, device: str) -> ModuleType:
-        """The module that serves a call with this `backend` argument and arrays on `device`.
+        """The module that serves a call with this `backend` argument and arrays on `device`, the current one of its type.
 
         Raises
         ------
         ValueError
             The backend is unknown to this operation.
         RuntimeError
-            The backend was named, by argument or environment variable, and cannot serve.
+            The backend was named, by argument or environment variable, and cannot serve; a backend cannot be tried
+            now (no memory is left, or a CUDA graph is captured).
         """
         source = "backend"
         if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
@@ -102,16 +104,16 @@ class Operation:
         arrays gets `inputs` and `options` as such.
         """
         template = next(iter(inputs.values()))
-        module = self.resolve(backend, arrays.device_type(template))
-        if module.ARRAYS == "numpy":
-            on_device = arrays.device_type(template) != "cpu"
-            bfloat16 = getattr(module, "TAKES_BFLOAT16", False)
-            inputs = {name: arrays.to_numpy(x, keep_bfloat16=bfloat16) for name, x in inputs.items()}
-            options = {name: arrays.to_numpy(x) if arrays.is_tensor(x) else x for name, x in options.items()}
-            for name, x in inputs.items() if on_device and self.finite else ():
-                if x.dtype.kind == "f":  # what lay on a device nobody has looked at yet
-                    arrays.check_finite(x, name)
         with arrays.device_of(template):
+            module = self.resolve(backend, arrays.device_type(template))
+            if module.ARRAYS == "numpy":
+                on_device = arrays.device_type(template) != "cpu"
+                bfloat16 = getattr(module, "TAKES_BFLOAT16", False)
+                inputs = {name: arrays.to_numpy(x, keep_bfloat16=bfloat16) for name, x in inputs.items()}
+                options = {name: arrays.to_numpy(x) if arrays.is_tensor(x) else x for name, x in options.items()}
+                for name, x in inputs.items() if on_device and self.finite else ():
+                    if x.dtype.kind == "f":  # what lay on a device nobody has looked at yet
+                        arrays.check_finite(x, name)
             return arrays.like(getattr(module, function)(*inputs.values(), **options), template)
 
 
@@ -121,7 +123,7 @@ def checks_finite(module: ModuleType) -> bool:
 
 
 @functools.cache
-def _why_not(operation: Operation, name: str, device: str) -> str | None:
+def _why_not(operation: Operation, name: str, device: str, current: int | None) -> str | None:
     try:
         return operation.module(name).unavailable(device)
     except ImportError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .io import atomic_path
-from .kernels.arrays import to_numpy
+from .kernels.arrays import device_of, to_numpy
 from .kernels.segment import OPERATION
 from .progress import Progress, silent
 from .results import ResultFolder, inputs, mask_summary, write_mask
@@ -160,7 +160,8 @@ def _placer(segmenter: TTT4AS, device: str) -> Callable[[np.ndarray], Array]:
     from .backbones import resolve_device
 
     target = resolve_device(device)
-    OPERATION.resolve(segmenter.backend, target.type)
+    with device_of(torch.empty(0, device=target)):
+        OPERATION.resolve(segmenter.backend, target.type)
 
     def place(x: np.ndarray) -> Array:
         return torch.from_numpy(np.array(x)).to(target)

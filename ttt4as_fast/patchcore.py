@@ -21,7 +21,7 @@ from . import kernels
 from .backbones import Backbone, available, check_input_size, create_backbone, resolve_device
 from .baselines import NominalStatistics
 from .images import ImageError, list_images, read_image
-from .kernels.arrays import check_bool, check_float, check_int, check_option, is_tensor, like, to_numpy
+from .kernels.arrays import check_bool, check_float, check_int, check_option, device_of, is_tensor, like, to_numpy
 from .patches import MapMaker, join_layers, patches_per_image, project, reweight, standardize
 from .prediction import STAGES, Clock, ImagePrediction, Prediction, stacked
 from .preprocessing import ImageSource, Preprocessing, as_batch
@@ -137,8 +137,9 @@ class PatchCore:
         self.weights = weights
         self.standardize = check_bool(standardize, "standardize")
         self.max_patches = None if max_patches is None else check_int(max_patches, "max_patches", 1)
-        for operation in (kernels.knn, kernels.coreset):  # refused now, not after minutes of features
-            operation.OPERATION.resolve(backend, self.device.type)
+        with device_of(torch.empty(0, device=self.device)):
+            for operation in (kernels.knn, kernels.coreset):  # refused now, not after minutes of features
+                operation.OPERATION.resolve(backend, self.device.type)
         self.nominal_statistics_: NominalStatistics | None = None
         self.image_threshold_: float | None = None
         self.scale_: tuple[np.ndarray, np.ndarray] | None = None

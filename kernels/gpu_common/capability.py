@@ -17,7 +17,7 @@ def triton_unavailable(device: str) -> str | None:
     if device == "cpu":
         return None if interpreting() else "it takes CUDA tensors, these arrays are on the host"
     reason = no_cuda()
-    return reason if reason is not None else _probe_triton()
+    return reason if reason is not None else _probe_triton(_current())
 
 
 def cuda_source_unavailable(device: str) -> str | None:
@@ -60,6 +60,28 @@ def not_while_capturing() -> None:
         raise RuntimeError("call the operation once before capturing it in a CUDA graph: its backend is tried then")
 
 
+def reason_of(error: Exception, library: str) -> str:
+    """What is remembered of a kernel that failed where it was tried.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        For lack of memory, which is nothing to remember.
+    """
+    import torch
+
+    said = f"{library} cannot run a kernel here ({type(error).__name__}: {error})"
+    if "out of memory" in str(error).lower():  # torch, Triton and the driver under CuPy each raise errors of their own
+        raise torch.OutOfMemoryError(said) from error
+    return said
+
+
+def _current() -> int:
+    import torch
+
+    return torch.cuda.current_device()
+
+
 @functools.cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a CUDA device."""
@@ -69,7 +91,8 @@ def processors(device: torch.device) -> int:
 
 
 @functools.cache
-def _probe_triton() -> str | None:
+def _probe_triton(device: int) -> str | None:
+    """Of the current device, which is this one."""
     try:
         from . import probe
     except ImportError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .capability import not_while_capturing
+from .capability import not_while_capturing, reason_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 OPTIONS = ("--std=c++17",)
@@ -49,7 +49,7 @@ def unavailable(device: str) -> str | None:
     """Why CUDA C++ kernels cannot run on `device`; None if they can."""
     if device not in LAUNCHERS:
         return "its CUDA C++ kernels need a CUDA device"
-    return _probe() if device == "cuda" else None
+    return _probe(torch.cuda.current_device()) if device == "cuda" else None
 
 
 def launch(
@@ -145,7 +145,8 @@ def _cupy_stream(device_index: int, address: int) -> Any:
 
 
 @functools.cache
-def _probe() -> str | None:
+def _probe(device: int) -> str | None:
+    """Of the current device, which is this one."""
     try:
         import cupy  # noqa: F401
     except ImportError as error:
@@ -160,7 +161,7 @@ def _probe() -> str | None:
         _cupy_launch("peaks/peaks.cu", "dilate", 1, 32, 0, (mask, out, scratch, *scalars))
         return None if bool(out.all()) else "a CuPy kernel ran here with a wrong result"
     except Exception as error:  # whatever NVRTC, the driver or CuPy has to say
-        return f"CuPy cannot run a kernel here ({type(error).__name__}: {error})"
+        return reason_of(error, "CuPy")
 
 
 LAUNCHERS: dict[str, Launcher] = {"cuda": _cupy_launch}

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from . import FUSED
+from .capability import reason_of
 
 
 @triton.jit
@@ -24,4 +25,4 @@ def run() -> str | None:
             return None
         return "a Triton kernel ran here with a wrong result"
     except Exception as error:  # whatever the compiler, the driver or the C compiler behind them has to say
-        return f"Triton cannot run a kernel here ({type(error).__name__}: {error})"
+        return reason_of(error, "Triton")

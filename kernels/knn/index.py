@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from itertools import accumulate
 from types import ModuleType
@@ -251,7 +252,8 @@ class KnnIndex:
     def _append(self, points: Array, name: str, *, keep: bool) -> None:
         """`keep`: the caller's memory may become the index's."""
         points = self.check_vectors(points, name)
-        module = self._module or OPERATION.resolve(self._backend, arrays.device_type(points))
+        with arrays.device_of(points):
+            module = self._module or OPERATION.resolve(self._backend, arrays.device_type(points))
         place = _place(module, points)
         points = _native(module, points, name)
         parts = self._parts
@@ -372,6 +374,7 @@ def _double(x: Array) -> Array:
 
 def _rebuild(bank: Array | None, dim: int, backend: str) -> KnnIndex:
     """An unpickled index: with the backend that it had, else the fastest usable here."""
-    device = "cpu" if bank is None else arrays.device_type(bank)
-    known = backend in OPERATION.backends and OPERATION.why_not(backend, device) is None
+    with contextlib.nullcontext() if bank is None else arrays.device_of(bank):
+        device = "cpu" if bank is None else arrays.device_type(bank)
+        known = backend in OPERATION.backends and OPERATION.why_not(backend, device) is None
     return KnnIndex(bank, dim=dim, backend=backend if known else "auto")

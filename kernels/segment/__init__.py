@@ -206,7 +206,8 @@ def warmup(anomaly_map: Array, features: Array, pred_score: Any, options: Segmen
         Whether a CUDA graph now waits for them.
     """
     anomaly_map, features, score, _ = check_inputs(anomaly_map, features, pred_score)
-    module = OPERATION.resolve(backend, arrays.device_type(anomaly_map))
+    with arrays.device_of(anomaly_map):
+        module = OPERATION.resolve(backend, arrays.device_type(anomaly_map))
     if arrays.device_type(anomaly_map) != "cuda" or not hasattr(module, "warmup"):
         run_batch(anomaly_map, features, score, options, backend)
         return False

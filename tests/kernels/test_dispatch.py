@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 import warnings
@@ -89,6 +90,56 @@ def test_every_operation_hands_its_backend_on(name, kind):
     given = [kind(x) if isinstance(x, np.ndarray) else x for x in OPERATIONS[name]]
     with pytest.raises(ValueError, match=r"^backend: expected one of .* got 'fast'"):
         getattr(kernels, name)(*given, backend="fast")
+
+
+class TestSeveralDevices:
+    """What a backend says of one is not what it says of another, nor what it said while memory was short."""
+
+    @pytest.fixture
+    def current(self, monkeypatch):
+        """Two devices, made up; the one that is current."""
+        found = [0]
+
+        @contextlib.contextmanager
+        def device_of(x):
+            before, found[0] = found[0], int(x[0])
+            yield
+            found[0] = before
+
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: found[0])
+        monkeypatch.setattr(dispatch.arrays, "device_type", lambda x: "cuda")
+        monkeypatch.setattr(dispatch.arrays, "device_of", device_of)
+        return found
+
+    def test_each_is_asked_once_and_is_current_then(self, operation, current, monkeypatch):
+        asked = []
+
+        def unavailable(device):
+            asked.append(current[0])
+            return None if current[0] else "too old"
+
+        monkeypatch.setattr(operation.module("gpu"), "unavailable", unavailable)
+        for _ in range(2):
+            operation.run("double", {"x": torch.ones(2)}, "gpu")
+            with pytest.raises(RuntimeError, match="cannot serve made_up on cuda: too old"):
+                operation.run("double", {"x": torch.zeros(2)}, "gpu")
+        assert asked == [1, 0]
+
+    @pytest.mark.usefixtures("current")
+    def test_memory_that_is_short_is_not_remembered(self, operation, monkeypatch):
+        from ttt4as_fast.kernels.gpu_common.capability import reason_of
+
+        errors = [RuntimeError("Triton Error [CUDA]: out of memory"), RuntimeError("no compiler")]
+        monkeypatch.setattr(operation.module("gpu"), "unavailable", lambda device: reason_of(errors[0], "Triton"))
+        monkeypatch.setattr(kernels, "OPERATIONS", (operation,))
+        with pytest.raises(torch.OutOfMemoryError, match="Triton cannot run a kernel here"):
+            operation.resolve("auto", "cuda")
+        assert "out of memory" in kernels.backends("cuda")["made_up"]["gpu"]
+        del errors[0]
+        for _ in range(2):
+            assert operation.why_not("gpu", "cuda").endswith("(RuntimeError: no compiler)")
+            errors[0] = RuntimeError("something else")
 
 
 def test_a_host_backend_gets_host_arrays_in_its_options_too(operation, monkeypatch):
