@@ -178,7 +178,9 @@ class TTT4AS:
 
         On a GPU their CUDA graph is captured, which the calls of the same shapes, dtypes, layouts and options replay.
         Do it before other threads use the device: one that waits for all of it (`torch.cuda.synchronize`), or draws
-        random numbers on it, meets an error or breaks the capture off, and calls then launch kernels one by one.
+        random numbers on it, meets an error or breaks the capture off, and calls then launch kernels one by one. A
+        graph of its own that another thread captures meanwhile breaks off, as it does in the second call where there
+        was no warmup. `kernels.segment` says how much memory graphs hold.
 
         Parameters
         ----------

@@ -34,8 +34,8 @@ class KnnIndex:
     On a GPU a search that comes again, of as many queries and neighbours, captures a CUDA graph, which later ones
     replay; `warmup` does so at once. Each part of the bank keeps the graphs of the four kinds searched last, each with
     device memory of its own, 40 MiB at most. A search that needs more has none; one inside a graph of the caller's
-    joins that, which reads the index: keep it for as long as the graph. What `add` replaces, or `reset` removes, is then
-    kept with it.
+    joins that, which reads the index: keep it for as long as the graph. What `add` replaces and `reset` removes is kept
+    with it then.
 
     Parameters
     ----------
@@ -159,7 +159,9 @@ class KnnIndex:
 
         On a GPU their CUDA graph is captured. Do it before other threads use the device: one that waits for all of it
         (`torch.cuda.synchronize`), or draws random numbers on it, meets an error or breaks the capture off, and
-        searches then launch kernels one by one. Vectors that are added later are in parts that are not prepared.
+        searches then launch kernels one by one. A graph of its own that another thread captures meanwhile breaks off,
+        as it does in the second search where there was no warmup. Vectors that are added later are in parts that are
+        not prepared.
 
         Parameters
         ----------
@@ -283,7 +285,7 @@ class KnnIndex:
 
 
 def _place(module: ModuleType, x: Array) -> str | torch.device:
-    """Where `x` has to lie as the bank does: of several devices on the very one, if the backend leaves tensors there."""
+    """What `x` and the bank have in common: the very device, but the type alone where the backend takes host arrays."""
     where = arrays.device_type(x)
     return where if where == "cpu" or module.ARRAYS == "numpy" else x.device  # type: ignore[union-attr]
 

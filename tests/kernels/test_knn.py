@@ -185,10 +185,10 @@ def test_what_a_graph_of_the_callers_reads_stays_with_the_index():
     """It is replayed whenever the caller likes, after the parts that it was captured with are replaced."""
     index = kernels.KnnIndex(np.eye(3), backend="reference")
     parts = []
-    for change in (lambda: index.add(np.eye(3)), index.reset):
+    for change, *points in ((index.add, np.eye(3)), (index.reset,)):
         index._parts[0].in_graphs = True
         parts.append(weakref.ref(index._parts[0]))
-        change()
+        change(*points)
     index.add(np.eye(3))
     parts.append(weakref.ref(index._parts[0]))
     index.reset()
@@ -202,9 +202,7 @@ def test_vectors_on_another_device_than_the_bank_are_refused(monkeypatch, kind):
     """Of two devices, which are made up: a kernel would read addresses of the other. Host arrays come from anywhere."""
     from ttt4as_fast.kernels.knn import index as made
 
-    here, there = (
-        type("Tensor", (torch.Tensor,), {"device": torch.device("cuda", number)}) for number in (0, 1)
-    )
+    here, there = (type("Tensor", (torch.Tensor,), {"device": torch.device("cuda", number)}) for number in (0, 1))
 
     class Index:
         def __init__(self, bank):
