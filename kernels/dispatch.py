@@ -66,7 +66,7 @@ class Operation:
         return _why_not(self, name, device, arrays.current_device(device))
 
     def resolve(self, backend: str, device: str) -> ModuleType:
-        """The module that serves a call with this `backend` argument and arrays on `device`, the current one of its type.
+        """The module that serves a call with this `backend` argument and arrays on the current `device`.
 
         Raises
         ------

@@ -1,17 +1,25 @@
 """CUDA graphs of calls that come again: all launches of a call in one, which costs the host what one launch costs.
 
 A call that came before with the same shapes, dtypes, strides and options captures a graph, which later ones replay:
-they copy their inputs into the graph's own and its outputs out of it. The graphs used last are kept. Where capture
-fails the kernels are launched one by one; with ``TTT4AS_CUDA_GRAPHS=0`` they always are.
+they copy their inputs into the graph's own and its outputs out of it. The graphs used last are kept, and go where
+memory runs out (`drop_least_used`). Where capture fails the kernels are launched one by one; with
+``TTT4AS_CUDA_GRAPHS=0`` they always are.
+
+`torch.cuda.graph` begins by waiting for the device and giving cached memory back to it, which breaks off a capture that
+another thread has under way. Who captures graphs of their own in several threads call ``warmup`` before, or turn these
+off.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import math
 import os
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeAlias
@@ -35,12 +43,13 @@ Work: TypeAlias = Callable[..., Outputs]
 
 
 class Graph:
-    """One captured call: its own inputs, the graph, its outputs."""
+    """One captured call: its own inputs, the graph, its outputs; `bytes` of device memory in all."""
 
     def __init__(self, work: Work, inputs: Inputs) -> None:
         self.lock = threading.Lock()
         self.used = torch.cuda.Event()
         self.inputs = tuple(None if x is None else _buffer_like(x) for x in inputs)
+        self.bytes = sum(x.nbytes for x in _tensors(self.inputs))
         self.graph = torch.cuda.CUDAGraph()
         device = next(x.device for x in inputs if x is not None)
         with _ONE_CAPTURES:
@@ -64,10 +73,12 @@ class Graph:
                 DEVICE_MUST_NOT_WAIT,
                 torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
             ):
-                return work(*self.inputs)
+                outputs = work(*self.inputs)
         except RuntimeError:
             _end_broken_capture(stream.device, pool)
             raise
+        self.bytes += sum(segment["total_size"] for segment in torch.cuda.memory_snapshot(pool))
+        return outputs
 
     def replay(self, inputs: Inputs) -> Outputs:
         """Copy the inputs in, replay, copy the outputs out: on the current stream, in turn with other streams."""
@@ -88,11 +99,14 @@ class Graph:
 class _Kind:
     """Calls of one key."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Inputs) -> None:
         self.calls = 0
         self.used = 0  # the number of the last, of all calls
+        self.order = 0  # the same, of those of all operations
         self.tried = False  # to capture a graph
         self.graph: Graph | None = None
+        self.device = next(x.device for x in inputs if x is not None)
+        self.bytes = sum(x.nbytes for x in _tensors(inputs))  # that a graph holds: at least, until one was captured
 
 
 class Graphs:
@@ -105,17 +119,28 @@ class Graphs:
     capacity : int
         Graphs kept at most, each with its inputs, outputs and scratch. The one that was used last the longest ago goes
         for a new one, but not before `PATIENCE` calls without it.
+    most_bytes : float
+        Device memory that they hold in all at most; there is no graph of a call that needs more.
     make : callable
         ``make(work, inputs)`` captures; a test without a device has another.
     """
 
-    def __init__(self, name: str, capacity: int, make: Callable[[Work, Inputs], Graph] = Graph) -> None:
+    def __init__(
+        self,
+        name: str,
+        capacity: int,
+        most_bytes: float = math.inf,
+        make: Callable[[Work, Inputs], Graph] = Graph,
+    ) -> None:
         self.name = name
         self.capacity = capacity
+        self.most_bytes = most_bytes
         self.make = make
         self.kinds: OrderedDict[Hashable, _Kind] = OrderedDict()  # in the order of their last calls
         self.calls = 0
         self.lock = threading.Lock()
+        with _ALL_LOCK:
+            _ALL.add(self)
 
     @property
     def graphs(self) -> list[Graph]:
@@ -139,22 +164,24 @@ class Graphs:
         with self.lock:
             kind = self._kind(options, inputs)
             graph = kind.graph
-            wanted = not kind.tried and kind.calls > 1 and self._has_room(PATIENCE)
+            wanted = not kind.tried and kind.calls > 1 and self._has_room(kind, PATIENCE)
             kind.tried = kind.tried or wanted  # other threads launch one by one until there is a graph
         if wanted:
-            graph = self._captured(kind, work, inputs)
+            graph = self._captured(kind, work, inputs, PATIENCE)
         return work(*inputs) if graph is None else graph.replay(inputs)
 
     def capture(self, options: Hashable, work: Work, inputs: Inputs) -> bool:
-        """Capture the graph of such inputs if it is new; False where that fails, and calls will launch one by one."""
+        """Capture the graph of such inputs if it is new; False where that fails, or it has no room: calls then launch
+        kernels one by one.
+        """
         if os.environ.get(ENVIRONMENT_VARIABLE) == "0":
             return False
         with self.lock:
             kind = self._kind(options, inputs)
-            wanted = not kind.tried and self._has_room(0)
+            wanted = not kind.tried and self._has_room(kind, 0)
             kind.tried = kind.tried or wanted
         if wanted:
-            self._captured(kind, work, inputs)
+            self._captured(kind, work, inputs, 0)
         return kind.graph is not None
 
     def clear(self) -> None:
@@ -167,30 +194,44 @@ class Graphs:
         key = options, tuple(None if x is None else (x.device, x.shape, x.stride(), x.dtype) for x in inputs)
         kind = self.kinds.get(key)
         if kind is None:
-            kind = self.kinds[key] = _Kind()
+            kind = self.kinds[key] = _Kind(inputs)
             if len(self.kinds) > 8 * self.capacity:  # those without a graph are forgotten in time
                 del self.kinds[next(key for key, other in self.kinds.items() if other.graph is None)]
         else:
             self.kinds.move_to_end(key)
         self.calls += 1
         kind.calls += 1
-        kind.used = self.calls
+        kind.used, kind.order = self.calls, next(_ORDER)
         return kind
 
-    def _has_room(self, patience: int) -> bool:
-        """Whether there is room for a graph, made by dropping one that has not been used for more calls if need be."""
-        kept = [(key, kind.used) for key, kind in self.kinds.items() if kind.graph is not None]
-        while len(kept) >= self.capacity:
-            key, used = kept.pop(0)
-            if self.calls - used <= patience:
+    def _has_room(self, kind: _Kind, patience: int) -> bool:
+        """Whether there is room for its graph, made by dropping those that have not been used for more calls."""
+        kept = [(key, other) for key, other in self.kinds.items() if other.graph is not None]
+        room = self.most_bytes - kind.bytes - sum(other.bytes for _, other in kept)
+        going = 0
+        while len(kept) - going >= self.capacity or room < 0:
+            if going == len(kept) or self.calls - kept[going][1].used <= patience:
                 return False
+            room += kept[going][1].bytes
+            going += 1
+        for key, _ in kept[:going]:
             del self.kinds[key]
         return True
 
-    def _captured(self, kind: _Kind, work: Work, inputs: Inputs) -> Graph | None:
-        """The graph of such calls; None, and a warning, where capture fails, which is not tried again."""
+    def _captured(self, kind: _Kind, work: Work, inputs: Inputs, patience: int) -> Graph | None:
+        """The graph of such calls; None, and a warning, where capture fails, which is not tried again.
+
+        Only a graph that was captured tells what it holds: one that has no room is not kept, and none is captured again
+        before it has.
+        """
         try:
-            kind.graph = self.make(work, inputs)
+            graph = self.make(work, inputs)
+            with self.lock:
+                kind.bytes = graph.bytes
+                if self._has_room(kind, patience):
+                    kind.graph = graph
+                else:
+                    kind.tried = False
         except ImportError as error:
             warn_once(f"{self.name}: no CUDA graphs without CuPy ({error}); launching kernels one by one")
         except RuntimeError as error:  # out of memory included
@@ -203,6 +244,25 @@ class Graphs:
         return kind.graph
 
 
+def drop_least_used(device: int | None) -> bool:
+    """Drop the graph on `device` that was used last the longest ago, of all operations; False where there is none.
+
+    Its memory is needed: such calls launch one by one from then on.
+    """
+    with _ALL_LOCK:
+        caches = list(_ALL)
+    found = []
+    for cache in caches:
+        with cache.lock:
+            found += [kind for kind in cache.kinds.values() if kind.graph is not None and kind.device.index == device]
+    if found:
+        min(found, key=lambda kind: kind.order).graph = None
+    return bool(found)
+
+
+_ALL: weakref.WeakSet[Graphs] = weakref.WeakSet()
+_ALL_LOCK = threading.Lock()
+_ORDER = itertools.count()
 _ONE_CAPTURES = threading.Lock()
 """Held from the first word to a device's capture stream to the last: all graphs share that stream."""
 _NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

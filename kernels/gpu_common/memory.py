@@ -1,4 +1,4 @@
-"""Work in chunks that fit: out of memory halves the chunk, warns once, and never changes a result."""
+"""Work in chunks that fit: out of memory drops CUDA graphs, then halves the chunk, and never changes a result."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..dispatch import BackendWarning
+from .graphs import drop_least_used
 
 
 def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
@@ -19,6 +20,7 @@ def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
 def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str) -> int:
     """Call ``work(start, stop)`` over ``range(total)``, in chunks of `size` or, where memory runs out, of less.
 
+    Before that the CUDA graphs that are kept go, the least recently used first; halving the chunk warns once.
     `work` writes its results into tensors that exist already and may be called again for a range it failed on.
 
     Parameters
@@ -39,6 +41,7 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
     torch.OutOfMemoryError
         One item does not fit either, or a graph is captured, which giving memory back would break off.
     """
+    on_device = torch.cuda.is_initialized()
     start, warned = 0, False
     while start < total:
         stop = min(total, start + size)
@@ -47,12 +50,17 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
             start = stop
             continue
         except torch.OutOfMemoryError:
-            if stop - start == 1 or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
+            if on_device and torch.cuda.is_current_stream_capturing():
+                raise
+            dropped = drop_least_used(torch.cuda.current_device() if on_device else None)
+            if stop - start == 1 and not dropped:
                 raise
         # Out of the handler, whose exception holds the frames and with them the tensors of the attempt.
-        size = (stop - start + 1) // 2
-        if torch.cuda.is_initialized():
+        if on_device:
             torch.cuda.empty_cache()
+        if dropped:
+            continue
+        size = (stop - start + 1) // 2
         if not warned:
             warnings.warn(
                 f"out of GPU memory: going on with {size} {what} or fewer at a time, slower",

@@ -107,6 +107,11 @@ def segment(
     a uniform grid of about `n_nominal` other pixels nominal. The SVM is trained on the bilinearly upsampled features
     at those pixels, and its decision on all of them is the mask. The upsampled (C, H, W) tensor is never built.
 
+    On a GPU the second call with the same shapes, dtypes, layouts and options captures a CUDA graph, which later ones
+    replay. Those used last are kept: at most eight, which hold 2 GiB of device memory in all, each its inputs, outputs
+    and scratch. A batch that needs more has none, and where memory runs out graphs go before work is done in smaller
+    parts. A call sets aside 2 GiB at most beyond its results. ``TTT4AS_CUDA_GRAPHS=0`` turns graphs off.
+
     Parameters
     ----------
     anomaly_map : array or tensor, (H, W) or (B, H, W)

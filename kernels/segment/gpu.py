@@ -31,10 +31,12 @@ from ..gpu_common.svm import Capacity, Samples, train
 from ..gpu_common.tables import Same, table
 from . import gpu_stages as stages
 
-__all__ = ["ARRAYS", "GRAPHS", "SCRATCH_BYTES", "segment", "unavailable", "warmup"]
+__all__ = ["ARRAYS", "GRAPHS", "GRAPH_BYTES", "SCRATCH_BYTES", "segment", "unavailable", "warmup"]
 
 ARRAYS = "torch"
-GRAPHS = Graphs("segment", 8)
+GRAPH_BYTES = 2 << 30
+"""Device memory that graphs hold in all; 64 images of 1024 x 28 x 28 features take half of it."""
+GRAPHS = Graphs("segment", 8, GRAPH_BYTES)
 """Of the shapes, dtypes, strides and options that were called last."""
 SCRATCH_BYTES = 2 << 30
 """Scratch of a call at most; a batch that needs more goes through in parts, to the same result."""

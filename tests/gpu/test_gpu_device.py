@@ -222,6 +222,42 @@ class TestMemory:
         gpu.GRAPHS.clear()
         assert same(got, want)
 
+    def test_graphs_go_before_segment_does_in_smaller_parts(self, rng, limited):
+        from ttt4as_fast.kernels.segment import gpu
+
+        maps, features = case(rng, (224, 224), (256, 28, 28), 1)
+        maps, features = maps.expand(64, -1, -1).contiguous(), features.expand(64, -1, -1, -1).contiguous()
+        gpu.GRAPHS.clear()
+        want = kernels.segment(maps, features, **OPTIONS)
+        gpu.GRAPHS.clear()
+        for _ in range(2):
+            kernels.segment(maps[:60], features[:60], **OPTIONS)
+        (graph,) = gpu.GRAPHS.graphs
+        limited(graph.bytes // 8)  # the results fit, what is set aside for them does not
+        del graph
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = kernels.segment(maps, features, **OPTIONS)
+        assert not gpu.GRAPHS.graphs
+        assert same(got, want)
+
+    def test_graphs_hold_what_they_say(self, rng):
+        from ttt4as_fast.kernels.segment import gpu
+
+        maps, features = case(rng, (224, 224), (256, 28, 28), 1)
+        maps, features = maps.expand(32, -1, -1).contiguous(), features.expand(32, -1, -1, -1).contiguous()
+        kernels.segment(maps, features, **OPTIONS)
+        torch.cuda.synchronize()
+        gpu.GRAPHS.clear()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        for _ in range(2):
+            kernels.segment(maps, features, **OPTIONS)
+        (graph,) = gpu.GRAPHS.graphs
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        assert graph.bytes <= torch.cuda.memory_reserved() - before <= graph.bytes + (64 << 20)
+
     def test_more_than_two_billion_values(self):
         """Offsets past 2**31: a bank whose channels lie N apart, and an upsampled map of that size."""
         if torch.cuda.mem_get_info()[0] < 24 << 30:

@@ -37,6 +37,7 @@ class Captured:
             raise RuntimeError("operation not permitted when stream is capturing")
         if inputs[0].shape[0] == 14:
             raise ImportError("No module named 'cupy'")
+        self.bytes = 10 * inputs[0].nbytes
 
     def replay(self, inputs):
         return "replayed"
@@ -153,6 +154,79 @@ class TestWhichCallsCapture:
             assert cache.capture("b", work, x) is False
 
 
+class TestHowMuchGraphsHold:
+    ROW = torch.zeros(1, 10, dtype=torch.uint8)  # whose graph holds 100 bytes
+
+    @pytest.fixture
+    def cache(self):
+        from ttt4as_fast.kernels.gpu_common.graphs import Graphs
+
+        self.made = []
+        return Graphs("segment", 9, 250, make=lambda work, inputs: self.made.append(1) or Captured(work, inputs))
+
+    def rows(self, n):
+        return (self.ROW.expand(n, -1),)
+
+    def test_the_least_recently_used_go_for_a_new_one(self, cache):
+        work = Work()
+        assert all(cache.capture(key, work, self.rows(1)) for key in "ab")
+        assert cache.run("a", work, self.rows(1)) == "replayed"
+        assert cache.capture("c", work, self.rows(1))
+        assert [key for key, _ in cache.kinds] == ["a", "c"]
+        assert cache.capture("d", work, self.rows(2))
+        assert [key for key, _ in cache.kinds] == ["d"] and len(cache.graphs) == 1
+
+    def test_what_holds_more_has_none_and_costs_the_others_nothing(self, cache):
+        """One that does not fit is captured once, to find that out, and not at all where its inputs do not fit."""
+        work = Work()
+        assert cache.capture("a", work, self.rows(1))
+        assert [cache.run("b", work, self.rows(3)) for _ in range(9)] == ["eager"] * 9 and len(self.made) == 2
+        assert cache.capture("b", work, self.rows(3)) is False and len(self.made) == 2
+        assert cache.capture("c", work, self.rows(26)) is False and len(self.made) == 2
+        assert cache.run("a", work, self.rows(1)) == "replayed"
+
+    def test_two_that_have_no_room_together_do_not_capture_by_turns(self, cache):
+        from ttt4as_fast.kernels.gpu_common import graphs
+
+        work = Work()
+        for _ in range(5 * graphs.PATIENCE):
+            for key in "ab":
+                cache.run(key, work, self.rows(2))
+        assert len(self.made) == 2 and len(cache.graphs) == 1
+        for _ in range(graphs.PATIENCE + 1):
+            cache.run("b", work, self.rows(2))
+        assert cache.run("b", work, self.rows(2)) == "replayed" and len(cache.graphs) == 1
+
+    def test_where_memory_runs_out_they_go_before_work_is_halved(self, cache, monkeypatch):
+        """One after the other, of all operations."""
+        from ttt4as_fast.kernels.dispatch import BackendWarning
+        from ttt4as_fast.kernels.gpu_common import graphs, memory
+
+        monkeypatch.setattr(graphs, "_ALL", weakref.WeakSet())
+        other = graphs.Graphs("KnnIndex.search", 2, make=Captured)
+        graphs._ALL.update((cache, other))
+        calls = [(cache, "a"), (other, "b"), (cache, "c")]
+        for where, key in calls:
+            assert where.capture(key, Work(), self.rows(1))
+        kept = []
+
+        def work(start, stop):
+            kept.append([key for where, key in calls if where.run(key, Work(), self.rows(1)) == "replayed"])
+            if len(kept) < 3:
+                raise torch.OutOfMemoryError("too much")
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert memory.in_chunks(work, 1, 1, "images") == 1
+        assert kept == [["a", "b", "c"], ["b", "c"], ["c"]] and len(graphs._ALL) == 2
+        with (
+            pytest.warns(BackendWarning, match="going on with 1 images or fewer"),
+            pytest.raises(torch.OutOfMemoryError),
+        ):
+            memory.in_chunks(lambda start, stop: (_ for _ in ()).throw(torch.OutOfMemoryError()), 2, 2, "images")
+        assert not cache.graphs and not other.graphs
+
+
 def test_a_key_that_holds_an_object_keeps_its_place():
     from ttt4as_fast.kernels.gpu_common.tables import Same
 
@@ -231,6 +305,7 @@ def test_a_replay_is_of_its_own_inputs_and_gives_tensors_of_the_callers(rng):
     cases = [inputs() for _ in range(4)]
     want = [(x * 2, y.sum((1, 2, 3)) > 0) for x, _, y in cases]
     assert cache.capture("a", work, cases[0])
+    assert cache.graphs[0].bytes == sum(x.nbytes for x in cases[0] if x is not None)
     found = [cache.run("a", work, case) for case in cases]
     for got, expected in zip(found, want, strict=True):  # none has been overwritten by a later one
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
