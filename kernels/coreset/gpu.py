@@ -8,6 +8,7 @@ sketches are never above those of points (Cauchy and Schwarz, for the lengths).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -130,18 +131,18 @@ def greedy(
     """(N, D) -> (n_samples,) int64: each pick is the point farthest from the picks so far.
 
     Distances are float32 (float64 for float64 points): two points whose distances differ by less than their rounding
-    may change places, which leaves the covering radius what it is.
+    may change places, which leaves the covering radius what it is. Points whose squares may leave the range of these
+    are scaled, as a copy.
 
     Raises
     ------
     ValueError
         `points` holds a non-finite value.
     """
-    if not bool(torch.isfinite(points).all()):
-        raise ValueError("points: expected finite values")
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    points = _scaled(points, dtype)
     n, dim = points.shape
     device = points.device
-    dtype = torch.promote_types(points.dtype, torch.float32)
     block_n = block_n_of(dtype)
     options = options_of(dtype)
     programs = min(blocks(n, block_n), _programs(device, options))
@@ -179,6 +180,19 @@ def greedy(
                 torch.cuda.current_stream(device).synchronize()  # launches run ahead of the work
             progress(step + 1, n_samples)
     return picks
+
+
+def _scaled(points: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`points`, times a power of two where squares of their differences might be lost in `dtype`: the same picks."""
+    largest = float(torch.linalg.vector_norm(points, float("inf")))  # not finite where a value is not; no copy
+    if not math.isfinite(largest):
+        raise ValueError("points: expected finite values")
+    exponent = math.frexp(largest)[1]
+    top = math.frexp(torch.finfo(dtype).max)[1]
+    if abs(exponent) <= top // 4:
+        return points
+    most = top * 3 // 4  # a power that the dtype has; what it leaves is in the middle of the range
+    return points * 2.0 ** -min(max(exponent, -most), most)
 
 
 def sketches_of(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

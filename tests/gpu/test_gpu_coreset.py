@@ -33,6 +33,16 @@ def test_covers_as_well_as_the_reference(device, rng):
     assert radius(got) == pytest.approx(radius(want), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_at_any_scale(device, rng, dtype):
+    """Squares beyond the range of float32, or float64, at either end of it."""
+    points = torch.from_numpy(rng.standard_normal((30, 3))).to(getattr(torch, dtype))
+    want = kernels.k_center_greedy(points.double(), 6, backend="reference")
+    for exponent in (500, 990, -500, -900) if dtype == "float64" else (33, 64, 120, -33, -80, -100):
+        got = kernels.k_center_greedy((points * 2.0**exponent).to(device), 6, backend="gpu")
+        assert torch.equal(got.cpu(), want), exponent
+
+
 def test_progress_and_strides(device, rng):
     points = torch.from_numpy(rng.integers(0, 9, (7, 60)).astype(np.float32)).T
     seen = []
