@@ -38,8 +38,8 @@ def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def check_size(maps: torch.Tensor) -> tuple[int, int, int]:
-    """(B, H, W) of a batch of maps whose pixels a 32-bit index can count."""
+    """(B, H, W) of a batch of maps whose pixels a 32-bit index can count, and pass by what a block looks at at once."""
     batch, height, width = maps.shape
-    if height * width >= 2**31:
-        raise ValueError(f"anomaly_map: expected fewer than 2**31 pixels, got {height} x {width}")
+    if height * width > 2**30:
+        raise ValueError(f"anomaly_map: expected at most 2**30 pixels, got {height} x {width}")
     return batch, height, width

@@ -80,6 +80,16 @@ def test_dilate(device, rng, shape):
 
 
 @pytest.mark.interpret
+def test_a_map_whose_places_would_overflow_is_refused(device):
+    """32 bits count its pixels, but not with what a block adds to them."""
+    from ttt4as_fast.kernels.peaks import gpu
+
+    pixel = torch.zeros((1, 1, 1), device=device)
+    assert gpu.check_size(pixel.expand(1, 2**15, 2**15)) == (1, 2**15, 2**15)
+    with pytest.raises(ValueError, match=r"at most 2\*\*30 pixels, got 32769 x 32768"):
+        gpu.check_size(pixel.expand(1, 2**15 + 1, 2**15))
+
+
 def test_no_result_depends_on_the_order_of_threads(rng):
     from ttt4as_fast.kernels.gpu_common import cuda
 
