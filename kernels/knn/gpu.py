@@ -283,11 +283,16 @@ class Index:
         )  # fmt: skip
 
     def _search_exhaustively(self, query: torch.Tensor, k: int, distances: torch.Tensor, indices: torch.Tensor) -> None:
-        """Every distance in float64 by differences, a block of the bank at a time, and a stable sort."""
+        """Every distance in float64 by differences, a block of the bank at a time, and a stable sort.
+
+        Blocks are of one size, the last overlaps the one before: torch chooses the order of a sum by it, and copies of
+        a row must tie.
+        """
         rows = query.double()
         squared = torch.empty((len(query), self.size), dtype=torch.float64, device=query.device)
-        block = max(1, self.scratch_bytes // (8 * self.dim * max(1, len(query))))
+        block = min(self.size, max(1, self.scratch_bytes // (8 * self.dim * max(1, len(query)))))
         for start, stop in chunks(self.size, block):
+            start = stop - block if stop == self.size else start
             bank = self.bank[start:stop].double()
             squared[:, start:stop] = (rows[:, None, :] - bank[None]).square_().sum(2)
         ordered, order = squared.sort(dim=1, stable=True)

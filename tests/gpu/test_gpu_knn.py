@@ -133,6 +133,21 @@ def test_many_neighbours_and_values_beyond_float32_search_exhaustively(device, r
     assert gpu.Index(bank.to(device) * 1e30).exhaustive
 
 
+def test_copies_of_a_row_tie_in_any_part_of_an_exhaustive_search(device, rng, monkeypatch):
+    """The order of a sum may depend on how many rows are summed at once: as many always are."""
+    from ttt4as_fast.kernels.knn import gpu
+
+    shapes, square = [], torch.Tensor.square_
+    monkeypatch.setattr(torch.Tensor, "square_", lambda self: shapes.append(tuple(self.shape)) or square(self))
+    row = rng.standard_normal((1, 37)).astype(np.float32)
+    bank = torch.from_numpy(row.repeat(9, axis=0)).to(device)
+    index = gpu.Index(bank, scratch_bytes=8 * 37 * 4)
+    index.exhaustive = True
+    distances, indices = index.search(bank[:1] + 0.3, 9)
+    assert indices[0].tolist() == list(range(9)) and (distances == distances[0, 0]).all()
+    assert shapes == [(1, 4, 37)] * 3
+
+
 def test_numbers_that_float16_has_none_for_at_any_scale(device, rng):
     """Near float32's largest, in the bank, and in the queries of one that is not so."""
     bank = torch.from_numpy(rng.standard_normal((70, 5)).astype(np.float32))
