@@ -48,7 +48,7 @@ def pick_kernel(
     values of these. `dim` and `x_n` count in `UNIT`s: what they are multiples of decides how wide loads are.
     """
     dim *= UNIT
-    x_n *= UNIT
+    x_n = tl.cast(x_n, tl.int64) * UNIT
     program = tl.program_id(0)
     if step == 0:
         pick = tl.load(picks_ptr)

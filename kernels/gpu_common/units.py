@@ -9,7 +9,8 @@ def unit_of(*counts: int) -> int:
     """The largest power of two up to 16 that divides all of `counts`.
 
     Triton asks of a size or a stride only whether it is a multiple of 16: where it is one of 4 or 8, as rows of 152 or
-    344 channels are, loads would be of one number each. Kernels therefore take such sizes in units.
+    344 channels are, loads would be of one number each. Kernels therefore take such sizes in units. Strides
+    may fit 32 bits in units alone, so that kernels multiply them back in 64.
     """
     return math.gcd(16, *counts)
 

@@ -37,9 +37,8 @@ def prepare_kernel(
     in float64: float64 arithmetic would take longer than the memory does.
     """
     dim *= UNIT  # see `unit_of`
-    x_n *= UNIT
     row = tl.program_id(0).to(tl.int64)
-    x_ptr += row * x_n
+    x_ptr += row * x_n * UNIT
     channel = tl.arange(0, BLOCK_D)
     x = _centred(x_ptr, centre_ptr, channel, dim, x_d)
     if QUERY:
@@ -223,7 +222,7 @@ def reduce_product_kernel(
 @triton.jit
 def _measure(
     q_ptr, b_ptr, rows, valid, dim, q_d, b_n, b_d,
-    COUNT: tl.constexpr, BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
+    UNIT: tl.constexpr, COUNT: tl.constexpr, BLOCK_D: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Squared distances of one query to COUNT bank rows, in float64; infinite where not valid."""
     channel = tl.arange(0, BLOCK_D)
@@ -232,7 +231,7 @@ def _measure(
         d = first + channel
         q = tl.load(q_ptr + (d.to(tl.int64) * q_d)[None, :], mask=(d < dim)[None, :], other=0).to(tl.float64)
         b = tl.load(
-            b_ptr + rows.to(tl.int64)[:, None] * b_n + (d.to(tl.int64) * b_d)[None, :],
+            b_ptr + rows.to(tl.int64)[:, None] * b_n * UNIT + (d.to(tl.int64) * b_d)[None, :],
             mask=valid[:, None] & (d < dim)[None, :], other=0,
         ).to(tl.float64)  # fmt: skip
         total += (q - b) * (q - b)
@@ -240,14 +239,14 @@ def _measure(
 
 
 @triton.jit
-def _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, BLOCK_D: tl.constexpr):
+def _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, UNIT: tl.constexpr, BLOCK_D: tl.constexpr):
     """Squared distance of one query to one bank row, in float64."""
     channel = tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float64)
     for first in range(0, dim, BLOCK_D):
         d = first + channel
         q = tl.load(q_ptr + d.to(tl.int64) * q_d, mask=d < dim, other=0).to(tl.float64)
-        b = tl.load(b_ptr + row.to(tl.int64) * b_n + d.to(tl.int64) * b_d, mask=d < dim, other=0).to(tl.float64)
+        b = tl.load(b_ptr + row.to(tl.int64) * b_n * UNIT + d.to(tl.int64) * b_d, mask=d < dim, other=0).to(tl.float64)
         total += (q - b) * (q - b)
     return tl.sum(total, axis=0)
 
@@ -307,10 +306,8 @@ def refine_kernel(
     of them at k 1 and one at k 9 on vectors with a network's statistics (the benchmark's, 16,384 x 1,024; simulated).
     """
     dim *= UNIT  # see `unit_of`
-    q_n *= UNIT
-    b_n *= UNIT
     query = tl.program_id(0).to(tl.int64)
-    q_ptr += query * q_n
+    q_ptr += query * q_n * UNIT
     least_ptr += query * n_groups
     second_ptr += query * n_groups
     bound = tl.load(facts_ptr + query * 4 + 2)
@@ -337,7 +334,7 @@ def refine_kernel(
         best = tl.where(lane == group % LANES, tl.full((LANES,), _NONE, tl.int64) << 32, best)
         seeded = tl.where(lane == group % LANES, group, seeded)
     rows = tl.where(rows < n_bank, rows, -1)
-    found = _measure(q_ptr, b_ptr, rows, rows >= 0, dim, q_d, b_n, b_d, LIST, BLOCK_L, AT_ONCE)
+    found = _measure(q_ptr, b_ptr, rows, rows >= 0, dim, q_d, b_n, b_d, UNIT, LIST, BLOCK_L, AT_ONCE)
     # Places past k never count as the worst.
     found = tl.where(place < k, found, -1.0)
     worst, worst_row = _worst(found, rows, tie)
@@ -355,7 +352,7 @@ def refine_kernel(
                 candidates = _column(group, member)
                 known = tl.max(tl.where(candidates[:, None] == rows[None, :], 1, 0), axis=1) > 0
                 valid = (candidates < n_bank) & ~known
-                distances = _measure(q_ptr, b_ptr, candidates, valid, dim, q_d, b_n, b_d, 32, BLOCK_G, AT_ONCE)
+                distances = _measure(q_ptr, b_ptr, candidates, valid, dim, q_d, b_n, b_d, UNIT, 32, BLOCK_G, AT_ONCE)
                 # Each candidate that beats the worst of the list takes its place.
                 near = tl.min(distances, axis=0)
                 near_row = tl.min(tl.where(distances <= near * (1 + tie), candidates, _NONE), axis=0)
@@ -370,7 +367,7 @@ def refine_kernel(
                 row = _column(group, (following >> 1) & 31)
                 in_list = tl.max(tl.where(rows == row, 1, 0), axis=0)
                 if (in_list == 0) & (row < n_bank):
-                    distance = _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, BLOCK_1)
+                    distance = _measure_one(q_ptr, b_ptr, row, dim, q_d, b_n, b_d, UNIT, BLOCK_1)
                     if _nearer(distance, row, worst, worst_row, tie):
                         found, rows = _replace(found, rows, worst, worst_row, tie, distance, row, place, LIST)
                         worst, worst_row = _worst(found, rows, tie)

@@ -6,6 +6,7 @@ device computes, from the same source. Beside a GPU, ``TRITON_INTERPRET=1 pytest
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,29 @@ def require_interpreter() -> None:
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
         pytest.skip(f"Triton {triton.__version__}'s interpreter cannot run loops with NumPy {np.__version__}")
+
+
+FAR = 2**31
+"""Numbers from a row to the next: in units of 16 of them a stride that 32 bits hold."""
+
+
+@pytest.fixture
+def far_apart(device) -> torch.Tensor:
+    """(3, 16) float16: rows of 0, 1 and 5 that lie `FAR` apart, in memory of which they alone are ever touched."""
+    if device.type == "cuda":
+        if torch.cuda.mem_get_info()[0] < 24 << 30:
+            pytest.skip("less than 24 GiB of free device memory")
+        memory = torch.zeros(2 * FAR + 16, dtype=torch.float16, device=device)
+        rows = memory.as_strided((3, 16), (FAR, 1))
+    else:
+        no_reserve = 0x4000  # Linux; Python names it from 3.13 on
+        try:
+            memory = mmap.mmap(-1, 10 * FAR, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+        except OSError as error:
+            pytest.skip(f"no {10 * FAR} addresses: {error}")
+        # In the middle, so that strides that wrap around find zeros.
+        rows = torch.frombuffer(memory, dtype=torch.float16).as_strided((3, 16), (FAR, 1), 2 * FAR)
+    return rows.copy_(torch.tensor([[0.0], [1.0], [5.0]]))
 
 
 @pytest.fixture

@@ -43,6 +43,10 @@ def test_at_any_scale(device, rng, dtype):
         assert torch.equal(got.cpu(), want), exponent
 
 
+def test_rows_that_lie_far_apart(far_apart):
+    assert kernels.k_center_greedy(far_apart, 3, backend="gpu").tolist() == [0, 2, 1]
+
+
 def test_progress_and_strides(device, rng):
     points = torch.from_numpy(rng.integers(0, 9, (7, 60)).astype(np.float32)).T
     seen = []

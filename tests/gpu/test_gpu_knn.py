@@ -66,6 +66,14 @@ def test_strided_query_and_bank(device, rng):
     check(query, bank, 2, device)
 
 
+def test_rows_that_lie_far_apart(device, far_apart):
+    """A row's place in memory is counted in 64 bits, though its stride in units fits 32."""
+    near = far_apart.contiguous()
+    for bank, query in ((far_apart, near), (near, far_apart)):
+        distances, indices = kernels.KnnIndex(bank, backend="gpu").search(query, 2)
+        assert indices.tolist() == [[0, 1], [1, 0], [2, 1]] and distances.tolist() == [[0, 4], [0, 4], [0, 16]]
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_scale_and_offset_cost_no_exactness(device, rng, scale):
     """Distances far below the norms: where a float32 or float16 product alone would be lost."""
