@@ -154,6 +154,16 @@ def test_no_image_absent_file_and_folder_are_image_errors(tmp_path, content):
                 read(tmp_path / path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_no_image_and_nobody_waits_for_its_writer(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", "/dev/null"):
+        for read in (read_image, read_mask, image_size):
+            with pytest.raises(ImageError, match="not a regular file"):
+                read(path)
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+
+
 def test_image_error_survives_pickling():
     error = pickle.loads(pickle.dumps(ImageError("a.png", "why")))
     assert (str(error), error.path, error.reason) == ("a.png: why", Path("a.png"), "why")
@@ -225,6 +235,26 @@ def test_folder_is_listed_naturally_without_hidden_files_and_sub_folders(tmp_pat
     (tmp_path / "notes.txt").write_text("")
     assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b2.PNG", "b10.png"]
     assert list_images(str(tmp_path)) == list_images(tmp_path)
+
+
+def test_broken_links_are_listed_and_an_image_error(tmp_path):
+    write_image(tmp_path / "b.png")
+    (tmp_path / "a.png").symlink_to(tmp_path / "moved.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
+    (tmp_path / "sub.png").mkdir()
+    (tmp_path / "d.png").symlink_to(tmp_path / "sub.png")
+    assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.png", "c.png"]
+    for name, reason in (("a.png", "a link to no file"), ("c.png", "symbolic links")):
+        with pytest.raises(ImageError, match=reason):
+            read_image(tmp_path / name)
+
+
+def test_broken_link_to_a_mask_is_not_taken_for_none(tmp_path):
+    root = make_mvtec_ad(tmp_path)
+    for mask in (root / "ground_truth").rglob("*.png"):
+        mask.unlink()
+        mask.symlink_to(root / "moved")
+    assert all(sample.mask for sample in load_dataset(root).test if sample.label)
 
 
 def test_files_and_folders_together(tmp_path):

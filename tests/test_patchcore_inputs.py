@@ -144,6 +144,8 @@ def test_memory_layouts(model, queries):
         ([Image.new("RGB", (8, 8)), "x.png"], TypeError, "expected PIL images only or paths only, got str too"),
         ([torch.zeros(3, 64, 64)], TypeError, "expected a path or an iterable of paths, got one of Tensor"),
         (Image.fromarray(np.full((8, 8), 7, np.float32)), ValueError, r"floating-point values in \[7, 7\]"),
+        (Image.new("RGB", (0, 5)), ValueError, "images: expected at least one pixel, got 0 x 5"),
+        (Image.new("F", (5, 0)), ValueError, "images: expected at least one pixel, got 5 x 0"),
     ],
 )
 @pytest.mark.parametrize("method", ["fit", "calibrate", "predict"])

@@ -371,7 +371,7 @@ def _find_mask(folder: Path, image: Path, endings: tuple[str, ...] = ("_mask", "
     for ending in endings:
         for suffix in dict.fromkeys((".png", image.suffix, *IMAGE_SUFFIXES)):
             path = folder / f"{image.stem}{ending}{suffix}"
-            if path.is_file():
+            if os.path.lexists(path) and not path.is_dir():  # a broken link too: reading it says what is wrong
                 return path
     return None
 

@@ -58,7 +58,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises
     ------
     ValueError
-        A value outside the ranges there.
+        A value outside the ranges there, or no pixel.
     """
     return _to_rgb(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
 
@@ -185,13 +185,15 @@ def natural_key(name: str | Path) -> tuple[Any, ...]:
 def _guarded(source: str | os.PathLike[str] | IO[bytes], convert: Callable[[Image.Image], Any]) -> Any:
     """`convert` applied to the opened image, with every failure as ImageError."""
     path = source if isinstance(source, (str, os.PathLike)) else "<stream>"
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise ImageError(path, "a folder, not an image")
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would be to wait for its writer
+        raise ImageError(path, "not a regular file")
     try:
         with Image.open(source) as image:
             return convert(image)
     except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
+        raise ImageError(path, "a link to no file" if os.path.islink(path) else "no such file") from None
     except MemoryError:
         raise
     # Pillow's readers raise whatever their parsing meets in a damaged file: OSError, SyntaxError, struct.error,
@@ -201,6 +203,8 @@ def _guarded(source: str | os.PathLike[str] | IO[bytes], convert: Callable[[Imag
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"images: expected at least one pixel, got {image.width} x {image.height} (width x height)")
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
@@ -221,13 +225,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Images of a folder in natural order; none if the folder does not exist."""
+    """What a folder holds under the name of an image, in natural order; none if the folder does not exist.
+
+    A broken link is listed too: whoever reads it reports it, where one passed over here would be missed by nobody.
+    """
     if not folder.is_dir():
         return []
     found = (
         path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
-    return sorted((path for path in found if path.is_file()), key=natural_key)
+    return sorted((path for path in found if not path.is_dir()), key=natural_key)
 
 
 def contents(folder: Path) -> str:

@@ -27,6 +27,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(spoiled(105)).save(folder / "two [b]" / "good.png")
     whole = (folder / "one" / "good.png").read_bytes()
     (folder / "one" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "two [b]" / "link.png").symlink_to("moved.png")
     (folder / "one" / "notes.txt").write_text("no image")
     done = ttt4as(
         "fit", folder, "--model", folder / "m.safetensors", "--image-size", 96, "--crop-size", 80, "--seed", 3

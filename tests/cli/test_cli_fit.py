@@ -65,10 +65,11 @@ def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path:
     mixed = tmp_path / "mixed"
     shutil.copytree(work / "train" / "good", mixed)
     shutil.copy(work / "one" / "truncated.png", mixed)
+    (mixed / "link.png").symlink_to("moved.png")
     model = tmp_path / "new folder" / "m.safetensors"
     done = ttt4as("fit", mixed, "-m", model, "--image-size", 64, "--validation-share", 0, code=1)
-    assert "16 images to train on, 0 to validate, 1 skipped" in done.stdout
-    assert "truncated.png" in done.stderr
+    assert "16 images to train on, 0 to validate, 2 skipped" in done.stdout
+    assert "truncated.png" in done.stderr and "link.png: a link to no file" in done.stderr
     assert [path.name for path in model.parent.iterdir()] == ["m.safetensors"]
     image = work / "one" / "grey.png"
     assert "--no-gate" in one_line(ttt4as("predict", model, image, "-o", tmp_path / "o", code=2))

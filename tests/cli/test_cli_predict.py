@@ -23,10 +23,11 @@ GOOD = ("bad ü.png", "good.png", "grey.png", "large.jpg", "rgba.png")
 def test_predict_does_the_rest_and_names_the_bad_file(predicted: Run) -> None:
     output, done = predicted
     lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 1, done.stderr
+    assert len(lines) == 2, done.stderr
     assert re.match(r"skipped: .*truncated\.png: .*", lines[0])
+    assert re.match(r"skipped: .*link\.png: a link to no file", lines[1])
     assert [Path(record["path"]).name for record in records(output)] == [*GOOD, "good.png"]
-    assert "6 done, 0 done earlier, 1 failed" in done.stdout
+    assert "6 done, 0 done earlier, 2 failed" in done.stdout
 
 
 def test_predict_writes_files_in_the_size_of_the_image(
@@ -105,7 +106,7 @@ def test_predict_a_second_time_does_nothing_but_retry(work: Path, predicted: Run
     output, _ = predicted
     before = {name: time for name, time in tree(output).items() if name != "run.json"}
     done = ttt4as("predict", work / "m.safetensors", work / "one", work / "two [b]", "-o", output, code=1)
-    assert "0 done, 6 done earlier, 1 failed" in done.stdout
+    assert "0 done, 6 done earlier, 2 failed" in done.stdout
     assert {name: time for name, time in tree(output).items() if name != "run.json"} == before
 
 
