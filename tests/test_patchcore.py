@@ -236,6 +236,13 @@ def test_fitting_twice_gives_the_same_bank(model):
     assert not np.array_equal(small(random_state=1).fit(textures(8, 0)).memory_bank_, model.memory_bank_)
 
 
+def test_mixed_precision_around_it_changes_no_bit(model, queries):
+    expected = model.predict(queries)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_equal(expected, model.predict(queries))
+        np.testing.assert_array_equal(small().fit(textures(8, 0)).memory_bank_, model.memory_bank_)
+
+
 PREDICT = """
 import hashlib, sys
 import numpy as np

@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         Returns
         -------
         list of tensor, (N, C, h, w) float32
-            h is H / stride, rounded up for a CNN.
+            h is H / stride, rounded up for a CNN. The same within `torch.autocast`, which is off here.
 
         Raises
         ------
@@ -146,9 +146,11 @@ class Backbone(nn.Module):
             raise ValueError(f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}")
         check_input_size(self.name, *images.shape[2:])
         x = (images.float() - self._mean) / self._std
-        return self.network.forward_intermediates(
-            x, indices=self._indices, norm=self._norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
-        )
+        # The caller may be in mixed precision: a bank and what is compared with it must come from the same features.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.network.forward_intermediates(
+                x, indices=self._indices, norm=self._norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
+            )
 
 
 def create_backbone(
