@@ -367,6 +367,25 @@ def test_params_make_the_same_model_and_repr_shows_what_was_chosen():
     )
 
 
+@pytest.mark.parametrize(
+    ("bank", "error", "message"),
+    [
+        (np.ones((5, 151), np.float32), ValueError, r"bank: expected 152 channels.* got shape \(5, 151\)"),
+        (np.ones(152, np.float32), ValueError, "bank: expected 2 dimensions"),
+        (np.ones((0, 152), np.float32), ValueError, "bank: expected no empty axis"),
+        (np.full((5, 152), np.nan), ValueError, "bank: expected finite values"),
+        (np.full((5, 152), "x"), TypeError, "bank: expected dtype"),
+    ],
+)
+def test_a_refused_bank_changes_nothing(queries, bank, error, message):
+    model = small().fit(textures(2, 0))
+    before, expected = model.memory_bank_, model.predict(queries)
+    with pytest.raises(error, match=message):
+        model.set_memory_bank(bank)
+    assert model.memory_bank_ is before
+    assert_equal(expected, model.predict(queries))
+
+
 def test_not_fitted(tmp_path, folder):
     model = small()
     for call in (

@@ -21,7 +21,18 @@ from . import kernels
 from .backbones import Backbone, available, check_input_size, create_backbone, resolve_device
 from .baselines import NominalStatistics
 from .images import ImageError, list_images, read_image
-from .kernels.arrays import check_bool, check_float, check_int, check_option, device_of, is_tensor, like, to_numpy
+from .kernels.arrays import (
+    as_float_array,
+    check_bool,
+    check_finite,
+    check_float,
+    check_int,
+    check_option,
+    device_of,
+    is_tensor,
+    like,
+    to_numpy,
+)
 from .patches import MapMaker, join_layers, patches_per_image, project, reweight, standardize
 from .prediction import STAGES, Clock, ImagePrediction, Prediction, stacked
 from .preprocessing import ImageSource, Preprocessing, as_batch
@@ -218,9 +229,10 @@ class PatchCore:
                 done += 1
                 report("features", done, len(source))
         assert patches is not None  # a source has at least one image
-        self.scale_ = standardize(patches) if self.standardize else None
+        scale = standardize(patches) if self.standardize else None
         picks = self._coreset(patches, progress)
         self.set_memory_bank(patches[picks])
+        self.scale_ = scale
         self.nominal_statistics_, self.image_threshold_ = None, None
         return self
 
@@ -241,12 +253,17 @@ class PatchCore:
 
         Raises
         ------
-        ValueError
-            No vectors, or one that is not finite.
+        ValueError, TypeError
+            No such vectors, one that is not finite, or a D that is not the backbone's. The bank is then as it was.
         """
-        self.memory_bank_ = np.ascontiguousarray(bank, np.float32)
-        kept = torch.from_numpy(self.memory_bank_).to(self.device) if self._on_cuda else self.memory_bank_
-        self.index_ = kernels.KnnIndex(kept, backend=self.backend)
+        kept = np.ascontiguousarray(to_numpy(as_float_array(bank, "bank", (2,))), np.float32)
+        channels = sum(self.network.channels)
+        if kept.shape[1] != channels:
+            raise ValueError(f"bank: expected {channels} channels, as the backbone gives, got shape {kept.shape}")
+        check_finite(kept, "bank")
+        placed = torch.from_numpy(kept).to(self.device) if self._on_cuda else kept
+        self.index_ = kernels.KnnIndex(placed, backend=self.backend)
+        self.memory_bank_ = kept
 
     def calibrate(
         self,
