@@ -65,7 +65,8 @@ def _name(dtype: Any) -> str:
 def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
     """`x` as a floating-point array or detached tensor with one of the ranks in `ndim` and no empty axis.
 
-    Integer arrays become float32, lists become arrays. Values are not read: see `check_finite`.
+    Lists become arrays, and integers floats: float32, which holds 16 bits, else float64. Arrays get the byte order of
+    the machine. Values are not read: see `check_finite`.
     """
     if not is_tensor(x):
         try:
@@ -75,12 +76,14 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
                 f"{name}: expected an array or tensor of numbers, got {type(x).__name__} ({error})"
             ) from None
         if x.dtype.kind in "iub":
-            x = x.astype(np.float32)
+            x = x.astype(np.float64 if x.dtype.itemsize > 2 else np.float32)
+        elif not x.dtype.isnative:
+            x = x.astype(x.dtype.newbyteorder("="))
     else:
         if x.requires_grad:
             x = x.detach()
         if not (x.is_floating_point() or x.is_complex()):
-            x = x.float()
+            x = x.double() if x.dtype.itemsize > 2 else x.float()
     if dtype_name(x) not in _FLOATS:
         raise TypeError(f"{name}: expected dtype {', '.join(_FLOATS)} or an integer, got {dtype_name(x)}")
     if x.ndim not in ndim:

@@ -127,6 +127,6 @@ def rows(x: np.ndarray) -> np.ndarray:
     """
     dtype = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
     regular = x.strides[0] % dtype.itemsize == 0 and x.strides[1] == dtype.itemsize
-    if x.dtype == dtype and x.dtype.isnative and x.flags.aligned and regular:
+    if x.dtype == dtype and x.flags.aligned and regular:
         return x
     return np.require(x, dtype, ("C", "A"))

@@ -191,6 +191,10 @@ def test_shapes_and_values_are_checked():
         metrics.mask_metrics(masks[1:], masks)
 
 
+def test_scores_beyond_the_integers_of_float32():
+    assert metrics.auroc([2**24, 2**24 + 1], [0, 1]) == 1.0
+
+
 def test_image_metrics_are_those_of_scikit_learn_and_torchmetrics():
     _, truths = random_set("distinct")
     predictions = np.roll(truths, 1, axis=2)

@@ -34,7 +34,7 @@ def fit(
     initial: np.ndarray | None = None,
 ) -> LinearSVMResult:
     """``n_iter`` counts working set rounds, Newton steps or epochs. `initial`: coef and intercept to start from."""
-    X = X.astype(np.float32 if X.dtype.itemsize < 4 else X.dtype.newbyteorder("="), copy=False)
+    X = X.astype(np.promote_types(X.dtype, np.float32), copy=False)
     most = min(max_iter, 2**31 - 1)
     try:
         coef, intercept, n_iter, gap, converged, *_ = native.core().fit_linear_svm(

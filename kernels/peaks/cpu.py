@@ -30,5 +30,5 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _floats(x: np.ndarray) -> np.ndarray:
-    """float16 becomes float32, which holds it exactly; the machine's byte order."""
-    return x.astype(np.float32 if x.dtype.itemsize < 4 else x.dtype.newbyteorder("="), copy=False)
+    """float16 becomes float32, which holds it exactly."""
+    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
