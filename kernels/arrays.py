@@ -68,6 +68,7 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
     Lists become arrays, and integers floats: float32, which holds 16 bits, else float64. Arrays get the byte order of
     the machine. Values are not read: see `check_finite`.
     """
+    check_dense(x, name)
     if not is_tensor(x):
         try:
             x = np.asarray(x)
@@ -91,6 +92,21 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
     if 0 in x.shape:
         raise ValueError(f"{name}: expected no empty axis, got shape {tuple(x.shape)}")
     return x
+
+
+def check_dense(x: Any, name: str) -> None:
+    """Raise TypeError for what lacks values at places: a masked array with a masked one, a sparse or nested tensor.
+
+    A tensor on the device meta passes: torch asks operators for shapes by it.
+    """
+    if is_tensor(x):
+        import torch
+
+        if x.is_nested or x.layout is not torch.strided:
+            kind = "a nested one" if x.is_nested else f"the layout {str(x.layout).removeprefix('torch.')}"
+            raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+    elif type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise TypeError(f"{name}: expected an array without masked values, got {np.ma.count_masked(x)} masked")
 
 
 def check_finite(x: np.ndarray, name: str) -> None:

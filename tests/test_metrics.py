@@ -191,6 +191,25 @@ def test_shapes_and_values_are_checked():
         metrics.mask_metrics(masks[1:], masks)
 
 
+def test_what_is_no_array_and_what_has_holes_is_named():
+    truth = np.eye(4, dtype=bool)
+    masked = np.ma.masked_equal(np.eye(4), 0)
+    for maps, masks, name in ((None, [truth], "maps"), ([truth * 1.0], 3, "masks")):
+        with pytest.raises(TypeError, match=rf"{name}: expected shape \(N, H, W\) or N arrays"):
+            metrics.pixel_auroc(maps, masks)
+    for maps, masks, name in (
+        ([masked], [truth], r"maps\[0\]"),
+        (masked[None], truth[None], "maps"),
+        ([truth * 1.0], [masked > 0], r"masks\[0\]"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected an array without masked values, got 12"):
+            metrics.pixel_auroc(maps, masks)
+    with pytest.raises(TypeError, match="scores: expected an array without masked values"):
+        metrics.auroc(masked[0], truth[0])
+    with pytest.raises(TypeError, match="labels: expected an array without masked values"):
+        metrics.auroc(np.arange(4.0), masked[0])
+
+
 def test_scores_beyond_the_integers_of_float32():
     assert metrics.auroc([2**24, 2**24 + 1], [0, 1]) == 1.0
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from .kernels.arrays import as_float_array, check_finite, check_float, is_tensor, to_numpy
+from .kernels.arrays import as_float_array, check_dense, check_finite, check_float, is_tensor, to_numpy
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
@@ -303,6 +303,7 @@ def summarise_counts(counts: Sequence[Counts], labels: np.ndarray | None = None)
 
 def as_mask(mask: np.ndarray, name: str) -> np.ndarray:
     """`mask` as a bool array (H, W), or ValueError."""
+    check_dense(mask, name)
     mask = to_numpy(mask) if is_tensor(mask) else np.asarray(mask)
     if mask.ndim != 2 or 0 in mask.shape:
         raise ValueError(f"{name}: expected a non-empty mask (H, W), got shape {mask.shape}")
@@ -311,6 +312,7 @@ def as_mask(mask: np.ndarray, name: str) -> np.ndarray:
 
 def as_labels(labels: np.ndarray, length: int) -> np.ndarray:
     """`labels` as a bool array (length,), or ValueError."""
+    check_dense(labels, "labels")
     labels = to_numpy(labels) if is_tensor(labels) else np.asarray(labels)
     if labels.shape != (length,):
         raise ValueError(f"labels: expected shape ({length},), got {labels.shape}")
@@ -322,6 +324,9 @@ def as_pairs(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Anomaly maps and their masks, checked and paired. Views where the input allows."""
     for name, images in (("maps", maps), ("masks", masks)):
+        check_dense(images, name)
+        if not hasattr(images, "__len__"):
+            raise TypeError(f"{name}: expected shape (N, H, W) or N arrays (H, W), got {type(images).__name__}")
         shape = getattr(images, "shape", None)
         if shape is not None and len(shape) != 3:
             raise ValueError(f"{name}: expected shape (N, H, W) or N arrays (H, W), got shape {tuple(shape)}")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .images import as_rgb, list_images, read_image
-from .kernels.arrays import as_float_array, check_int, check_size, is_tensor, to_numpy
+from .kernels.arrays import as_float_array, check_dense, check_int, check_size, dtype_name, is_tensor, to_numpy
 
 if TYPE_CHECKING:
     from .kernels.arrays import Array
@@ -219,6 +219,7 @@ class ImageSource:
 
 
 def _as_mask(mask: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
+    check_dense(mask, "mask")
     pixels = to_numpy(mask) if is_tensor(mask) else np.asarray(mask)
     if pixels.dtype != bool:
         raise TypeError(f"mask: expected dtype bool, got {pixels.dtype}")
@@ -233,7 +234,7 @@ def as_batch(pixels: list[np.ndarray]) -> torch.Tensor:
 
 
 def _as_tensor(images: Array) -> torch.Tensor:
-    kind = str(images.dtype).removeprefix("torch.")
+    kind = dtype_name(images)
     if kind.startswith(("int", "uint", "bool")):
         raise TypeError(
             f"images: expected floats in [0, 1], got {kind}; divide 8-bit images by 255, or "

@@ -109,6 +109,7 @@ def run_sample(features: Array, height: int, width: int, rows: Array, cols: Arra
 
 def _coordinates(values: Any, name: str, features: Array) -> Array:
     """`values` as 1-D int64 of the kind and device of `features`."""
+    arrays.check_dense(values, name)
     if arrays.is_tensor(values) and arrays.is_tensor(features):
         import torch
 

@@ -85,6 +85,7 @@ def dilate(mask: Any, radius: int, *, backend: str = "auto") -> Array:
     ValueError, TypeError
         `mask` is not boolean, has the wrong rank or an empty axis; negative radius; unknown backend.
     """
+    arrays.check_dense(mask, "mask")
     if not arrays.is_tensor(mask):
         mask = np.asarray(mask)
     if arrays.dtype_name(mask) != "bool":

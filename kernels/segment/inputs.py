@@ -39,6 +39,7 @@ def _scores(pred_score: Any, anomaly_map: Array) -> Array | None:
     """`pred_score` as (B,) and of the kind of `anomaly_map`, on the device where it was; None stays None."""
     if pred_score is None:
         return None
+    arrays.check_dense(pred_score, "pred_score")
     try:
         score = pred_score if arrays.is_tensor(pred_score) else np.array(pred_score, np.float64)
     except (TypeError, ValueError):

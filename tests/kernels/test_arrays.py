@@ -1,4 +1,4 @@
-"""What enters the operations: integers and byte orders."""
+"""What enters the operations: integers, byte orders, arrays with holes; and options of the wrong kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttt4as_fast import kernels
+from ttt4as_fast import TTT4AS, kernels
 from ttt4as_fast.kernels import arrays
 
 WIDE = ("int32", "uint32", "int64", "uint64")
@@ -43,3 +43,49 @@ def test_the_other_byte_order(dtype):
     y = np.arange(9) % 2
     np.testing.assert_array_equal(kernels.fit_linear_svm(swapped, y).coef, kernels.fit_linear_svm(here, y).coef)
     np.testing.assert_array_equal(kernels.local_maxima(swapped), kernels.local_maxima(here))
+
+
+HOLES = {
+    "masked": (lambda x: np.ma.masked_equal(x, 0), "without masked values, got [0-9]+ masked"),
+    "sparse": (lambda x: torch.from_numpy(x).to_sparse(), "a dense tensor, got the layout sparse_coo"),
+    "nested": (lambda x: torch.nested.nested_tensor([torch.from_numpy(x)]), "a dense tensor, got a nested one"),
+    "jagged": (
+        lambda x: torch.nested.nested_tensor([torch.from_numpy(x)], layout=torch.jagged),
+        "a dense tensor, got a nested one",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOLES)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_arrays_with_holes_are_refused_by_name(kind):
+    make, message = HOLES[kind]
+    whole = np.eye(4) if kind == "masked" else torch.eye(4)
+    for name, call in {
+        "anomaly_map": lambda: kernels.local_maxima(make(np.eye(4))),
+        "features": lambda: kernels.segment(whole, make(np.eye(4)[None])),
+        "pred_score": lambda: TTT4AS()(whole, whole[None], make(np.zeros(1))),
+        "points": lambda: kernels.k_center_greedy(make(np.eye(4)), 2),
+        "bank": lambda: kernels.KnnIndex(make(np.eye(4))),
+        "X": lambda: kernels.fit_linear_svm(make(np.eye(4)), [0, 1, 0, 1]),
+        "y": lambda: kernels.fit_linear_svm(np.eye(4), make(np.eye(4)[0])),
+        "mask": lambda: kernels.dilate(make(np.eye(4) > 0), 1),
+        "rows": lambda: kernels.bilinear_sample(whole[None], (4, 4), make(np.arange(4)), np.arange(4)),
+    }.items():
+        with pytest.raises(TypeError, match=f"{name}: expected .*{message}"):
+            call()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+def test_a_tensor_of_compressed_rows_is_refused():
+    with pytest.raises(TypeError, match="anomaly_map: expected a dense tensor, got the layout sparse_csr"):
+        kernels.local_maxima(torch.eye(4).to_sparse_csr())
+
+
+def test_a_masked_array_that_masks_nothing_is_an_array():
+    x = np.ma.masked_less(np.eye(4), 0)
+    np.testing.assert_array_equal(kernels.local_maxima(x), kernels.local_maxima(np.eye(4)))
+
+
+def test_shapes_on_the_device_meta_go_through():
+    assert kernels.local_maxima(torch.zeros((4, 5), device="meta")).shape == (4, 5)
