@@ -178,9 +178,11 @@ def _integers(minimum: int, maximum: int) -> str:
 def check_float(value: Any, name: str, low: float, high: float = float("inf"), *, open_low: bool = False) -> float:
     """`value` as a finite float within [low, high], or (low, high] with `open_low`."""
     try:
-        if isinstance(value, (bool, np.bool_, str)):
+        if isinstance(value, (bool, np.bool_, str, bytes, bytearray)):
             raise TypeError
         number = float(value)
+    except OverflowError:  # an integer beyond the floats
+        number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected {_numbers(low, high, open_low)}, got {value!r}") from None
     if not math.isfinite(number) or number > high or number < low or (open_low and number == low):
@@ -202,7 +204,7 @@ def check_bool(value: Any, name: str) -> bool:
 
 def check_option(value: Any, name: str, options: tuple[str, ...]) -> str:
     """`value` if it is one of `options`."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:  # an array has no truth value
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, options))}, got {value!r}")
     return value
 

@@ -100,7 +100,10 @@ def _signs(y: Any, n: int) -> np.ndarray:
     if labels.dtype.kind == "f":
         arrays.check_finite(labels, "y")
     numbers = labels.dtype.kind in "biuf"
-    low, high = (labels.min(), labels.max()) if numbers else np.unique(labels)[[0, -1]]
+    try:
+        low, high = (labels.min(), labels.max()) if numbers else np.unique(labels)[[0, -1]]
+    except TypeError as error:  # a text beside None
+        raise TypeError(f"y: expected labels of one kind, which have an order ({error})") from None
     positive = labels == high
     if low == high or not (positive | (labels == low)).all():
         classes = np.unique(labels)

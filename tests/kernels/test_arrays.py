@@ -89,3 +89,26 @@ def test_a_masked_array_that_masks_nothing_is_an_array():
 
 def test_shapes_on_the_device_meta_go_through():
     assert kernels.local_maxima(torch.zeros((4, 5), device="meta")).shape == (4, 5)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["large", "small"])
+def test_integers_beyond_the_floats(value):
+    with pytest.raises(ValueError, match=r"C: expected a number in \(0, inf\), got -?inf"):
+        arrays.check_float(value, "C", 0.0, open_low=True)
+
+
+@pytest.mark.parametrize("value", [b"1", bytearray(b"1"), "1", True, None])
+def test_what_is_no_number(value):
+    with pytest.raises(TypeError, match="C: expected a number"):
+        arrays.check_float(value, "C", 0.0)
+
+
+@pytest.mark.parametrize("value", [np.array(["a", "b"]), torch.ones(2), ["a"], None, 1])
+def test_what_is_no_option(value):
+    with pytest.raises(ValueError, match="loss: expected one of 'a', 'b', got "):
+        arrays.check_option(value, "loss", ("a", "b"))
+
+
+def test_labels_of_several_kinds():
+    with pytest.raises(TypeError, match="y: expected labels of one kind"):
+        kernels.fit_linear_svm(np.eye(3), np.array([None, "a", "a"], object))
