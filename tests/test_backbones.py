@@ -113,6 +113,27 @@ def test_an_image_is_the_same_alone_and_in_a_list_of_sizes():
         assert second.shape[2:] == (-(-height // 16), -(-width // 16))
 
 
+@pytest.mark.parametrize(
+    ("default", "value", "before"),
+    [
+        (torch.set_default_device, "meta", None),
+        (torch.set_default_dtype, torch.float64, torch.float32),
+    ],
+)
+def test_torchs_defaults_change_nothing(default, value, before):
+    x = images(24, 24)
+    expected = create_backbone("efficientnet_lite0", device="cpu")
+    try:
+        default(value)
+        found = create_backbone("efficientnet_lite0", device="cpu")
+        layers = found(x)
+    finally:
+        default(before)
+    assert found.fingerprint == expected.fingerprint
+    for one, other in zip(layers, expected(x), strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+
+
 def test_frozen():
     backbone = create_backbone("efficientnet_lite0", device="cpu")
     backbone.train()
@@ -281,6 +302,8 @@ def test_file_without_a_state_dict(tmp_path):
         ({"layers": ["blocks.3"]}, ValueError, "layers: expected names among blocks.0, .*got 'blocks.3'"),
         ({"layers": "blocks.2"}, TypeError, "layers: expected a sequence of names, got 'blocks.2'"),
         ({"layers": []}, TypeError, "layers: expected a sequence"),
+        ({"layers": 3}, TypeError, "layers: expected a sequence of names, got 3"),
+        ({"weights": 3}, TypeError, "weights: expected a path, got 3"),
         ({"layers": ["blocks.2", "blocks.2"]}, ValueError, "layers: expected each name once"),
         ({"device": "tpu"}, ValueError, "device: expected .*got 'tpu'"),
         ({"device": "meta"}, ValueError, "device: expected 'cpu' or 'cuda', got 'meta'"),

