@@ -223,6 +223,10 @@ def test_mask_of_another_size_than_its_image_is_refused(tmp_path):
     assert read_mask(path, (4, 6)).shape == (4, 6)
     with pytest.raises(ImageError, match=r"m\.png.*4 x 6.*6 x 4"):
         read_mask(path, (6, 4))
+    with pytest.raises(ImageError, match=r"m\.png.*4 x 6.*4 x 4"):
+        read_mask(path, 4)
+    with pytest.raises(TypeError, match=r"size: expected \(height, width\), got 'x'"):
+        read_mask(path, "x")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

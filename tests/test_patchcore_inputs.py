@@ -199,6 +199,9 @@ def test_wrong_layers_and_rates(model):
         small(layers=["layer2"]).fit(textures(1, 0))
     with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
         model.predict(textures(1, 0), batch_size=0)
+    for call in (small().fit, model.calibrate, model.predict):
+        with pytest.raises(TypeError, match=r"progress: expected a function of \(stage, done, total\), got 3"):
+            call(textures(1, 0), progress=3)
     with pytest.raises(TypeError, match="keep_on_device: expected a bool, got 1"):
         model.predict(textures(1, 0), keep_on_device=1)
     with pytest.raises(ValueError, match="false_alarm_rate"):

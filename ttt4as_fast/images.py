@@ -11,6 +11,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from .kernels.arrays import check_size
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
@@ -94,8 +96,9 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
             pixels = pixels[:, :, :n_colours].max(axis=2)
         return pixels > 127 if lossy else pixels != 0
 
+    size = None if size is None else check_size(size)
     mask = _guarded(path, convert)
-    if size is not None and mask.shape != tuple(size):
+    if size is not None and mask.shape != size:
         raise ImageError(
             path,
             f"the mask is {mask.shape[0]} x {mask.shape[1]} pixels, its image {size[0]} x {size[1]} (height x width)",

@@ -36,7 +36,7 @@ from .kernels.arrays import (
 from .patches import MapMaker, join_layers, patches_per_image, project, reweight, standardize
 from .prediction import STAGES, Clock, ImagePrediction, Prediction, stacked
 from .preprocessing import ImageSource, Preprocessing, as_batch
-from .progress import Progress, silent
+from .progress import Progress, reporter
 
 if TYPE_CHECKING:
     from .kernels.arrays import Array
@@ -212,7 +212,7 @@ class PatchCore:
         """
         source = ImageSource(images)
         batch_size = check_int(batch_size, "batch_size", 1)
-        report = progress or silent
+        report = reporter(progress)
         rng = np.random.default_rng(self.random_state)
         patches: np.ndarray | None = None
         done = 0
@@ -308,7 +308,7 @@ class PatchCore:
         """
         rate = check_float(false_alarm_rate, "false_alarm_rate", 0.0, 1.0)
         source = ImageSource(images)
-        report = progress or silent
+        report = reporter(progress)
         maps, scores = [], []
         for batch in source.batches(check_int(batch_size, "batch_size", 1)):
             prepared, spent = self.preprocessing.prepare(batch), dict.fromkeys(STAGES, 0.0)
@@ -364,7 +364,7 @@ class PatchCore:
         stays = check_bool(keep_on_device, "keep_on_device") and self._on_cuda
         target = self.device if stays else images.device if is_tensor(images) else torch.device("cpu")
         spent = dict.fromkeys(STAGES, 0.0)
-        report = progress or silent
+        report = reporter(progress)
         results: list[tuple[Any, float, Any]] = []
         for batch in source.batches(check_int(batch_size, "batch_size", 1)):
             begin = time.perf_counter()
