@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ttt4as_fast.figures import comparison
@@ -57,6 +59,24 @@ def test_anomaly_scores_share_one_scale(tmp_path: Path) -> None:
     assert dark < 150 < 400 < bright
 
 
+def test_tensors_and_masks_of_numbers_are_drawn_alike(tmp_path: Path) -> None:
+    given = panels()
+    numbers: dict = {name: [torch.from_numpy(x + 0.0) for x in given[name]] for name in ("images", "anomaly_maps")}
+    numbers["gt_masks"] = [x.astype(np.float32) for x in given["gt_masks"]]
+    numbers["masks"] = {name: [torch.from_numpy(x).float() for x in column] for name, column in given["masks"].items()}
+    np.testing.assert_array_equal(draw(tmp_path / "a.png", **numbers), draw(tmp_path / "b.png"))
+
+
+def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
+    """As mathematics, ``$_$`` is an error; as text it is in the file."""
+    masks = {"a$_$": panels(1)["masks"]["THR"]}
+    text = {"labels": ["b$_$"], "title": "c$_$", "scale_label": "d$_$"}
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        comparison(tmp_path / "f.svg", **{**panels(1), "masks": masks}, **text)
+    drawn = (tmp_path / "f.svg").read_text("utf-8")
+    assert all(f"{letter}$_$" in drawn for letter in "abcd")
+
+
 def test_rows_may_differ_in_size_and_colour(tmp_path: Path) -> None:
     small, large = panels(1, (50, 90)), panels(1, (120, 70))
     merged = {name: small[name] + large[name] for name in ("images", "anomaly_maps", "gt_masks")}
@@ -94,9 +114,12 @@ def test_pyplot_stays_unloaded(tmp_path: Path) -> None:
         ({"labels": ["a"]}, "labels"),
         ({"scale": (1.0, 1.0)}, "scale"),
         ({"scale": (0.0, float("nan"))}, "scale"),
+        ({"scale": None}, r"scale: expected \(lowest, highest\), got None"),
+        ({"gt_masks": [np.full((60, 60), 0.5)] * 2}, r"gt_masks\[0\]: expected booleans or 0 and 1"),
+        ({"masks": {"THR": [np.full((60, 60), 2)] * 2}}, r"masks\['THR'\]\[0\]: expected booleans or 0 and 1"),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path: Path, change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         draw(tmp_path / "a.png", **change)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .io import atomic_path
-from .kernels.arrays import check_float
+from .kernels.arrays import check_float, to_numpy
+from .metrics import as_mask, mask_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,14 +45,14 @@ def comparison(
     ----------
     path : path-like
         File to write; its suffix (``.png``, ``.pdf``, ``.svg``) is the format.
-    images : sequence of numpy.ndarray
+    images : sequence of arrays or tensors
         (H, W) or (H, W, 3), uint8 or floats in [0, 1]. Sizes may differ between rows.
-    anomaly_maps : sequence of numpy.ndarray
+    anomaly_maps : sequence of arrays or tensors
         (H, W) floats; NaN where there is no score.
-    masks : mapping of str to sequence of numpy.ndarray
-        Column title -> (H, W) bool for each image.
-    gt_masks : sequence of numpy.ndarray
-        (H, W) bool.
+    masks : mapping of str to sequence of arrays or tensors
+        Column title -> (H, W) of bool or {0, 1} for each image.
+    gt_masks : sequence of arrays or tensors
+        (H, W) of bool or {0, 1}.
     labels : sequence of str, optional
         Written beside the rows.
     scale : (float, float)
@@ -63,8 +64,9 @@ def comparison(
 
     Raises
     ------
-    ValueError
-        No images, columns of different lengths, a panel of another size than its image, or an empty `scale`.
+    ValueError, TypeError
+        No images, columns of different lengths, a panel of another size than its image, a mask of other values, or a
+        `scale` that is empty or none.
     """
     columns = {"anomaly_maps": anomaly_maps, "gt_masks": gt_masks, **{f"masks[{k!r}]": v for k, v in masks.items()}}
     if not len(images):
@@ -77,9 +79,16 @@ def comparison(
         for i, picture in enumerate(column):
             if np.shape(picture) != np.shape(images[i])[:2]:
                 raise ValueError(f"{name}[{i}]: expected shape {np.shape(images[i])[:2]}, got {np.shape(picture)}")
-    low, high = check_float(scale[0], "scale[0]", -np.inf), check_float(scale[1], "scale[1]", -np.inf)
+    try:
+        low, high = scale
+    except (TypeError, ValueError):
+        raise TypeError(f"scale: expected (lowest, highest), got {scale!r}") from None
+    low, high = check_float(low, "scale[0]", -np.inf), check_float(high, "scale[1]", -np.inf)
     if not low < high:
         raise ValueError(f"scale: expected lowest < highest, got {scale!r}")
+    images, anomaly_maps = ([np.asarray(to_numpy(x)) for x in column] for column in (images, anomaly_maps))
+    gt_masks = [as_mask(mask, f"gt_masks[{i}]") for i, mask in enumerate(gt_masks)]
+    masks = {k: [as_mask(mask, f"masks[{k!r}][{i}]") for i, mask in enumerate(masks[k])] for k in masks}
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -92,7 +101,7 @@ def comparison(
     height = top + n_rows * side + (n_rows - 1) * gap + bottom
     figure = Figure(figsize=(width, height), facecolor="white")
     if title:
-        figure.text(0.5, 1 - 0.17 / height, title, ha="center", va="center", fontsize=10)
+        figure.text(0.5, 1 - 0.17 / height, title, ha="center", va="center", fontsize=10, parse_math=False)
 
     def panel(row: int, column: int) -> Axes:
         x = left + column * (side + gap)
@@ -106,28 +115,29 @@ def comparison(
 
     for row, (image, anomaly_map, gt) in enumerate(zip(images, anomaly_maps, gt_masks, strict=True)):
         panels = [panel(row, column) for column in range(n_columns)]
-        white = 255 if np.asarray(image).dtype == np.uint8 else 1
+        white = 255 if image.dtype == np.uint8 else 1
         panels[0].imshow(image, cmap="gray", vmin=0, vmax=white, interpolation="antialiased")
-        _scale_bar(panels[0], np.shape(image)[1])
+        _scale_bar(panels[0], image.shape[1])
         panels[1].imshow(anomaly_map, cmap="inferno", vmin=low, vmax=high)
         panels[1].set_facecolor("0.8")  # where there is no score
         for axes, method in zip(panels[2:], masks, strict=False):
             _show_mask(axes, masks[method][row])
-            _note(axes, f"F1 {_f1(masks[method][row], gt):.2f}", masks[method][row] | gt)
+            f1 = mask_counts(masks[method][row], gt).f1
+            _note(axes, f"F1 {f1:.2f}", masks[method][row] | gt)
         _show_mask(panels[-1], gt)
         _note(panels[-1], f"{100 * np.mean(gt):.1f} % of the pixels", gt)
         for axes in panels[1:-1]:
             _outline(axes, gt)
         if labels is not None:
-            panels[0].set_ylabel(labels[row], fontsize=9, labelpad=4)
+            panels[0].set_ylabel(labels[row], fontsize=9, labelpad=4, parse_math=False)
         if row == 0:
             for axes, name in zip(panels, ["Input", "Anomaly score", *masks, "Ground truth"], strict=True):
-                axes.set_title(name, fontsize=9, pad=5)
+                axes.set_title(name, fontsize=9, pad=5, parse_math=False)
 
     bar = figure.add_axes(((left + side + gap) / width, (bottom - 0.17) / height, side / width, 0.08 / height))
     scores = ScalarMappable(Normalize(low, high), "inferno")
     colours = figure.colorbar(scores, cax=bar, orientation="horizontal", extend="both", extendfrac=0.03)
-    colours.set_label(scale_label, fontsize=7, labelpad=2)
+    colours.set_label(scale_label, fontsize=7, labelpad=2, parse_math=False)
     colours.ax.tick_params(labelsize=7, length=2, pad=1.5)
     colours.outline.set_linewidth(0.5)
     _legend(figure, 1 - right / width, (bottom - 0.13) / height)
@@ -206,9 +216,3 @@ def _legend(figure: Figure, x: float, y: float) -> None:
         handlelength=1.4,
         columnspacing=1.2,
     )
-
-
-def _f1(mask: np.ndarray, gt: np.ndarray) -> float:
-    from .metrics import precision_recall_f1
-
-    return precision_recall_f1(np.asarray(mask, dtype=bool), np.asarray(gt, dtype=bool))[2]
