@@ -177,3 +177,9 @@ def test_demo_names_wrong_arguments(tmp_path: Path, change: dict, message: str) 
     with pytest.raises(ValueError, match=message):
         run_demo(tmp_path / "o", **change)
     assert not (tmp_path / "o").exists()
+
+
+def test_demo_says_that_its_folder_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="output: expected a folder to write to"):
+        run_demo(tmp_path / "file" / "o")

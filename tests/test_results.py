@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -225,6 +226,21 @@ def test_files_that_no_run_wrote_are_left_alone(tmp_path: Path) -> None:
             pass
     assert (tmp_path / "masks" / "000.png").read_bytes() == b"someone's ground truth"
     assert not (tmp_path / "run.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    expected = "output: expected a folder to write to, got '.*o' "
+    with pytest.raises(NotADirectoryError, match=expected), ResultFolder(tmp_path / "file" / "o", {}):
+        pass
+
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OSError, match=f"{expected}.*[Rr]ead-only"), ResultFolder(tmp_path / "o", {}):
+        pass
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_doctored_line_does_not_reach_out_of_the_folder(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .installation import versions
-from .io import atomic_path
+from .io import atomic_path, check_folder
 from .kernels.arrays import check_float, check_int, check_option, to_numpy
 from .progress import Progress, silent
 
@@ -288,6 +288,7 @@ def run_demo(
     if not textures:
         raise ValueError("textures: expected at least one, got none")
     output = Path(output)
+    check_folder(output, "output")
     output.mkdir(parents=True, exist_ok=True)
     report = progress or silent
     began = time.perf_counter()

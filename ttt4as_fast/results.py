@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .io import atomic_path, naming
+from .io import atomic_path, check_folder, naming
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -224,6 +224,7 @@ class ResultFolder:
         self._about = about or {}
 
     def __enter__(self) -> ResultFolder:
+        check_folder(self.folder, "output")
         if not (self.folder / "run.json").exists():
             for name in (*_KINDS, "results.jsonl"):
                 path = self.folder / name

@@ -200,7 +200,7 @@ def test_predict_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
         ((model, empty, "-o", tmp_path / "o"), "empty"),
         ((model, tmp_path / "nothing.png", "-o", tmp_path / "o"), "nothing.png"),
         ((model, image, "-o", tmp_path / "file"), "file"),
-        ((model, image, "-o", tmp_path / "file" / "below"), "file"),
+        ((model, image, "-o", tmp_path / "file" / "below"), "output: expected a folder to write to"),
         ((model, image, "-o", tmp_path / "o", "--percentile", "-3"), "percentile"),
         ((model, image, "-o", tmp_path / "o", "--svm-c", "-1"), "C"),
         ((model, image, "-o", tmp_path / "o", "--backend", "abacus"), "abacus"),
