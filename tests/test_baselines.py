@@ -110,6 +110,13 @@ def test_statistics_refuse_bad_input(stats):
     maps[1, 0, 2] = np.nan
     with pytest.raises(ValueError, match=r"^maps: expected finite values, got nan at \(1, 0, 2\)"):
         NominalStatistics.from_maps(maps, np.zeros(2))
+    for sign in (1, -1):
+        with pytest.raises(ValueError, match="maps: expected values within float32, got"):
+            NominalStatistics.from_maps(np.full((2, 3, 3), sign * 1e39), np.zeros(2))
+        with pytest.raises(ValueError, match="scores: expected values within float32, got"):
+            NominalStatistics.from_maps(np.zeros((2, 3, 3)), np.full(2, sign * 1e39))
+    with pytest.raises(TypeError, match="extrapolate: expected a bool, got 'no'"):
+        stats.image_threshold(extrapolate="no")
     with pytest.raises(ValueError, match="maps"):
         NominalStatistics.from_maps(np.zeros((0, 3, 3)), np.zeros(0))
     with pytest.raises(ValueError, match="maps: expected 3 dimensions"):
@@ -176,6 +183,33 @@ def test_mean_std_needs_the_size_of_its_statistics(stats):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4)])
 def test_otsu_of_a_constant_map_is_empty(shape):
     assert not baselines.otsu_mask(np.full(shape, 2.5, np.float32)).any()
+
+
+def with_one(value: float, rest: float, dtype: str) -> np.ndarray:
+    psi = np.full((8, 8), rest, dtype)
+    psi[2, 5] = value
+    return psi
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "psi",
+    [
+        with_one(np.nextafter(np.float32(1), np.float32(2)), 1, "f4"),
+        with_one(np.nextafter(1, 2), 1, "f8"),
+        with_one(3e38, -3e38, "f4"),
+        with_one(1.7e308, -1.7e308, "f8"),
+        with_one(65504, -65504, "f2"),
+        with_one(1e-44, 0, "f4"),
+        with_one(5e-324, 0, "f8"),
+        with_one(3e38, 2e38, "f4"),
+    ],
+    ids=["neighbours", "neighbours8", "ends", "ends8", "ends2", "subnormal", "subnormal8", "large"],
+)
+def test_otsu_of_every_finite_map_marks_its_peak(psi):
+    expected = psi == psi.max()
+    np.testing.assert_array_equal(baselines.otsu_mask(psi), expected)
+    np.testing.assert_array_equal(baselines.otsu_mask(np.stack([psi, np.ones_like(psi)]))[0], expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .kernels.arrays import as_float_array, check_finite, check_float, check_option, like, to_numpy
+from .kernels.arrays import as_float_array, check_bool, check_finite, check_float, check_option, like, to_numpy
 from .kernels.segment_robust import nominal_level
 from .metrics import as_pairs
 
@@ -65,12 +65,14 @@ class NominalStatistics:
         Raises
         ------
         ValueError
-            Wrong rank, lengths that differ, or a non-finite value.
+            Wrong rank, lengths that differ, or a value that is not finite in float32.
         """
         stack = to_numpy(as_float_array(maps, "maps", (3,)))
         values = to_numpy(as_float_array(scores, "scores", (1,)))
-        check_finite(stack, "maps")
-        check_finite(values, "scores")
+        for name, x in (("maps", stack), ("scores", values)):
+            check_finite(x, name)
+            if max(x.max(), -x.min()) > np.finfo(np.float32).max:  # as which they are kept
+                raise ValueError(f"{name}: expected values within float32, got {x.min():g} to {x.max():g}")
         if len(stack) != len(values):
             raise ValueError(f"scores: expected one a map, {len(stack)}, got {len(values)}")
         # Two passes in float64, one map at a time: exact enough for any range, without a float64 copy of the maps.
@@ -159,6 +161,7 @@ class NominalStatistics:
         generalised Pareto tail, here of shape 0, which few scores cannot tell from others.
         """
         rate = check_float(false_alarm_rate, "false_alarm_rate", 0.0, 1.0)
+        extrapolate = check_bool(extrapolate, "extrapolate")
         if rate == 1.0:
             raise ValueError("false_alarm_rate: expected a number in [0, 1), got 1.0")
         descending = np.sort(self.scores)[::-1]
@@ -210,6 +213,9 @@ def quantile_nominal_mask(maps: Array, stats: NominalStatistics, q: float = 0.95
 def otsu_mask(maps: Array) -> Array:
     """Pixels above Otsu's threshold of the map itself (256 bins): something is marked unless the map is constant.
 
+    The threshold is scikit-image's; where its arithmetic fails, on maps of a few neighbouring floats or near either end
+    of their range, it is that of the map scaled to [0, 1].
+
     Parameters
     ----------
     maps : array or tensor of float, shape (H, W) or (N, H, W)
@@ -236,8 +242,25 @@ def otsu_mask(maps: Array) -> Array:
         raise ImportError("otsu_mask needs scikit-image: pip install scikit-image") from error
     values = _as_maps(maps)
     stack = values.reshape(-1, *values.shape[-2:])
-    masks = np.stack([psi > threshold_otsu(psi) for psi in stack])
+    masks = np.empty(stack.shape, dtype=bool)
+    for mask, psi in zip(masks, stack, strict=True):
+        try:
+            with np.errstate(over="raise", divide="raise", invalid="raise"):
+                mask[:] = psi > threshold_otsu(psi)
+        except (ValueError, FloatingPointError):
+            unit = _unit(psi)
+            mask[:] = unit > threshold_otsu(unit)
     return like(masks.reshape(values.shape), maps)
+
+
+def _unit(psi: np.ndarray) -> np.ndarray:
+    """A map that is not constant from 0 to 1, in float64."""
+    _, exponent = np.frexp(np.abs(psi).max().astype(np.float64))
+    scaled = np.ldexp(
+        psi.astype(np.float64), -exponent - 1
+    )  # by a power of two: differences neither vanish nor overflow
+    low, high = scaled.min(), scaled.max()
+    return (scaled - low) / (high - low)
 
 
 def oracle_threshold(
