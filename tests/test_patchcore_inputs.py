@@ -204,5 +204,7 @@ def test_wrong_layers_and_rates(model):
             call(textures(1, 0), progress=3)
     with pytest.raises(TypeError, match="keep_on_device: expected a bool, got 1"):
         model.predict(textures(1, 0), keep_on_device=1)
+    with pytest.raises(TypeError, match="extrapolate: expected a bool, got 'no'"):
+        model.calibrate(textures(1, 0), extrapolate="no")
     with pytest.raises(ValueError, match="false_alarm_rate"):
         model.calibrate(textures(1, 0), false_alarm_rate=1.5)

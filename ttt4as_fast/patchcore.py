@@ -307,6 +307,7 @@ class PatchCore:
         Memory: ``4 * N * crop_size**2`` bytes for the maps; features are kept for one batch at a time.
         """
         rate = check_float(false_alarm_rate, "false_alarm_rate", 0.0, 1.0)
+        extrapolate = check_bool(extrapolate, "extrapolate")
         source = ImageSource(images)
         report = reporter(progress)
         maps, scores = [], []
