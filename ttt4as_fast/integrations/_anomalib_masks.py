@@ -71,7 +71,8 @@ class TTT4ASPostProcessor(PostProcessor):
         Local file of its weights.
     gate : bool
         Leave the mask of an image empty that is not labelled anomalous, default True. Before a threshold is known
-        (nothing was validated) every image is marked.
+        (nothing was validated) every image is marked. With ``enable_normalization=False`` anomalib labels raw scores
+        by ``1 - image_sensitivity``, whatever was validated.
     preset, percentile, neighbor_radius, n_nominal, C, loss, nominal_sampling, random_state, tol, max_iter, backend
         As in `ttt4as_fast.TTT4AS`.
     robust : dict of str to value, optional
@@ -355,12 +356,12 @@ class TTT4ASPostProcessor(PostProcessor):
 
         Without a branch on a value, which no exported graph could hold.
         """
-        labels = torch.isnan(self.image_threshold) | (score > self.image_threshold)
+        unknown = torch.isnan(self.image_threshold)
         if self.enable_normalization:
-            normalized = self._normalize(score, self.image_min, self.image_max, self.image_threshold)
-            normalized = normalized > self.normalized_image_threshold.to(score.device)
-            labels = torch.where(torch.isnan(self.image_max), labels, normalized)
-        return labels
+            score = self._normalize(score, self.image_min, self.image_max, self.image_threshold)
+            unknown = unknown & torch.isnan(self.image_max)
+        # The host compares scores that it does not normalise with this one, too.
+        return unknown | (score > self.normalized_image_threshold.to(score.device))
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Post-process what the model has just predicted.
