@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ENVIRONMENT_VARIABLES = {
-    "TTT4AS_BACKEND": "the backend of every operation",
+    "TTT4AS_BACKEND": "the backend of every operation; those that do not have it raise",
     "TTT4AS_NUM_THREADS": "threads of the C++ core (else OMP_NUM_THREADS, else all cores)",
     "TTT4AS_ISA": "the most that the C++ core may use: generic, avx2 or avx512",
+    "TTT4AS_CUDA_GRAPHS": "0: kernels on a GPU are launched one by one, without CUDA graphs",
     "TTT4AS_DEBUG": "commands show tracebacks, unless it is 0",
     "OMP_NUM_THREADS": "threads of torch and of the C++ core",
 }
@@ -42,6 +43,11 @@ def describe() -> dict[str, Any]:
 
     core = native_core()
     cuda = torch.cuda.is_available()
+    backends = {device: kernels.backends(device) for device in ("cpu", "cuda")}
+    environment: dict[str, dict[str, str | None]] = {
+        name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT_VARIABLES.items()
+    }
+    environment["TTT4AS_BACKEND"]["remark"] = _remark(os.environ.get("TTT4AS_BACKEND"), backends["cpu"])
     return {
         "versions": versions(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -49,15 +55,22 @@ def describe() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "core": core if isinstance(core, str) else core.__version__,
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else None,
-        "backends": {device: kernels.backends(device) for device in ("cpu", "cuda")},
-        "environment": {
-            name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT_VARIABLES.items()
-        },
+        "backends": backends,
+        "environment": environment,
     }
+
+
+def _remark(backend: str | None, operations: dict[str, dict[str, str | None]]) -> str | None:
+    """Which operations raise under this value of TTT4AS_BACKEND, in words; None if all have such a backend."""
+    lacking = [name for name, backends in operations.items() if backend not in backends]
+    if backend in (None, "", "auto") or not lacking:
+        return None
+    return f"{'all' if len(lacking) == len(operations) else ', '.join(lacking)} raise: no backend {backend!r}"
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
     """What `describe` has found, for the screen."""
+    from rich.markup import escape
     from rich.table import Table
 
     general = Table("", "", title="Installation", show_header=False)
@@ -76,5 +89,6 @@ def tables(found: dict[str, Any]) -> list[Table]:
                 made[-1].add_row("" if i else operation, name, "usable" if reason is None else f"not usable: {reason}")
     variables = Table("variable", "value", "meaning", title="Environment")
     for name, entry in found["environment"].items():
-        variables.add_row(name, entry["value"] or "not set", entry["meaning"])
+        remark = f" [{entry['remark']}]" if entry.get("remark") else ""
+        variables.add_row(name, escape(entry["value"] or "not set"), escape(entry["meaning"] + remark))
     return [*made, variables]

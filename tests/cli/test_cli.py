@@ -71,9 +71,21 @@ def test_info_names_every_operation_and_variable() -> None:
     assert "gpu" in found["backends"]["cuda"]["knn"]  # and why not
     assert found["environment"]["TTT4AS_BACKEND"]["value"] == "reference"
     assert found["versions"]["torch"]
-    text = ttt4as("info").stdout
-    for word in ("linear_svm", "TTT4AS_NUM_THREADS", "usable", found["versions"]["torch"]):
+    assert found["environment"]["TTT4AS_BACKEND"]["remark"] is None
+    text = ttt4as("info", TTT4AS_BACKEND="[nope]").stdout
+    words = ("linear_svm", "TTT4AS_NUM_THREADS", "TTT4AS_CUDA_GRAPHS", "usable", "all raise", "'[nope]'")
+    for word in (*words, found["versions"]["torch"]):
         assert word in text
+
+
+def test_info_says_where_a_backend_of_the_environment_is_missing() -> None:
+    from ttt4as_fast import kernels
+    from ttt4as_fast.installation import _remark
+
+    assert all(_remark(backend, kernels.backends()) is None for backend in (None, "", "auto", "cpu"))
+    assert _remark("nope", kernels.backends()) == "all raise: no backend 'nope'"
+    some = _remark("numba", kernels.backends())
+    assert some.startswith("bilinear, knn") and "peaks" not in some and some.endswith("raise: no backend 'numba'")
 
 
 def test_debug_shows_the_traceback(work: Path) -> None:
