@@ -211,7 +211,9 @@ class TTT4AS:
             Any range, higher is more anomalous; any float dtype.
         features : array or tensor, (C, h, w) or (B, C, h, w)
             Frozen features of the same images; any float dtype, contiguous or channels-last.
-            ``anomaly_map[None]`` ((B, 1, H, W): ``anomaly_map[:, None]``) makes the score the only feature.
+            To make the score the only feature, give ``x[None]`` (of a batch ``x[:, None]``), where ``x`` is the map
+            less its mean, over its standard deviation, and raise `C` to 10: the SVM penalises its intercept, and a
+            single feature far from zero, as raw distances are, leaves it no way to say no.
         pred_score : number or (B,) array, optional
             Image scores for `image_threshold`; each map's maximum when absent.
 

@@ -119,7 +119,7 @@ def segment(
     features : array or tensor, (C, h, w) or (B, C, h, w)
         Frozen backbone features of the same images; any float dtype, contiguous or channels-last (decisions of the two
         layouts may differ in the last bits).
-        ``anomaly_map[None]`` makes the score the only feature.
+        ``x[None]`` makes the score x the only feature; standardise it first, see `ttt4as_fast.TTT4AS`.
     pred_score : number or (B,) array, optional
         Image scores that `image_threshold` gates; each map's maximum when absent.
     percentile : float
