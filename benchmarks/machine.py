@@ -174,9 +174,13 @@ def describe(threads: dict[str, int], watch: Watch) -> dict[str, Any]:
         "threads": threads,
         "load_of_others": None if busy is None else round(busy, 3),
         "versions": versions(),
-        "commit": commit(),
-        "measured": time.strftime("%Y-%m-%d", time.gmtime()),
+        **origin(),
     }
+
+
+def origin() -> dict[str, str | None]:
+    """Of which commit a result is, and of which day."""
+    return {"commit": commit(), "measured": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
 def versions() -> dict[str, str]:

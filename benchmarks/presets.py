@@ -22,8 +22,10 @@ from PIL import Image
 
 from ttt4as_fast import TTT4AS, PatchCore, baselines, demo, metrics
 from ttt4as_fast.datasets import load_dataset, read_mask
-from ttt4as_fast.io import atomic_path
+from ttt4as_fast.io import atomic_path, plain
 from ttt4as_fast.kernels.arrays import to_numpy
+
+from . import machine
 
 CONDITIONS: dict[str, dict[str, Any]] = {  # of the synthetic sets: arguments of `demo.make_defects`
     "0.1-0.2 %": {"size": (0.001, 0.002)},
@@ -357,6 +359,7 @@ def main() -> None:
         "--cache", type=Path, help="folder for what the detector gives; delete it when the detector changes"
     )
     options = parser.parse_args()
+    watch = machine.Watch()
     benches = []
     builders: dict[str, Callable[[], Bench]] = {name: lambda name=name: synthetic_set(name) for name in PHOTOGRAPHS}
     if options.data is not None:
@@ -366,16 +369,17 @@ def main() -> None:
         began = time.perf_counter()
         benches.append(cached(options.cache, name, build))
         print(f"{name}: {len(benches[-1].maps)} test images, {time.perf_counter() - began:.0f} s", flush=True)
-    finish(benches, options.output)
+    finish(benches, options.output, watch)
 
 
-def finish(benches: list[Bench], output: Path) -> None:
-    """Evaluate, print, write ``presets.json`` and ``presets.png``."""
+def finish(benches: list[Bench], output: Path, watch: machine.Watch) -> None:
+    """Evaluate, print, write ``presets.json`` (with where it was measured, as every suite) and ``presets.png``."""
     result, counts = evaluate(benches)
     show(result)
     output.mkdir(parents=True, exist_ok=True)
+    about = machine.describe(machine.thread_counts(), watch)
     with atomic_path(output / "presets.json") as temporary:
-        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(plain({**about, **result})) + "\n", encoding="utf-8")
     draw_failures(output / "presets.png", benches, counts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from functools import partial
@@ -16,7 +17,7 @@ pytest.importorskip(
 )
 
 from ttt4as_fast import TTT4AS, kernels
-from ttt4as_fast.benchmarks import compare, cpu, digest, gate, latency, machine, measure, peers, workloads
+from ttt4as_fast.benchmarks import compare, cpu, digest, gate, latency, machine, measure, peers, presets, workloads
 
 TINY = workloads.Workload("tiny", 96, 14, 112, "nothing")
 
@@ -190,6 +191,16 @@ def test_latency_counts_waiting() -> None:
 
 
 # ---------------------------------------------------------------- peers
+
+
+def test_presets_say_where_they_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "evaluate", lambda benches: ({"halves": {}}, []))
+    monkeypatch.setattr(presets, "draw_failures", lambda *_: None)
+    watch = machine.Watch()
+    presets.finish([], tmp_path, watch)
+    found = json.loads((tmp_path / "presets.json").read_text("utf-8"))
+    assert found.keys() == {*machine.describe({}, watch), "halves"}
+    assert found["commit"] == machine.commit() and found["versions"] == machine.versions()
 
 
 def test_every_peer_is_there_or_named() -> None:

@@ -115,6 +115,7 @@ def test_evaluate_writes_its_tables(work: Path, tmp_path: Path) -> None:
     done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r 1")
     report = json.loads((tmp_path / "r 1" / "report.json").read_text("utf-8"))
     assert len(report["images"]) == 6
+    assert {"torch", "commit", "measured"} <= report["environment"].keys()
     methods = {row["method"]: row for row in report["rows"] if row["kind"] == "all"}
     assert methods["ttt4as"]["i_auroc"] == 1.0
     assert methods["ttt4as"]["f1"] > 0.4
