@@ -220,8 +220,11 @@ class Index:
 
     def takes_gemm(self, n_query: int) -> bool:
         """Whether the table of this device sends a search to cuBLAS and a minimum rather than to the fused kernel."""
+        if not GEMM_FROM or self.bank.device.type != "cuda":
+            return False
         # Where sums in float16 are allowed, torch refuses a float32 product of float16; their error has no bound here.
-        if not GEMM_FROM or self.bank.device.type != "cuda" or torch.backends.cuda.matmul.allow_fp16_accumulation:
+        # Nor has that of what autocast makes of a product.
+        if torch.backends.cuda.matmul.allow_fp16_accumulation or torch.is_autocast_enabled("cuda"):
             return False
         capability = torch.cuda.get_device_capability(self.bank.device)
         return capability in GEMM_FROM and n_query * self.size >= GEMM_FROM[capability]
