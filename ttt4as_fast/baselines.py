@@ -256,9 +256,7 @@ def otsu_mask(maps: Array) -> Array:
 def _unit(psi: np.ndarray) -> np.ndarray:
     """A map that is not constant from 0 to 1, in float64."""
     _, exponent = np.frexp(np.abs(psi).max().astype(np.float64))
-    scaled = np.ldexp(
-        psi.astype(np.float64), -exponent - 1
-    )  # by a power of two: differences neither vanish nor overflow
+    scaled = np.ldexp(psi.astype(np.float64), -exponent - 1)  # differences neither vanish nor overflow
     low, high = scaled.min(), scaled.max()
     return (scaled - low) / (high - low)
 
