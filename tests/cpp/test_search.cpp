@@ -1,12 +1,14 @@
 // KnnIndex and GreedyCoreset on data that take every path: structure, noise, outliers, far and huge points, duplicates,
 // more than one segment; several threads on one index, whose second set of codes is made on demand.
 #include <algorithm>
+#include <atomic>
 #include <thread>
 #include <utility>
 
 #include "check.hpp"
 #include "ttt4as/coreset.hpp"
 #include "ttt4as/knn.hpp"
+#include "ttt4as/threads.hpp"
 
 namespace {
 
@@ -108,9 +110,28 @@ void check_coreset(const std::vector<float>& data, std::int64_t n, std::int64_t 
     }
 }
 
+// Indexes are built and searched while another thread changes how many threads a call may use.
+void check_threads_that_come_and_go() {
+    Random random(5);
+    constexpr std::int64_t kRows = 700, kDims = 16;
+    const std::vector<float> bank = points(random, kNoise, kRows, kDims);
+    std::atomic<bool> stop{false};
+    std::thread other([&] {
+        for (int n = 1; !stop; n = 4 - n) ttt4as::set_num_threads(n);
+    });
+    for (int round = 0; round < 300; ++round) {
+        const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), kRows, kDims, kDims});
+        check_search(index, bank, std::vector<float>(bank.begin(), bank.begin() + 12 * kDims), 1, 0);
+    }
+    stop = true;
+    other.join();
+    ttt4as::set_num_threads(0);
+}
+
 }  // namespace
 
 int main() {
+    check_threads_that_come_and_go();
     Random random(11), other(23);
     for (int kind = 0; kind < kKinds; ++kind) {
         for (const auto& shape :

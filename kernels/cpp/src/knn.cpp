@@ -181,6 +181,7 @@ class IndexOf final : public KnnIndex::Impl {
             throw InvalidArgument("query: expected 0 to 2147483647 rows, got " + std::to_string(query.rows));
         }
         if (query.rows < 1) return;
+        threads = resolve_threads(threads);  // once: set_num_threads may speak in between
         std::vector<std::int64_t> probes, others, raw;
         for (std::int64_t i = 0; i < query.rows; ++i) {
             const bool probe = query.rows <= kProbes || i * kProbes / query.rows != (i - 1) * kProbes / query.rows;
@@ -213,7 +214,7 @@ class IndexOf final : public KnnIndex::Impl {
         } else {
             rest.swap(raw);
         }
-        if (!rest.empty()) search_densely(query, rest, k, distances, indices, resolve_threads(threads));
+        if (!rest.empty()) search_densely(query, rest, k, distances, indices, threads);
     }
 
     template <class Q>
@@ -260,7 +261,7 @@ class IndexOf final : public KnnIndex::Impl {
               std::vector<std::uint8_t>& hard, std::int64_t k, float* distances, std::int64_t* indices,
               int threads) const {
         const std::int64_t count = static_cast<std::int64_t>(which.size());
-        Lease lease(*this, resolve_threads(threads));
+        Lease lease(*this, threads);
         std::vector<GroupScratch>& scratch = *lease.scratch;
         const std::int64_t each = view.group;
         parallel_for((count + each - 1) / each, threads, [&](std::int64_t group, int worker) {

@@ -91,7 +91,8 @@ std::vector<std::int32_t> order_by_place(const Sketch& sketch, const Matrix<cons
     constexpr std::int64_t kBlock = 1024;
     Codes codes(rows.rows * kPanel);
     std::vector<float> norms(rows.rows), along(rows.rows);
-    std::vector<Encoded> scratch(resolve_threads(threads));
+    threads = resolve_threads(threads);  // once: set_num_threads may speak in between
+    std::vector<Encoded> scratch(threads);
     parallel_for((rows.rows + kBlock - 1) / kBlock, threads, [&](std::int64_t block, int worker) {
         for (std::int64_t i = block * kBlock; i < std::min(rows.rows, (block + 1) * kBlock); i += kQuad) {
             const int n = static_cast<int>(std::min<std::int64_t>(kQuad, rows.rows - i));

@@ -45,7 +45,8 @@ void Strips::build(const Sketch& sketch, const Matrix<const T>& rows, const std:
     }
     point_errors_.resize(n_strips_ * kStrip);
     std::fill_n(point_errors_.own(), n_strips_ * kStrip, 0.0f);
-    std::vector<Encoded> scratch(resolve_threads(threads));
+    threads = resolve_threads(threads);  // once: set_num_threads may speak in between
+    std::vector<Encoded> scratch(threads);
     parallel_for(n_strips_, threads, [&](std::int64_t s, int worker) {
         Encoded& encoded = scratch[worker];
         std::uint8_t* codes = codes_.own() + s * kStrip * dims_;

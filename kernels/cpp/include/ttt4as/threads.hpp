@@ -34,9 +34,11 @@ TTT4AS_API void run_tasks(std::int64_t n_tasks, int threads, Task task, void* co
 
 // Calls body(task, worker) for every task in [0, n_tasks), each once, on at most `threads` threads (the caller is one
 // of them; 0: max_threads()). `worker` < the number of threads is different for tasks that run at the same time: index
-// scratch with it. Tasks are handed out in order, one at a time. Returns when all are done. The first exception thrown
-// by a task stops the handing out and is thrown again here. A call from inside a task runs on that task's thread.
-// Allocates nothing once the pool's threads exist.
+// scratch with it, and resolve `threads` once for both, because max_threads() may change in between. Tasks are handed
+// out in order, one at a time. Returns when all are done. The first exception thrown by a task stops the handing out
+// and is thrown again here. A call from inside a task runs on that task's thread if the pool runs the task; where there
+// is a single task, or other callers have the pool, tasks run as if there were no parallel_for around them. Allocates
+// nothing once the pool's threads exist.
 template <class Body>
 void parallel_for(std::int64_t n_tasks, int threads, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
