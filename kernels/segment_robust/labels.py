@@ -52,6 +52,12 @@ class Labels(NamedTuple):
     peak: float
 
 
+def power_of_two(values: np.ndarray) -> float:
+    """What brings the largest magnitude to [1, 2), as nearly as float64 goes; 1 where all are zero."""
+    most = float(np.abs(values).max())
+    return math.ldexp(1.0, min(1 - math.frexp(most)[1], 1023)) if most > 0 else 1.0
+
+
 def level(
     anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOptions, step: int = 1
 ) -> tuple[float, float]:
@@ -66,6 +72,8 @@ def level(
     base = float(np.quantile(values, options.base_quantile))
     if base >= peak:
         base = lowest
+    if math.isinf(1 / (peak - base)):  # next to the rest of the map there is nothing between them
+        return peak, peak
     height = steepest(values, gradient(anomaly_map, step), base, peak) if options.height is None else options.height
     factor = size_factor(values, base, peak, cells[0] * cells[1], options.size_exponent)
     usual_map = options.nominal_level is not None and options.nominal_level >= peak
@@ -145,7 +153,7 @@ def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOption
         return None
     spacing = max(1, round(min(anomaly_map.shape[0] / cells[0], anomaly_map.shape[1] / cells[1]) / 2))
     threshold, peak = level(anomaly_map, cells, options, max(1, spacing // 2))
-    if not threshold < peak:
+    if not threshold < peak or math.isinf(1 / (peak - threshold)):
         return None
     core = threshold + options.core * (peak - threshold)
 

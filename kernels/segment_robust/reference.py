@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from .. import bilinear, linear_svm
 from ..segment import STATUSES
 from . import CONSTANT, RobustOptions
-from .labels import label
+from .labels import label, power_of_two
 
 ARRAYS = "numpy"
 
@@ -22,6 +24,11 @@ def segment_one(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """(H, W) and (C, h, w) -> decision (H, W) float64, labels (H, W) int8, status."""
     anomaly_map, features = anomaly_map.astype(np.float64), features.astype(np.float64)
+    unit = power_of_two(anomaly_map)  # exact: what follows is the same, and squares of any scores stay in range
+    anomaly_map = anomaly_map * unit
+    if options.nominal_level is not None:
+        most = np.finfo(np.float64).max
+        options = replace(options, nominal_level=min(max(options.nominal_level * unit, -most), most))
     labels = np.zeros(anomaly_map.size, np.int8)
     found = label(anomaly_map, features.shape[1:], options)
     if found is None:

@@ -55,6 +55,11 @@ int main() {
     options.recentre = calibrated.recentre = false;
     segmenter.set_options(calibrated);
     check_c_functions(ttt4as_robust_segmenter_create(&options), segmenter, images[1]);
+    calibrated = {};
+    calibrated.n_core = calibrated.n_background = std::numeric_limits<std::int64_t>::max();
+    calibrated.hard_share = 1;
+    segmenter.set_options(calibrated);  // as many samples as an integer holds
+    CHECK(run(segmenter, images[1]).info.n_nominal > 0);
     options.recentre = 2;
     CHECK(!ttt4as_robust_segmenter_create(&options));
     CHECK(std::string(ttt4as_last_error()) == "recentre: expected 0 or 1, got 2");

@@ -205,6 +205,40 @@ def test_squares_beyond_float64(backend, rng, scale):
         assert np.abs(scaled.decision_map - plain.decision_map).max() < CLOSE
 
 
+@pytest.mark.parametrize("exponent", [-1060, -1000, -565, 533, 665, 1000])
+def test_scores_beyond_float64s_squares(backend, rng, exponent):
+    psi = np.rint(smooth_map(rng, 64, 64).astype(np.float64) * 4096)  # exact where it is subnormal, too
+    features = structured_features(rng, 16, 8, 8).astype(np.float64)
+    for nominal in (None, 1000.0):
+        plain = kernels.segment_robust(psi, features, nominal_level=nominal, backend=backend)
+        usual = None if nominal is None else np.ldexp(nominal, exponent)
+        scaled = kernels.segment_robust(np.ldexp(psi, exponent), features, nominal_level=usual, backend=backend)
+        np.testing.assert_array_equal(scaled.decision_map, plain.decision_map)
+        np.testing.assert_array_equal(scaled.pseudo_labels, plain.pseudo_labels)
+    full = np.where(psi > np.median(psi), 1.7e308, -1.7e308)
+    assert kernels.segment_robust(full, features, backend=backend).status == "ok"
+
+
+def test_scores_too_near_each_other_for_their_map_have_no_level(backend, rng):
+    psi = np.zeros((32, 32))
+    psi[8:12, 8:12], psi[20, 20] = 3e-310, -1.0
+    found = kernels.segment_robust(psi, structured_features(rng, 4, 8, 8).astype(np.float64), backend=backend)
+    assert found.status == "degenerate"
+
+
+@pytest.mark.parametrize("values", [1e-310, 5e-324])
+def test_a_subnormal_channel_is_a_channel(backend, rng, values):
+    psi, features = smooth_map(rng, 64, 64).astype(np.float64), structured_features(rng, 8, 8, 8).astype(np.float64)
+    features[0] = np.rint(features[0] * 64)
+    plain = kernels.segment_robust(psi, features, backend=backend)
+    features[0] *= values
+    for layout in (features, np.ascontiguousarray(features.transpose(1, 2, 0)).transpose(2, 0, 1)):
+        found = kernels.segment_robust(psi, layout, backend=backend)
+        assert np.abs(found.decision_map - plain.decision_map).max() < CLOSE
+    features[0] = values
+    assert np.isfinite(kernels.segment_robust(psi, features, backend=backend).decision_map).all()
+
+
 def test_as_many_samples_as_an_integer_holds(backend, rng):
     psi, features = smooth_map(rng, 40, 40), structured_features(rng, 4, 5, 5)
     most = kernels.segment_robust(psi, features, n_core=1600, n_background=1600, backend=backend)

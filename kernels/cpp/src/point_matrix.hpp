@@ -25,8 +25,11 @@ X* padded_vector(Buffer<X>& buffer, std::int64_t n) {
     return buffer.data();
 }
 
-// The power of two that brings `magnitude` (finite) to [1, 2); 1 for zero.
-inline double normaliser(double magnitude) { return magnitude > 0 ? std::ldexp(1.0, -std::ilogb(magnitude)) : 1.0; }
+// The power of two that brings `magnitude` (finite) to [1, 2), or the greatest there is, for subnormal ones; 1 for
+// zero.
+inline double normaliser(double magnitude) {
+    return magnitude > 0 ? std::ldexp(1.0, std::min(-std::ilogb(magnitude), 1023)) : 1.0;
+}
 
 // `points` vectors of `dims` features: rows of length `dims` (row-major samples, channels-last maps), or, with
 // `channels_first`, columns of a (dims, points) matrix.

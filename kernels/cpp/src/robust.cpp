@@ -226,7 +226,7 @@ SegmentResult BasicRobustSegmenter<T>::State::run(const SegmentInput<T>& in, con
         result.status = SegmentStatus::degenerate;
         return result;
     }
-    result.tau = labels.level;
+    result.tau = labels.level / labels.unit;
     result.n_anomalous = labels.n_anomalous;
     result.n_nominal = labels.n - labels.n_anomalous;
     for (std::int64_t i = 0; i < labels.n; ++i) {
@@ -247,20 +247,33 @@ SegmentResult BasicRobustSegmenter<T>::State::run(const SegmentInput<T>& in, con
     }
     // A linear classifier commutes with bilinear interpolation, and standardising folds into it.
     padded_vector(weights, in.channels);
+    const auto weight = [&](std::int64_t c) { return stretch * solver.w[c] * scale[c]; };
+    bool beyond = false;
     for (std::int64_t c = 0; c < in.channels; ++c) {
-        weights[c] = stretch * solver.w[c] * scale[c];
-        offset -= weights[c] * centre[c];
-        weights[c] *= down[c];
+        offset -= weight(c) * centre[c];
+        weights[c] = weight(c) * down[c];
+        beyond = beyond || !std::isfinite(weights[c]);
+    }
+    for (std::int64_t c = 0; beyond && c < in.channels; ++c) {
+        if (!std::isfinite(weights[c])) weights[c] = 0;
     }
     cells.resize(static_cast<std::size_t>(n_points));
     features.to_points(weights.data(), cells.data());
     for (std::int64_t p = 0; p < n_points; ++p) cells[p] += offset;
+    // Channels so small that their weights leave the range are scaled first, one by one.
+    for (std::int64_t c = 0; beyond && c < in.channels; ++c) {
+        if (std::isfinite(weight(c) * down[c])) continue;
+        const T* first = features.data + (features.channels_first ? c * features.stride : c);
+        const std::int64_t step = features.channels_first ? 1 : features.stride;
+        for (std::int64_t p = 0; p < n_points; ++p) cells[p] += first[p * step] * down[c] * weight(c);
+    }
     lines.resize(static_cast<std::size_t>(2 * in.width));
     upsample_decision(cells.data(), taps.rows.data(), taps.cols.data(), in.height, in.width, lines.data(),
                       out.decision_map, out.pred_mask);
     const double per = options.score_weight / (labels.peak - labels.level);
     for (std::int64_t i = 0; i < size; ++i) {
-        out.decision_map[i] += static_cast<float>((static_cast<double>(in.anomaly_map[i]) - labels.level) * per);
+        const double score = static_cast<double>(in.anomaly_map[i]) * labels.unit;
+        out.decision_map[i] += static_cast<float>((score - labels.level) * per);
         out.pred_mask[i] = out.decision_map[i] > 0;
     }
     return result;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "point_matrix.hpp"
+
 namespace ttt4as {
 namespace {
 
@@ -38,6 +40,10 @@ template <class T>
 bool RobustLabels<T>::find(const T* map, std::int64_t height, std::int64_t width, std::int64_t h, std::int64_t w,
                            double least, double greatest, const RobustOptions& options) {
     map_ = map;
+    // Squares of float64 scores may leave its range, and so may their range itself: those of floats do not.
+    unit = sizeof(T) == 8 ? normaliser(std::max(std::abs(least), std::abs(greatest))) : 1.0;
+    least *= unit;
+    greatest *= unit;
     height_ = height;
     width_ = width;
     cells_ = h * w;
@@ -48,7 +54,7 @@ bool RobustLabels<T>::find(const T* map, std::int64_t height, std::int64_t width
                                  static_cast<double>(width) / static_cast<double>(w));
     const auto spacing = std::max<std::int64_t>(1, static_cast<std::int64_t>(std::nearbyint(cell / 2)));
     find_level(std::max<std::int64_t>(1, spacing / 2), least, options);
-    if (!(level < peak)) return false;
+    if (!(level < peak && std::isfinite(1 / (peak - level)))) return false;
     const auto most = static_cast<std::size_t>(std::min(options.n_core, height * width) +
                                                std::min(options.n_background, height * width));
     pixels.resize(most);
@@ -66,22 +72,27 @@ void RobustLabels<T>::find_level(std::int64_t step, double least, const RobustOp
     values_.resize(static_cast<std::size_t>(rows * cols));
     for (std::int64_t r = 0; r < rows; ++r) {
         const T* from = map_ + (step / 2 + r * step) * width_ + step / 2;
-        for (std::int64_t c = 0; c < cols; ++c) values_[r * cols + c] = from[c * step];
+        for (std::int64_t c = 0; c < cols; ++c) values_[r * cols + c] = from[c * step] * static_cast<T>(unit);
     }
     double base = map_quantile(values_.data(), rows * cols, options.base_quantile, scratch_);
     if (base >= peak) base = least;
-    const double height = options.height ? *options.height : steepest(step, base);
     const double per = 1 / (peak - base);
+    if (!std::isfinite(per)) {  // next to the rest of the map there is nothing between them
+        level = peak;
+        return;
+    }
+    const double height = options.height ? *options.height : steepest(step, base);
     std::int64_t wide = 0;
     for (const T value : values_) wide += (static_cast<double>(value) - base) * per > kWide;
     const double covered = static_cast<double>(wide) / static_cast<double>(rows * cols) * static_cast<double>(cells_);
     double factor = std::pow(kSize / std::max(covered, 0.5), options.size_exponent);
     factor = std::min(std::max(factor, kLeastFactor), kMostFactor);
-    const bool usual_map = options.nominal_level && *options.nominal_level >= peak;
+    const double nominal = options.nominal_level.value_or(0) * unit;
+    const bool usual_map = options.nominal_level && nominal >= peak;
     if (usual_map) factor = std::max(factor, 1.0);
     level = base + scaled(height, factor) * (peak - base);
     if (!options.nominal_level || usual_map) return;
-    const double usual = std::max(*options.nominal_level, base);
+    const double usual = std::max(nominal, base);
     const double theirs = usual + scaled(options.nominal_share, factor) * (peak - usual);
     level = (1 - options.nominal_weight) * level + options.nominal_weight * theirs;
 }
@@ -101,7 +112,9 @@ double RobustLabels<T>::steepest(std::int64_t step, double base) {
             const std::int64_t x = step / 2 + c * step;
             const std::int64_t left = std::max<std::int64_t>(x - 1, 0), right = std::min(x + 1, width_ - 1);
             const double run_x = static_cast<double>(std::max<std::int64_t>(right - left, 1));
-            const auto at = [&](std::int64_t i, std::int64_t j) { return static_cast<double>(map_[i * width_ + j]); };
+            const auto at = [&](std::int64_t i, std::int64_t j) {
+                return static_cast<double>(map_[i * width_ + j]) * unit;
+            };
             const double dy = (at(below, x) - at(above, x)) / run_y, dx = (at(y, right) - at(y, left)) / run_x;
             const int bin = std::min(static_cast<int>(height * kBins), kBins - 1);
             counts[bin] += 1;
@@ -133,8 +146,9 @@ std::int64_t RobustLabels<T>::collect(std::int64_t step, Take&& take) {
     for (std::int64_t r = 0; r < rows; ++r) {
         const T* from = map_ + (step / 2 + r * step) * width_ + step / 2;
         for (std::int64_t c = 0; c < cols; ++c) {
-            places_[count] = {static_cast<std::int32_t>(r), static_cast<std::int32_t>(c), from[c * step]};
-            count += take(static_cast<double>(from[c * step]));
+            const T score = from[c * step] * static_cast<T>(unit);
+            places_[count] = {static_cast<std::int32_t>(r), static_cast<std::int32_t>(c), score};
+            count += take(static_cast<double>(score));
         }
     }
     return count;
@@ -186,7 +200,7 @@ void RobustLabels<T>::nominal(std::int64_t spacing, const RobustOptions& options
     const auto below = [&](double score) { return score <= level; };
     std::int64_t step = spacing, count = collect(step, below);
     if (!count) count = collect(step = 1, below);
-    const std::int64_t limit = options.n_background;
+    const std::int64_t limit = std::min(options.n_background, height_ * width_);
     auto n_hard = static_cast<std::int64_t>(options.hard_share * static_cast<double>(limit));
     const std::int64_t n_top = count / kHard;
     std::int64_t hard = 0;

@@ -16,7 +16,8 @@ class RobustLabels {
     struct Pixel {
         std::int32_t row, col;
     };
-    double level = 0, peak = 0;
+    double unit = 1;             // a power of two, by which scores are multiplied before anything is made of them
+    double level = 0, peak = 0;  // in these units
     std::int64_t n = 0, n_anomalous = 0;
     Buffer<Pixel> pixels;       // the anomalous ones first
     Buffer<double> weights;     // what each counts for
