@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "allocations.hpp"
 #include "check.hpp"
 #include "ttt4as/coreset.hpp"
 #include "ttt4as/knn.hpp"
@@ -110,6 +111,26 @@ void check_coreset(const std::vector<float>& data, std::int64_t n, std::int64_t 
     }
 }
 
+#if defined(COUNTS_ALLOCATIONS)
+// Where memory runs out in the middle, the next call finds everything as it should be.
+void check_without_memory() {
+    Random random(6);
+    constexpr std::int64_t kRows = 300, kDims = 80, kCount = 20;
+    const std::vector<float> bank = points(random, kNoise, kRows, kDims);
+    const ttt4as::Matrix<const float> view{bank.data(), kRows, kDims, kDims};
+    std::vector<std::int64_t> want(kCount), picks(kCount);
+    ttt4as::GreedyCoreset(view, 7).pick(kCount, want.data());
+    with_every_failure(
+        1, [&] { return ttt4as::GreedyCoreset(view, 7); },
+        [&](ttt4as::GreedyCoreset& coreset) { coreset.pick(kCount, picks.data()); },
+        [&](ttt4as::GreedyCoreset& coreset) {
+            const std::int64_t picked = coreset.picked();
+            coreset.pick(kCount - picked, picks.data() + picked);
+            CHECK(picks == want);
+        });
+}
+#endif
+
 // Indexes are built and searched while another thread changes how many threads a call may use.
 void check_threads_that_come_and_go() {
     Random random(5);
@@ -132,6 +153,9 @@ void check_threads_that_come_and_go() {
 
 int main() {
     check_threads_that_come_and_go();
+#if defined(COUNTS_ALLOCATIONS)
+    check_without_memory();
+#endif
     Random random(11), other(23);
     for (int kind = 0; kind < kKinds; ++kind) {
         for (const auto& shape :

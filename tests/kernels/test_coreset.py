@@ -57,6 +57,14 @@ def test_ties_far_apart_take_the_lowest_index(backend):
     assert kernels.k_center_greedy(points, 4, backend=backend).tolist() == [0, 100, 1, 2]
 
 
+def test_squares_beyond_float64(backend):
+    points = np.where(np.arange(200) % 2, 1e200, -1e200)[:, None] * np.arange(1, 201)[:, None]
+    with np.errstate(over="ignore"):
+        picks = kernels.k_center_greedy(points, 200, start=5, backend=backend)
+    assert picks[:3].tolist() == [5, 0, 1]  # all are as far as float64 goes: the lowest row
+    assert sorted(picks) == list(range(200))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_and_kind(backend, rng, dtype):
     points = tensor(rng.standard_normal((90, 11)), dtype)

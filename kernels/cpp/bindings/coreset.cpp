@@ -50,6 +50,12 @@ struct PyGreedyCoreset {
         }
         return picks;
     }
+
+    std::int64_t measured() {
+        py::gil_scoped_release release;
+        std::lock_guard<std::mutex> lock(mutex);
+        return coreset->measured();
+    }
 };
 
 }  // namespace
@@ -62,9 +68,7 @@ void bind_coreset(py::module_& module) {
         .def_property_readonly(
             "nbytes", [](const PyGreedyCoreset& self) { return self.coreset->bytes(); },
             "Bytes held beside the points.")
-        .def_property_readonly(
-            "measured", [](const PyGreedyCoreset& self) { return self.coreset->measured(); },
-            "Distances that were computed so far.");
+        .def_property_readonly("measured", &PyGreedyCoreset::measured, "Distances that were computed so far.");
 }
 
 }  // namespace ttt4as

@@ -69,7 +69,7 @@ class CoresetOf final : public GreedyCoreset::Impl {
         std::fill(nearest_.begin() + points.rows, nearest_.end(), kPicked);
         std::fill(limits_.begin(), limits_.begin() + points.rows, kAlways);
         std::fill(limits_.begin() + points.rows, limits_.end(), kNever);
-        farthest_.assign(strips, {kInfinity, 0});
+        for (std::int64_t s = 0; s < strips; ++s) farthest_.push_back({kInfinity, s * kStrip});
         centre_.resize(points.cols);
         // Most picks are usual points; what the error of an unusual one adds is made up for in `reach_of`.
         std::vector<double> errors(points.rows);
@@ -90,8 +90,8 @@ class CoresetOf final : public GreedyCoreset::Impl {
         }
         for (std::int64_t i = 0; i < count; ++i) {
             picks[i] = next_;
+            if (picked + 1 < points_.rows) add(next_, threads);  // may throw: then it is not picked
             ++picked;
-            if (picked < points_.rows) add(next_, threads);
         }
     }
 
