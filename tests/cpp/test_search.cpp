@@ -1,5 +1,8 @@
 // KnnIndex and GreedyCoreset on data that take every path: structure, noise, outliers, far and huge points, duplicates,
 // more than one segment; several threads on one index, whose second set of codes is made on demand.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <thread>
@@ -128,21 +131,94 @@ void check_without_memory() {
             coreset.pick(kCount - picked, picks.data() + picked);
             CHECK(picks == want);
         });
+    constexpr std::int64_t kQueries = 20;
+    std::vector<float> query = points(random, kNoise, kQueries, kDims), distances(kQueries);
+    for (std::int64_t q = 0; q < kQueries; q += 2) query[q * kDims] += 2e18f;  // by products, the others by all codes
+    std::vector<std::int64_t> indices(kQueries), nearest(kQueries);
+    const auto search = [&](const ttt4as::KnnIndex& index) {
+        index.search({query.data(), kQueries, kDims, kDims}, 1, distances.data(), indices.data());
+    };
+    const auto make = [&] { return ttt4as::KnnIndex(view); };
+    search(make());
+    nearest = indices;
+    with_every_failure(5, make, search, [&](const ttt4as::KnnIndex& index) {
+        search(index);
+        CHECK(indices == nearest && index.counts().dense > 0);
+    });
 }
 #endif
+
+// While an index is saved it may be asked anything; a search makes the second codes, which are not part of what is
+// saved.
+void check_a_sink_that_asks() {
+    Random random(7);
+    constexpr std::int64_t kRows = 500, kDims = 100;
+    const std::vector<float> bank = points(random, kNoise, kRows, kDims), query = points(random, kNoise, 20, kDims);
+    const ttt4as::Matrix<const float> view{bank.data(), kRows, kDims, kDims};
+    const ttt4as::KnnIndex index(view);
+    const std::int64_t before = index.bytes();
+    std::vector<char> bytes;
+    index.save([&](const void* data, std::size_t size) {
+        if (bytes.empty()) check_search(index, bank, query, 3, 2);
+        CHECK(index.bytes() > before);
+        bytes.insert(bytes.end(), static_cast<const char*>(data), static_cast<const char*>(data) + size);
+    });
+    ttt4as::Buffer<char> block(bytes.size());
+    std::copy(bytes.begin(), bytes.end(), block.data());
+    check_search(ttt4as::KnnIndex(view, block.data(), bytes.size()), bank, query, 3, 2);
+}
+
+// Children forked while another thread makes the second codes, which they need too.
+void check_forked_searches() {
+#if !defined(__SANITIZE_THREAD__) && !defined(TTT4AS_TEST_WITHOUT_FORK)
+    Random random(8);
+    constexpr std::int64_t kRows = 6000, kDims = 130;
+    const std::vector<float> bank = points(random, kNoise, kRows, kDims), query = points(random, kNoise, 16, kDims);
+    const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), kRows, kDims, kDims});
+    const auto search = [&] {
+        std::vector<float> distances(16);
+        std::vector<std::int64_t> indices(16);
+        index.search(ttt4as::Matrix<const float>{query.data(), 16, kDims, kDims}, 1, distances.data(), indices.data());
+    };
+    std::atomic<bool> done{false};
+    std::thread other([&] {
+        search();
+        done = true;
+    });
+    std::vector<pid_t> children;
+    while (!done && children.size() < 10) {
+        usleep(2000);
+        children.push_back(fork());
+        if (children.back() == 0) {
+            alarm(60);
+            search();
+            _exit(0);
+        }
+    }
+    other.join();
+    for (const pid_t child : children) {
+        int status = 1;
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+#endif
+}
 
 // Indexes are built and searched while another thread changes how many threads a call may use.
 void check_threads_that_come_and_go() {
     Random random(5);
-    constexpr std::int64_t kRows = 700, kDims = 16;
+    constexpr std::int64_t kRows = 1000, kDims = 16, kQueries = 12;
     const std::vector<float> bank = points(random, kNoise, kRows, kDims);
+    std::vector<float> distances(kQueries);
+    std::vector<std::int64_t> indices(kQueries);
     std::atomic<bool> stop{false};
     std::thread other([&] {
         for (int n = 1; !stop; n = 4 - n) ttt4as::set_num_threads(n);
     });
-    for (int round = 0; round < 300; ++round) {
+    for (int round = 0; round < 200; ++round) {
         const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), kRows, kDims, kDims});
-        check_search(index, bank, std::vector<float>(bank.begin(), bank.begin() + 12 * kDims), 1, 0);
+        index.search(ttt4as::Matrix<const float>{bank.data(), kQueries, kDims, kDims}, 1, distances.data(),
+                     indices.data());
+        for (std::int64_t q = 0; q < kQueries; ++q) CHECK(indices[q] == q);
     }
     stop = true;
     other.join();
@@ -156,6 +232,8 @@ int main() {
 #if defined(COUNTS_ALLOCATIONS)
     check_without_memory();
 #endif
+    check_a_sink_that_asks();
+    check_forked_searches();
     Random random(11), other(23);
     for (int kind = 0; kind < kKinds; ++kind) {
         for (const auto& shape :

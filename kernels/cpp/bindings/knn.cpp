@@ -36,7 +36,7 @@ struct PyKnnIndex {
         });
     }
 
-    // The GIL is held in `write` only: the index has a lock of its own, and who waits for it must not hold the GIL.
+    // The GIL is held in `write` only: the checksums read all there is.
     void save(const py::function& write) const {
         py::gil_scoped_release release;
         index->save([&](const void* data, std::size_t bytes) {
@@ -87,12 +87,7 @@ void bind_knn(py::module_& module) {
         .def_property_readonly("size", [](const PyKnnIndex& self) { return self.index->size(); })
         .def_property_readonly("dim", [](const PyKnnIndex& self) { return self.index->dim(); })
         .def_property_readonly(
-            "nbytes",
-            [](const PyKnnIndex& self) {
-                py::gil_scoped_release release;
-                return self.index->bytes();
-            },
-            "Bytes held beside the bank.")
+            "nbytes", [](const PyKnnIndex& self) { return self.index->bytes(); }, "Bytes held beside the bank.")
         .def_property_readonly(
             "counts",
             [](const PyKnnIndex& self) {

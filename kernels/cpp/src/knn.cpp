@@ -6,12 +6,14 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "knn_dense.hpp"
 #include "knn_group.hpp"
+#include "late.hpp"
 #include "sketch.hpp"
 #include "ttt4as/threads.hpp"
 
@@ -67,20 +69,24 @@ class IndexOf final : public KnnIndex::Impl {
         std::uint64_t print = 0;
         reader(print);
         if (print != fingerprint()) throw InvalidArgument("prepared: expected the codes of this bank, got another's");
-        fields(*this, reader);
+        auto raw = std::make_unique<Raw>();
+        fields(*this, *raw, reader);
         const auto rows = static_cast<std::size_t>(bank.rows);
         bool fits = order_.size() == rows && sketch_.fits(bank.cols) && strips_.fits(sketch_, bank.rows);
-        if (raw_strips_.strips())
-            fits = fits && raw_sketch_.fits(bank.cols) && raw_strips_.fits(raw_sketch_, bank.rows);
+        if (raw->strips.strips())
+            fits = fits && raw->sketch.fits(bank.cols) && raw->strips.fits(raw->sketch, bank.rows);
         for (std::size_t i = 0; fits && i < rows; ++i) fits = order_[i] >= 0 && order_[i] < bank.rows;
         reader.require(fits);
+        if (raw->strips.strips()) raw_.set(std::move(raw));
     }
 
     std::int64_t size() const noexcept override { return bank_.rows; }
     std::int64_t dim() const noexcept override { return bank_.cols; }
     std::int64_t bytes() const noexcept override {
-        std::lock_guard<std::mutex> lock(raw_mutex_);
-        return strips_.bytes() + raw_strips_.bytes() + static_cast<std::int64_t>(order_.bytes() + lengths_.bytes());
+        const Raw* raw = raw_.get();
+        const Buffer<double>* lengths = lengths_.get();
+        return strips_.bytes() + (raw ? raw->strips.bytes() : 0) +
+               static_cast<std::int64_t>(order_.bytes() + (lengths ? lengths->bytes() : 0));
     }
     void search(Matrix<const float> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
         run(q, k, d, i, threads);
@@ -90,18 +96,27 @@ class IndexOf final : public KnnIndex::Impl {
     }
 
     void save(const BlockWriter::Sink& sink) const override {
-        std::lock_guard<std::mutex> lock(raw_mutex_);
+        // What is there now: what a search makes meanwhile is not part of it, and the sink may ask the index anything.
+        const Raw none, *made = raw_.get();
+        const Raw& raw = made ? *made : none;
         BlockHeader head = header();
         for (const BlockWriter::Sink* to : {static_cast<const BlockWriter::Sink*>(nullptr), &sink}) {
             if (to) sink(&head, sizeof head);
             BlockWriter writer(to);
             writer(fingerprint());
-            fields(*this, writer);
+            fields(*this, raw, writer);
             if (!to) writer.finish(head);
         }
     }
 
   private:
+    // Codes of all coordinates.
+    struct Raw {
+        Sketch sketch;
+        Strips strips;
+    };
+    using Scratch = std::unique_ptr<std::vector<GroupScratch>>;
+
     void check_bank() {
         const Matrix<const T>& bank = bank_;
         if (bank.rows < 1 || bank.cols < 1 || bank.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
@@ -133,37 +148,44 @@ class IndexOf final : public KnnIndex::Impl {
         return sum.value();
     }
 
-    template <class Self, class Archive>
-    static void fields(Self& self, Archive& archive) {
+    template <class Self, class RawCodes, class Archive>
+    static void fields(Self& self, RawCodes& raw, Archive& archive) {
         Sketch::fields(self.sketch_, archive);
-        Sketch::fields(self.raw_sketch_, archive);
+        Sketch::fields(raw.sketch, archive);
         archive(self.order_);
         Strips::first_fields(self.strips_, archive);
-        Strips::first_fields(self.raw_strips_, archive);
+        Strips::first_fields(raw.strips, archive);
         archive.rest();
         Strips::other_fields(self.strips_, archive);
-        Strips::other_fields(self.raw_strips_, archive);
+        Strips::other_fields(raw.strips, archive);
     }
 
-    // GroupScratch of one call, kept for the next.
+    // GroupScratch of one call, kept for the next. Nobody waits for the lock, which a forked child may find taken.
     struct Lease {
         const IndexOf& index;
-        std::unique_ptr<std::vector<GroupScratch>> scratch;
+        Scratch scratch;
 
         Lease(const IndexOf& owner, int threads) : index(owner) {
-            std::unique_lock<std::mutex> lock(index.scratch_mutex_);
-            if (!index.free_scratch_.empty()) {
-                scratch = std::move(index.free_scratch_.back());
-                index.free_scratch_.pop_back();
-            }
-            lock.unlock();
+            exchange([this](Scratch& free) {
+                if (!scratch) scratch = std::move(free);
+            });
             if (!scratch) scratch = std::make_unique<std::vector<GroupScratch>>();
             if (scratch->size() < static_cast<std::size_t>(threads)) scratch->resize(threads);
         }
         Lease(const Lease&) = delete;
         ~Lease() {
-            std::lock_guard<std::mutex> lock(index.scratch_mutex_);
-            if (index.free_scratch_.size() < kKeptScratch) index.free_scratch_.push_back(std::move(scratch));
+            exchange([this](Scratch& free) {
+                if (!free) free = std::move(scratch);
+            });
+        }
+
+      private:
+        template <class Take>
+        void exchange(Take&& take) {
+            std::unique_lock<std::mutex> lock(index.scratch_mutex_, std::try_to_lock);
+            for (Scratch& free : index.free_scratch_) {
+                if (lock.owns_lock()) take(free);
+            }
         }
     };
 
@@ -220,16 +242,13 @@ class IndexOf final : public KnnIndex::Impl {
     template <class Q>
     void search_densely(Matrix<const Q> query, const std::vector<std::int64_t>& which, std::int64_t k, float* distances,
                         std::int64_t* indices, int threads) const {
-        {
-            std::lock_guard<std::mutex> lock(raw_mutex_);
-            if (lengths_.size() == 0) {
-                lengths_.resize(static_cast<std::size_t>(bank_.rows));
-                measure_lengths(bank_, threads, lengths_.data());
-            }
-        }
+        const Buffer<double>& lengths = lengths_.get([&](Buffer<double>& fresh) {
+            fresh.resize(static_cast<std::size_t>(bank_.rows));
+            measure_lengths(bank_, threads, fresh.data());
+        });
         std::atomic<std::int64_t> pairs{0};
         dense_search(
-            bank_, lengths_.data(), query, which, k, threads,
+            bank_, lengths.data(), query, which, k, threads,
             [&](const double* row, std::int64_t id, double limit) {
                 pairs.fetch_add(1, std::memory_order_relaxed);
                 return measure(kernels_, row, bank_.row(id), bank_.cols, limit);
@@ -248,12 +267,11 @@ class IndexOf final : public KnnIndex::Impl {
 
     // Codes of all coordinates, made when they are first needed.
     CodeView raw_view(int threads) const {
-        std::lock_guard<std::mutex> lock(raw_mutex_);
-        if (raw_strips_.strips() == 0) {
-            raw_sketch_.fit_raw(bank_, threads);
-            raw_strips_.build(raw_sketch_, bank_, {order_.data(), order_.data() + order_.size()}, threads);
-        }
-        return {&raw_sketch_, &raw_strips_, kRawGroup, kRawSegment, kRawPatience};
+        const Raw& raw = raw_.get([&](Raw& fresh) {
+            fresh.sketch.fit_raw(bank_, threads);
+            fresh.strips.build(fresh.sketch, bank_, {order_.data(), order_.data() + order_.size()}, threads);
+        });
+        return {&raw.sketch, &raw.strips, kRawGroup, kRawSegment, kRawPatience};
     }
 
     template <class Q>
@@ -287,13 +305,10 @@ class IndexOf final : public KnnIndex::Impl {
     Sketch sketch_;
     Strips strips_;
     Kept<std::int32_t> order_;  // ids by position
-    mutable std::mutex raw_mutex_;
-    mutable Sketch raw_sketch_;
-    mutable Strips raw_strips_;
-    mutable Buffer<double> lengths_;                // of the rows, once a query needs them
-    static constexpr std::size_t kKeptScratch = 4;  // searches at once that leave theirs behind
+    Late<Raw> raw_;
+    Late<Buffer<double>> lengths_;  // of the rows
     mutable std::mutex scratch_mutex_;
-    mutable std::vector<std::unique_ptr<std::vector<GroupScratch>>> free_scratch_;
+    mutable Scratch free_scratch_[4];  // of as many searches at once
 };
 
 }  // namespace

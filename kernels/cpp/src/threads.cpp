@@ -10,6 +10,8 @@
 #include <system_error>
 #include <thread>
 
+#include "late.hpp"
+
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
@@ -55,6 +57,8 @@ thread_local bool inside_task = false;  // a nested call must not wait for the p
 
 class Pool {
   public:
+    std::mutex making;  // see late.hpp
+
     // Runs the job on the caller and up to threads - 1 others; false, with nothing done, if the pool is taken.
     bool run(std::int64_t n_tasks, int threads, detail::Task task, void* context) {
         std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
@@ -187,6 +191,8 @@ int resolve_threads(int requested) noexcept {
     const int most = max_threads();
     return requested < 1 || requested > most ? most : requested;
 }
+
+std::mutex& making() { return pool().making; }
 
 void detail::run_tasks(std::int64_t n_tasks, int threads, Task task, void* context) {
     threads = resolve_threads(threads);

@@ -51,7 +51,7 @@ class TTT4AS_API KnnIndex {
                 int threads = 0) const;
 
     // Hands what was prepared to `sink`, piece after piece: a block of bytes for the constructor above, on machines of
-    // the same byte order. Searches of other threads may go on.
+    // the same byte order. Searches of other threads go on, and `sink` may ask the index anything.
     void save(const std::function<void(const void*, std::size_t)>& sink) const;
 
     // How the queries and pairs of the searches so far were decided, for tests and tuning: queries whose structure did
