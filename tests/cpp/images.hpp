@@ -112,6 +112,27 @@ void check_segmenter(Segmenter& one, Segmenter& four, const Image& in, Memory&& 
     for (std::size_t i = 0; i < first.mask.size(); ++i) CHECK(std::abs(other.decision[i] - first.decision[i]) < close);
 }
 
+#if defined(COUNTS_ALLOCATIONS)
+// Images of other sizes in between bring no allocation; after one for which memory ran out, the others are what they
+// were.
+template <class Segmenter, class Make>
+void check_images_that_change(Make&& make, const Image& small, const Image& large) {
+    Segmenter segmenter = make();
+    const Result want = run(segmenter, small);
+    run(segmenter, large);
+    run(segmenter, small);
+    CHECK(run(segmenter, large).info.svm.passes == 0);
+    with_every_failure(
+        1,
+        [&] {
+            Segmenter fresh = make();
+            run(fresh, small);
+            return fresh;
+        },
+        [&](Segmenter& fresh) { run(fresh, large); }, [&](Segmenter& fresh) { CHECK(same(run(fresh, small), want)); });
+}
+#endif
+
 // What cannot be used, and what has nothing to say.
 template <class Segmenter>
 void check_bad_input() {

@@ -29,6 +29,14 @@ int main() {
         segmenter.set_options(options);
         CHECK(before > 50 && run(segmenter, in).info.n_nominal <= 12);
     }
+#if defined(COUNTS_ALLOCATIONS)
+    {
+        ttt4as::SegmenterOptions options;
+        options.n_nominal = 1000;
+        const auto make = [&] { return ttt4as::Segmenter(options); };
+        check_images_that_change<ttt4as::Segmenter>(make, image(64, 64, 32, 8, 8, 1), image(200, 200, 64, 20, 20, 2));
+    }
+#endif
     {
         Image in = image(32, 32, 8, 4, 4, 9);
         const std::vector<std::int64_t> candidates = {3, 500, 1000};

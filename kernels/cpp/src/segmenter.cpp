@@ -74,6 +74,7 @@ void BasicSegmenter<T>::State::nominal_grid(std::int64_t height, std::int64_t wi
     while ((step + 1) * (step + 1) <= area) ++step;
     step = std::max<std::int64_t>(1, step);
     const auto count = [&](std::int64_t n) { return (n - step / 2 + step - 1) / step; };
+    grid_n = 0;  // no grid, should memory run out
     grid.resize(static_cast<std::size_t>(count(height) * count(width)));
     std::size_t at = 0;
     for (std::int64_t y = step / 2; y < height; y += step) {
