@@ -31,6 +31,17 @@ int main() {
     }
     check_many_callers<ttt4as::RobustSegmenter>(images[0]);
     check_bad_input<ttt4as::RobustSegmenter>();
+#if defined(COUNTS_ALLOCATIONS)
+    for (const double C : {0.01, 1.0, 100.0}) {  // one route of the SVM and the other
+        ttt4as::RobustOptions options;
+        options.C = C;
+        options.n_core = 300;
+        options.n_background = 500;
+        const auto make = [&] { return ttt4as::RobustSegmenter(options); };
+        check_images_that_change<ttt4as::RobustSegmenter>(make, image(8, 8, 300, 2, 2, 1),
+                                                          image(128, 128, 300, 32, 32, 2));
+    }
+#endif
     using Options = ttt4as::RobustOptions;
     const double infinite = std::numeric_limits<double>::infinity();
     refuses<ttt4as::RobustSegmenter, Options>([](Options& o) { o.hard_share = 2; },

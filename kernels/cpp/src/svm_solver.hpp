@@ -338,6 +338,7 @@ class SvmSolver {
 
     std::int64_t capacity_ = 0, patience_ = 0, violators_ = 0, set_ = 0, n_free_ = 0;
     std::int64_t width_ = 0, side_ = 0;  // the set that its matrices hold, and from row to row
+    std::int64_t widest_ = 0;            // that they ever held: a smaller problem in between does not narrow them
     bool refined_ = false, from_set_ = false;
     std::int64_t chosen_[kMostChosen] = {};
     PointMatrix<T> members_;  // the set, a row each

@@ -19,7 +19,7 @@ bool SvmSolver<T, Samples>::working_set() {
     rows_.resize(static_cast<std::size_t>((capacity_ + kBatch) * members_.stride));
     members_.data = rows_.data();
     // Images come one after the other and allocate nothing: what the largest set takes is there at once.
-    width_ = Samples::kIsPoint ? std::min(capacity_, std::max(width_, kNarrow)) : capacity_;
+    width_ = Samples::kIsPoint ? std::min(capacity_, std::max(widest_, kNarrow)) : capacity_;
     side_ = apart(width_);
     for (Buffer<double>* square : {&q_, &factor_}) square->resize(static_cast<std::size_t>(width_ * side_));
     for (Buffer<double>* buffer : {&a_, &gradient_, &d_, &upper_, &diagonal_, &target_, &constant_, &fixed_, &ridge_})
@@ -174,6 +174,7 @@ void SvmSolver<T, Samples>::make_room(int count) {
     if (set_ + count <= width_) return;
     const std::int64_t from = side_;
     width_ = std::min(capacity_, std::max(2 * width_, set_ + count));
+    widest_ = std::max(widest_, width_);
     side_ = apart(width_);
     for (Buffer<double>* square : {&q_, &factor_}) {
         Buffer<double> wider(static_cast<std::size_t>(width_ * side_));
