@@ -13,20 +13,20 @@ std::atomic<long> allocations{0}, until_failure{-1};  // how many succeed before
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define COUNTS_ALLOCATIONS
+// Not inlined: GCC would warn of `free` for what came from `new`.
+#define NOT_INLINED __attribute__((noinline))
 static bool fails() { return ++allocations, until_failure >= 0 && until_failure-- == 0; }
-void* operator new(std::size_t size) {
+NOT_INLINED void* operator new(std::size_t size) {
     if (fails()) throw std::bad_alloc();
     if (void* p = std::malloc(size ? size : 1)) return p;
     throw std::bad_alloc();
 }
-void* operator new(std::size_t size, std::align_val_t align) {
+NOT_INLINED void* operator new(std::size_t size, std::align_val_t align) {
     if (fails()) throw std::bad_alloc();
     const auto a = static_cast<std::size_t>(align);
     if (void* p = std::aligned_alloc(a, (size + a - 1) / a * a + (size ? 0 : a))) return p;
     throw std::bad_alloc();
 }
-// Not inlined: GCC would warn of `free` for what came from `new`.
-#define NOT_INLINED __attribute__((noinline))
 NOT_INLINED void operator delete(void* p) noexcept { std::free(p); }
 NOT_INLINED void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 NOT_INLINED void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }

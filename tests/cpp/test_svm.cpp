@@ -71,6 +71,51 @@ void routes_agree(std::int64_t n, std::int64_t dims, double C, Loss loss, std::u
     }
 }
 
+// From wherever it starts, a fit ends at the optimum, and what it says of the result is true of it.
+template <class T>
+void check_far_starts(SvmRoute route) {
+    constexpr std::int64_t kSamples = 200, kDims = 20;
+    constexpr double kC = 1e-2;
+    Random random(9);
+    std::vector<T> x(kSamples * kDims);
+    std::vector<double> y(kSamples), w(kDims), initial(kDims + 1);
+    for (T& value : x) value = random.normal();
+    for (double& label : y) label = random.below(2) ? 1 : -1;
+    const Matrix<const T> samples{x.data(), kSamples, kDims, kDims};
+    SvmOptions options;
+    options.C = kC;
+    options.route = route;
+    ttt4as::LinearSvm<T> svm;
+    const double best = svm.fit(samples, y.data(), options, w.data()).objective;
+    for (const double far : {0.0, 1.0, 1e4, 1e8, 1e12}) {
+        for (double& value : initial) value = random.normal() * far;
+        options.initial = initial.data();
+        const SvmResult result = svm.fit(samples, y.data(), options, w.data());
+        const double value = objective(x, y, kDims, w, result.intercept, kC, Loss::squared_hinge);
+        CHECK(std::abs(value - result.objective) <= 1e-9 * value);
+        CHECK(result.converged && result.gap <= options.tol && value <= best * (1 + 2 * options.tol));
+    }
+}
+
+// Nothing to lose: w = 0 is the optimum, and found to be.
+void check_weights_of_zero() {
+    Random random(10);
+    const std::vector<float> x = random.normals(40);
+    const std::vector<double> y = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1}, none(10, 0.0);
+    std::vector<double> w(4);
+    for (const Loss loss : {Loss::squared_hinge, Loss::hinge}) {
+        for (const SvmRoute route :
+             {SvmRoute::automatic, SvmRoute::working_set, SvmRoute::newton, SvmRoute::coordinate}) {
+            SvmOptions options;
+            options.loss = loss;
+            options.route = route;
+            options.sample_weight = none.data();
+            const SvmResult result = ttt4as::LinearSvm<float>().fit({x.data(), 10, 4, 4}, y.data(), options, w.data());
+            CHECK(result.converged && result.gap == 0 && result.n_iter <= 1 && w == std::vector<double>(4, 0.0));
+        }
+    }
+}
+
 // A second fit of the same shape allocates nothing and finds the same bits.
 void memory_is_kept(SvmRoute route, Loss loss) {
     constexpr std::int64_t kSamples = 700, kDims = 300;
@@ -110,6 +155,11 @@ int main() {
         routes_agree<float>(shape[0], shape[1], 1e-3, Loss::hinge, ++seed);
         routes_agree<double>(shape[0], shape[1], 1e-3, Loss::hinge, ++seed);
     }
+    for (const SvmRoute route : {SvmRoute::automatic, SvmRoute::working_set, SvmRoute::newton}) {
+        check_far_starts<float>(route);
+        check_far_starts<double>(route);
+    }
+    check_weights_of_zero();
     memory_is_kept(SvmRoute::working_set, Loss::squared_hinge);
     memory_is_kept(SvmRoute::newton, Loss::squared_hinge);
     memory_is_kept(SvmRoute::coordinate, Loss::hinge);

@@ -246,7 +246,8 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
     double last_gap = std::numeric_limits<double>::infinity();
     int unaided = 0;  // conjugate gradient iterations of the last step without a factor
     int stalls = 0;
-    double last_objective = std::numeric_limits<double>::infinity();
+    double last_objective = std::numeric_limits<double>::infinity(), fresh_objective = last_objective;
+    bool fresh = true;  // the values are those of w, not what the steps since have made of them
     if (norm2(w.data()) > 0) {
         evaluate();
     } else {
@@ -260,7 +261,7 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         const auto active = static_cast<std::int64_t>(dual_of_margins(&dual));
         const double gap = set_gap(0.5 * square + losses, dual);
         if (!exact_ && (gap <= std::max(aim, kExactBelow) || result_.n_iter >= max_iter_)) {
-            exact_ = true;  // what decides is computed in double
+            exact_ = fresh = true;  // what decides is computed in double
             evaluate();
             continue;
         }
@@ -268,6 +269,14 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         stalls = result_.objective > last_objective * (1 - 1e-9) ? stalls + 1 : 0;
         last_objective = result_.objective;
         const bool stuck = stalls > (gap <= tol_ ? 0 : 5);
+        // Steps from an initial w far away leave their rounding in the values, which is the larger the farther it was.
+        if (initial && !fresh && (gap <= aim || stuck || result_.n_iter >= max_iter_)) {
+            exact_ = fresh = true;
+            evaluate();
+            if (result_.objective < fresh_objective * (1 - 1e-9)) stalls = 0;
+            fresh_objective = result_.objective;
+            continue;
+        }
         if (gap <= aim || stuck || result_.n_iter >= max_iter_) {
             result_.converged = gap <= tol_;
             return;
@@ -302,6 +311,7 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         const double t = line_search();
         svm_kernels().axpy(t, step_.data(), w.data(), dims);
         svm_kernels().axpy(t * sigma_, moved, values.data(), points.points);
+        fresh = false;
         b += t * step_b_;
     }
 }

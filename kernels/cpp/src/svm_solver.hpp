@@ -76,7 +76,9 @@ class SvmSolver {
         if (route == SvmRoute::working_set && capacity_ < std::min<std::int64_t>(2 * kBatch, n_)) route = fallback();
         if (route == SvmRoute::working_set) {
             result_.route = route;
-            if (working_set() || options.route == SvmRoute::working_set || result_.n_iter >= max_iter_) return finish();
+            if (working_set(options.route == SvmRoute::working_set) || options.route == SvmRoute::working_set ||
+                result_.n_iter >= max_iter_)
+                return finish();
             route = fallback();
             // A set that was cut short may say less than nothing.
             double nothing = 0;
@@ -231,7 +233,7 @@ class SvmSolver {
 
     double norm2(const double* x) const { return svm_kernels().dot(x, x, points.dims); }
 
-    bool working_set();
+    bool working_set(bool alone);
     int spread_choice();
     int choose();
     void make_room(int count);
@@ -261,7 +263,7 @@ class SvmSolver {
 
     double set_gap(double primal, double dual) {
         result_.objective = primal;
-        const double gap = (primal - dual) / primal;
+        const double gap = primal == 0 ? 0.0 : (primal - dual) / primal;  // nothing to lose: weights are all zero
         result_.gap =
             gap > 0 ? gap : (gap <= 0 ? 0.0 : std::numeric_limits<double>::infinity());  // NaN never counts as solved
         return result_.gap;

@@ -8,9 +8,10 @@
 
 namespace ttt4as {
 
-// True when solved; false when the set is full or no longer gains, with w and b where it got.
+// True when solved; false when the set is full or no longer gains, with w and b where it got. `alone`: no other route
+// follows, so that an initial w with too many violators is no reason not to begin.
 template <class T, class Samples>
-bool SvmSolver<T, Samples>::working_set() {
+bool SvmSolver<T, Samples>::working_set(bool alone) {
     const std::size_t cap = static_cast<std::size_t>(capacity_);
     members_.stride = spaced(points.dims);
     members_.dims = points.dims;
@@ -43,12 +44,16 @@ bool SvmSolver<T, Samples>::working_set() {
     double inner_tol = std::min(aim, 0.7 * tol_);
     int refinements = 0, idle = 0;
     std::int64_t review = patience_, before = 2 * n_ / 3;
-    if (initial) {
-        points.to_points(w.data(), v_.data());
-        scan(v_.data(), b);
+    bool usable = initial != nullptr;
+    if (usable) {
+        evaluate();
+        scan(values.data(), b * sigma_);
         std::int64_t violators = 0;
         for (std::int64_t i = 0; i < n_; ++i) violators += labels[i] * f_[i] < 1 && weight(i) > 0;
-        if (violators > capacity_ / 2) return false;
+        usable = violators <= capacity_ / 2;
+        if (!usable && !alone) return false;
+    }
+    if (usable) {
         for (std::int64_t i = 0; i < n_;) {
             int found = 0;
             for (; i < n_ && found < kBatch; ++i) {
