@@ -1,6 +1,10 @@
 // The pool: every task once, exceptions, nesting, several callers at once, a forked child.
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include <atomic>
 #include <stdexcept>
@@ -25,9 +29,53 @@ void every_task_once(std::int64_t n, int threads) {
     for (auto& count : seen) CHECK(count == 1);
 }
 
+// By default as many threads as the process may use processors: of all, one here.
+void check_affinity() {
+    unsetenv("TTT4AS_NUM_THREADS");
+    unsetenv("OMP_NUM_THREADS");
+    cpu_set_t all, one;
+    CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
+    CPU_ZERO(&one);
+    for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++cpu) {
+        if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+    }
+    CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+    CHECK(ttt4as::max_threads() == 1);  // found out once
+    CHECK(sched_setaffinity(0, sizeof all, &all) == 0);
+}
+
+#if defined(__x86_64__)
+// Every thread of a call computes as its caller does, who may take subnormal numbers for zero.
+void check_arithmetic() {
+    const unsigned usual = _mm_getcsr();
+    for (const unsigned mode : {usual, usual | 0x8040, usual}) {
+        _mm_setcsr(mode);
+        std::atomic<int> others{0};
+        const std::thread::id self = std::this_thread::get_id();
+        for (int round = 0; round < 1000 && others == 0; ++round) {
+            parallel_for(64, 4, [&](std::int64_t, int) {
+                CHECK((_mm_getcsr() & 0x8040) == (mode & 0x8040));
+                if (std::this_thread::get_id() == self) {
+                    usleep(100);
+                } else {
+                    ++others;
+                }
+            });
+        }
+        CHECK(others > 0);
+        CHECK((_mm_getcsr() & 0x8040) == (mode & 0x8040));
+    }
+}
+#endif
+
 }  // namespace
 
 int main() {
+    check_affinity();
+#if defined(__x86_64__)
+    ttt4as::set_num_threads(4);
+    check_arithmetic();
+#endif
     CHECK(ttt4as::max_threads() >= 1);
     ttt4as::set_num_threads(4);
     CHECK(ttt4as::max_threads() == 4);

@@ -15,6 +15,9 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -35,6 +38,34 @@ inline void pause_briefly() noexcept {
 #endif
 }
 
+// How a thread rounds, and whether it takes subnormal numbers for zero.
+#if defined(__x86_64__) || defined(_M_X64)
+using Arithmetic = unsigned;
+Arithmetic arithmetic() noexcept { return _mm_getcsr() & ~0x3Fu; }  // without the flags of what has happened
+void set_arithmetic(Arithmetic mode) noexcept { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+using Arithmetic = std::uint64_t;
+Arithmetic arithmetic() noexcept {
+    Arithmetic mode;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+void set_arithmetic(Arithmetic mode) noexcept { __asm__ __volatile__("msr fpcr, %0" : : "r"(mode)); }
+#else
+struct Arithmetic {};
+Arithmetic arithmetic() noexcept { return {}; }
+void set_arithmetic(Arithmetic) noexcept {}
+#endif
+
+// The processors this process may run on. The standard library of GCC counts all that are there.
+int processors() noexcept {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
 int positive_from_environment(const char* name) noexcept {
     const char* text = std::getenv(name);
     const long value = text ? std::strtol(text, nullptr, 10) : 0;  // "4,2" (nested levels) reads as 4
@@ -46,7 +77,7 @@ int default_threads() noexcept {
         for (const char* name : {"TTT4AS_NUM_THREADS", "OMP_NUM_THREADS"}) {
             if (int n = positive_from_environment(name)) return n;
         }
-        const int n = static_cast<int>(std::thread::hardware_concurrency());  // honours the affinity mask
+        const int n = processors();
         return n < 1 ? 1 : (n < kMaxThreads ? n : kMaxThreads);
     }();
     return count;
@@ -76,6 +107,7 @@ class Pool {
             task_ = task;
             context_ = context;
             n_tasks_ = n_tasks;
+            arithmetic_ = arithmetic();
             next_.store(0, std::memory_order_relaxed);
             wanted_ = threads - 1 < n_threads_ ? threads - 1 : n_threads_;
             error_ = nullptr;
@@ -129,6 +161,7 @@ class Pool {
                 seen = job_;
                 ++running_;
             }
+            set_arithmetic(arithmetic_);  // the caller's, so that results do not depend on who does what
             drain(index + 1);
             {
                 std::lock_guard<std::mutex> lock(mutex_);
@@ -145,6 +178,7 @@ class Pool {
     std::atomic<int> running_{0};  // pool threads that do; written under the mutex, as is job_
     std::atomic<std::uint64_t> job_{0};
     std::int64_t n_tasks_ = 0;
+    Arithmetic arithmetic_{};
     detail::Task task_ = nullptr;
     void* context_ = nullptr;
     std::exception_ptr error_;
