@@ -116,6 +116,38 @@ void check_weights_of_zero() {
     }
 }
 
+// Who asks for an end gets it soon, with what there is by then.
+void check_an_interrupted_fit(SvmRoute route, Loss loss) {
+    constexpr std::int64_t kSamples = 600, kDims = 50;
+    Random random(12);
+    const std::vector<double> y = [&] {
+        std::vector<double> labels(kSamples);
+        for (double& label : labels) label = random.below(2) ? 1 : -1;
+        return labels;
+    }();
+    std::vector<double> w(kDims);
+    const std::vector<double> x = [&] {
+        std::vector<double> values(kSamples * kDims);
+        for (double& value : values) value = random.normal();
+        return values;
+    }();
+    for (const int patience : {0, 1, 5}) {
+        int asked = 0;
+        SvmOptions options;
+        options.C = 1e6;
+        options.tol = 1e-12;
+        options.max_iter = 1000000;
+        options.loss = loss;
+        options.route = route;
+        options.interrupted = [&] { return ++asked > patience; };
+        const SvmResult result =
+            ttt4as::LinearSvm<double>().fit({x.data(), kSamples, kDims, kDims}, y.data(), options, w.data());
+        CHECK(asked == patience + 1 && !result.converged);
+        const double value = objective(x, y, kDims, w, result.intercept, options.C, loss);
+        CHECK(std::abs(value - result.objective) <= 1e-9 * value);
+    }
+}
+
 // A second fit of the same shape allocates nothing and finds the same bits.
 void memory_is_kept(SvmRoute route, Loss loss) {
     constexpr std::int64_t kSamples = 700, kDims = 300;
@@ -160,6 +192,10 @@ int main() {
         check_far_starts<double>(route);
     }
     check_weights_of_zero();
+    check_an_interrupted_fit(SvmRoute::working_set, Loss::squared_hinge);
+    check_an_interrupted_fit(SvmRoute::newton, Loss::squared_hinge);
+    check_an_interrupted_fit(SvmRoute::automatic, Loss::hinge);
+    check_an_interrupted_fit(SvmRoute::coordinate, Loss::hinge);
     memory_is_kept(SvmRoute::working_set, Loss::squared_hinge);
     memory_is_kept(SvmRoute::newton, Loss::squared_hinge);
     memory_is_kept(SvmRoute::coordinate, Loss::hinge);

@@ -29,6 +29,7 @@ void every_task_once(std::int64_t n, int threads) {
     for (auto& count : seen) CHECK(count == 1);
 }
 
+#if defined(__linux__)
 // By default as many threads as the process may use processors: of all, one here.
 void check_affinity() {
     unsetenv("TTT4AS_NUM_THREADS");
@@ -43,6 +44,7 @@ void check_affinity() {
     CHECK(ttt4as::max_threads() == 1);  // found out once
     CHECK(sched_setaffinity(0, sizeof all, &all) == 0);
 }
+#endif
 
 #if defined(__x86_64__)
 // Every thread of a call computes as its caller does, who may take subnormal numbers for zero.
@@ -71,7 +73,9 @@ void check_arithmetic() {
 }  // namespace
 
 int main() {
+#if defined(__linux__)
     check_affinity();
+#endif
 #if defined(__x86_64__)
     ttt4as::set_num_threads(4);
     check_arithmetic();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -337,6 +338,16 @@ def test_coreset_in_steps_is_the_coreset(core: ModuleType, rng: np.random.Genera
     np.testing.assert_array_equal(np.concatenate([steps.pick(n) for n in (1, 0, 7, 392)]), whole)
     with pytest.raises(ValueError, match=r"count: expected an integer in \[0, 500\], got 501"):
         steps.pick(501)
+
+
+def test_a_long_selection_hears_ctrl_c(core: ModuleType, rng: np.random.Generator) -> None:
+    selection = core.GreedyCoreset(rng.standard_normal((20_000, 64)).astype(np.float32), threads=1)
+    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        selection.pick(20_000)
+    timer.join()
+    assert len(selection.pick(1)) == 1  # there is something left to pick
 
 
 def test_coreset_keeps_no_copy_and_measures_little(core: ModuleType, rng: np.random.Generator) -> None:

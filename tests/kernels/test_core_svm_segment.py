@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -266,6 +267,30 @@ def test_threadpoolctl_and_torch_limit_the_core():
             torch.set_num_threads(before)
     finally:
         core.set_num_threads(0)
+
+
+def test_a_long_fit_hears_ctrl_c(rng):
+    handled, in_time = threading.Event(), []
+
+    def handler(*_):
+        handled.set()
+        raise KeyboardInterrupt
+
+    def press():
+        signal.raise_signal(signal.SIGINT)  # Python calls the handler on the main thread, when that looks
+        in_time.append(handled.wait(20))
+
+    before = signal.signal(signal.SIGINT, handler)
+    thread = threading.Timer(0.2, press)
+    X, y = rng.standard_normal((2000, 256)), np.where(rng.random(2000) < 0.5, 1, -1)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            kernels.fit_linear_svm(X, y, C=1e6, loss="hinge", max_iter=20_000, backend="cpu")
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert in_time == [True]
 
 
 def test_memory_stays_within_its_bound(rng):

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "matrix.hpp"
+#include "signals.hpp"
 
 namespace ttt4as {
 namespace {
@@ -38,12 +39,14 @@ struct PyGreedyCoreset {
         py::array_t<std::int64_t> picks(static_cast<py::ssize_t>(count));
         std::int64_t* out = picks.mutable_data();
         std::int64_t left;
+        Signals signals;
         {
             py::gil_scoped_release release;
             std::lock_guard<std::mutex> lock(mutex);
             left = rows - coreset->picked();
-            if (count <= left) coreset->pick(count, out, threads);
+            for (std::int64_t i = 0; count <= left && i < count && !signals(); ++i) coreset->pick(1, out + i, threads);
         }
+        signals.rethrow();
         if (count > left) {
             throw py::value_error("count: expected an integer in [0, " + std::to_string(left) + "], got " +
                                   std::to_string(count));

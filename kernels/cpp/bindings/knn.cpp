@@ -2,13 +2,17 @@
 
 #include "ttt4as/knn.hpp"
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
 #include "matrix.hpp"
+#include "signals.hpp"
 
 namespace ttt4as {
 namespace {
+
+constexpr std::int64_t kPart = 4096;  // queries between two looks for Ctrl-C
 
 // The index and the array that it points into.
 struct PyKnnIndex {
@@ -59,10 +63,17 @@ struct PyKnnIndex {
             py::array_t<std::int64_t> indices({static_cast<py::ssize_t>(view.rows), static_cast<py::ssize_t>(k)});
             float* to_distances = distances.mutable_data();
             std::int64_t* to_indices = indices.mutable_data();
+            Signals signals;
             {
                 py::gil_scoped_release release;
-                index->search(view, k, to_distances, to_indices, threads);
+                for (std::int64_t from = 0; from < view.rows && !signals(); from += kPart) {
+                    auto part = view;
+                    part.data = view.row(from);
+                    part.rows = std::min(kPart, view.rows - from);
+                    index->search(part, k, to_distances + from * k, to_indices + from * k, threads);
+                }
             }
+            signals.rethrow();
             return py::make_tuple(distances, indices);
         });
     }

@@ -2,9 +2,10 @@
 
 #include "ttt4as/svm.hpp"
 
+#include <functional>
 #include <string>
 
-#include "bindings.hpp"
+#include "signals.hpp"
 
 namespace ttt4as {
 namespace {
@@ -30,7 +31,7 @@ SvmRoute route_of(const std::string& name) {
 }
 
 template <class T>
-py::tuple fit(const py::array& input, const Doubles& y, const SvmOptions& options) {
+py::tuple fit(const py::array& input, const Doubles& y, SvmOptions& options) {
     // Rows may lie apart; the features of one side by side.
     const py::array x = input.strides(1) == input.itemsize() && input.strides(0) % input.itemsize() == 0 &&
                                 input.strides(0) >= 0 && input.attr("flags").attr("aligned").cast<bool>()
@@ -40,6 +41,8 @@ py::tuple fit(const py::array& input, const Doubles& y, const SvmOptions& option
     const Matrix<const T> samples{static_cast<const T*>(x.data()), x.shape(0), x.shape(1), x.strides(0) / x.itemsize()};
     double* out = coef.mutable_data();
     SvmResult result;
+    Signals signals;
+    options.interrupted = std::ref(signals);
     {
         py::gil_scoped_release release;
         // Fresh memory costs as much as a small problem: a thread keeps what its last fit took, within reason.
@@ -47,6 +50,7 @@ py::tuple fit(const py::array& input, const Doubles& y, const SvmOptions& option
         result = svm.fit(samples, y.data(), options, out);
         if (svm.memory() > kKept) svm = LinearSvm<T>();
     }
+    signals.rethrow();
     return py::make_tuple(coef, result.intercept, result.n_iter, result.gap, result.converged, result.objective,
                           route_name(result.route), result.passes);
 }

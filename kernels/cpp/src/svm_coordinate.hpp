@@ -95,7 +95,8 @@ void SvmSolver<T, Samples>::descend(Value&& value, Norm&& norm, Move&& move) {
     double firm_low = kAny, firm_high = -kAny;
     int next_check = 1, last_check = 0;
     std::fill(mean_.begin(), mean_.end(), 0.0);
-    for (int epoch = 0; result_.n_iter < max_iter_; ++epoch) {
+    std::uint32_t visits = 0;
+    for (int epoch = 0; !spent(); ++epoch) {
         ++result_.n_iter;
         for (std::int64_t i = active - 1; i > 0; --i) {
             state ^= state << 13;
@@ -105,6 +106,7 @@ void SvmSolver<T, Samples>::descend(Value&& value, Norm&& norm, Move&& move) {
         }
         double most = 0, least = 0;  // gradients of those that moved
         for (std::int64_t k = 0; k < active;) {
+            if (++visits % 1024 == 0 && stopped()) break;
             const std::int64_t i = order_[k];
             const double upper = weight(i);
             const double gradient = upper > 0 ? labels[i] * value(i) - 1 : 0.0;
@@ -125,7 +127,7 @@ void SvmSolver<T, Samples>::descend(Value&& value, Norm&& norm, Move&& move) {
         firm_low = most > 0 ? most : kAny;
         firm_high = least < 0 ? least : -kAny;
         for (std::int64_t i = 0; i < n_; ++i) mean_[i] += alpha_[i];
-        if (epoch + 1 < next_check && result_.n_iter < max_iter_) continue;
+        if (epoch + 1 < next_check && !spent()) continue;
         // What single moves make the objective swing by is not in the mean of the epochs since the last check.
         if (epoch > last_check) {
             for (std::int64_t i = 0; i < n_; ++i) mean_[i] /= epoch + 1 - last_check;

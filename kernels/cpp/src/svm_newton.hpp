@@ -148,6 +148,7 @@ void SvmSolver<T, Samples>::conjugate_gradients(double tolerance, std::int64_t a
         if (gathers) kernels.axpy(alpha, v_.data(), gathered_.data(), n_);
         kernels.axpy(-alpha, image_.data(), residual_.data(), side);
         if (kernels.dot(residual_.data(), residual_.data(), side) <= goal) break;
+        if (inner_ % 16 == 0 && stopped()) break;
         precondition();
         const double next = kernels.dot(residual_.data(), solved_.data(), side);
         const double beta = next / rho;
@@ -260,7 +261,7 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         double dual;
         const auto active = static_cast<std::int64_t>(dual_of_margins(&dual));
         const double gap = set_gap(0.5 * square + losses, dual);
-        if (!exact_ && (gap <= std::max(aim, kExactBelow) || result_.n_iter >= max_iter_)) {
+        if (!exact_ && (gap <= std::max(aim, kExactBelow) || spent())) {
             exact_ = fresh = true;  // what decides is computed in double
             evaluate();
             continue;
@@ -270,14 +271,14 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         last_objective = result_.objective;
         const bool stuck = stalls > (gap <= tol_ ? 0 : 5);
         // Steps from an initial w far away leave their rounding in the values, which is the larger the farther it was.
-        if (initial && !fresh && (gap <= aim || stuck || result_.n_iter >= max_iter_)) {
+        if (initial && !fresh && (gap <= aim || stuck || spent())) {
             exact_ = fresh = true;
             evaluate();
             if (result_.objective < fresh_objective * (1 - 1e-9)) stalls = 0;
             fresh_objective = result_.objective;
             continue;
         }
-        if (gap <= aim || stuck || result_.n_iter >= max_iter_) {
+        if (gap <= aim || stuck || spent()) {
             result_.converged = gap <= tol_;
             return;
         }

@@ -77,7 +77,7 @@ class SvmSolver {
         if (route == SvmRoute::working_set) {
             result_.route = route;
             if (working_set(options.route == SvmRoute::working_set) || options.route == SvmRoute::working_set ||
-                result_.n_iter >= max_iter_)
+                spent())
                 return finish();
             route = fallback();
             // A set that was cut short may say less than nothing.
@@ -160,6 +160,8 @@ class SvmSolver {
         n_ = samples.size();
         tol_ = options.tol;
         max_iter_ = options.max_iter;
+        interrupted_ = options.interrupted ? &options.interrupted : nullptr;
+        stopped_ = false;
         squared_ = options.loss == Loss::squared_hinge;
         result_ = SvmResult{};
         from_set_ = false;
@@ -232,6 +234,9 @@ class SvmSolver {
     }
 
     double norm2(const double* x) const { return svm_kernels().dot(x, x, points.dims); }
+
+    bool stopped() { return stopped_ || (interrupted_ && (stopped_ = (*interrupted_)())); }
+    bool spent() { return result_.n_iter >= max_iter_ || stopped(); }
 
     bool working_set(bool alone);
     int spread_choice();
@@ -335,6 +340,8 @@ class SvmSolver {
     double tol_ = 0, cost_ = 0, sigma_ = 1;
     double headroom_ = 1;  // products of enormous points with vectors scaled by this stay in T's range
     int max_iter_ = 0;
+    const std::function<bool()>* interrupted_ = nullptr;
+    bool stopped_ = false;
     bool squared_ = true;
     SvmResult result_;
 

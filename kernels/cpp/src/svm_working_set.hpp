@@ -67,7 +67,7 @@ bool SvmSolver<T, Samples>::working_set(bool alone) {
     resynchronise();
     set_gradient();
     double previous = std::numeric_limits<double>::infinity();
-    while (result_.n_iter < max_iter_) {
+    while (!spent()) {
         ++result_.n_iter;
         improve();
         resynchronise();
@@ -278,9 +278,10 @@ void SvmSolver<T, Samples>::improve() {
     for (std::int64_t round = 0; round < 3 * set_ + 20; ++round) {
         if (!release(round == 0) && !unsettled()) return;
         for (std::int64_t step = 0; step < 2 * n_free_ + 2; ++step) {
-            if (minimise_free()) break;
+            if (minimise_free() || stopped()) break;
         }
         for (std::int64_t j = 0; j < set_; ++j) gradient_[j] = linear_part(j) + constant_[j];
+        if (stopped()) return;
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "ttt4as/common.hpp"
@@ -24,6 +25,8 @@ struct SvmOptions {
     SvmRoute route = SvmRoute::automatic;
     const double* sample_weight = nullptr;  // s_i, finite and >= 0, or all 1
     const double* initial = nullptr;        // w and then b to start from, dims + 1 values
+    // Asked every now and then, by the caller's thread: true ends the fit with what it has, as max_iter does.
+    std::function<bool()> interrupted;
 };
 
 struct SvmResult {
