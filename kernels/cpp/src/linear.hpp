@@ -36,6 +36,20 @@ template <class T>
 MaxAbs<T> max_abs_kernel() noexcept;
 template <class T>
 Moments<T> moments_kernel() noexcept;
+template <>
+const LinearKernels<float, float>& linear_kernels<float, float>() noexcept;
+template <>
+const LinearKernels<float, double>& linear_kernels<float, double>() noexcept;
+template <>
+const LinearKernels<double, double>& linear_kernels<double, double>() noexcept;
+template <>
+MaxAbs<float> max_abs_kernel<float>() noexcept;
+template <>
+MaxAbs<double> max_abs_kernel<double>() noexcept;
+template <>
+Moments<float> moments_kernel<float>() noexcept;
+template <>
+Moments<double> moments_kernel<double>() noexcept;
 
 // `product` with kMaxRhs vectors: four at a time where eight would not stay in the first cache beside the rows. The
 // same bits either way.
