@@ -1,5 +1,5 @@
 // What every part of the library shares: the error type, strided views of the caller's memory, and aligned scratch that
-// only grows. Knows neither Python nor torch.
+// only grows. Knows neither Python nor torch. The headers throw: code built without exceptions has c_api.h.
 #pragma once
 
 #include <cstddef>
