@@ -67,9 +67,27 @@ void all_kinds() {
     }
 }
 
+// The memory that peaks.hpp states.
+template <class T>
+void scratch_is_bounded(std::size_t most) {
+    Random random(8);
+    for (const std::int64_t side : {9, 64, 100, 300}) {
+        std::vector<T> map(static_cast<std::size_t>(side * side));
+        for (T& value : map) value = random.normal();
+        std::vector<std::uint8_t> labels(map.size());
+        ttt4as::PeakScratch<T> scratch;
+        const double tau = ttt4as::map_percentile(map.data(), side * side, 99.0, scratch);
+        ttt4as::mark_dilated_peaks(map.data(), side, side, tau, 5, labels.data(), scratch);
+        const std::size_t held = scratch.values.bytes() + scratch.columns.bytes() + scratch.runs.bytes();
+        CHECK(held <= map.size() * sizeof(T) / 8 + 8 * static_cast<std::size_t>(side) + most);
+    }
+}
+
 }  // namespace
 
 int main() {
+    scratch_is_bounded<float>(82000);
+    scratch_is_bounded<double>(115000);
     all_kinds<float>();
     all_kinds<double>();
     return 0;

@@ -8,7 +8,7 @@ int main() {
     const auto memory = [](const Image& in, std::size_t samples) {
         const auto channels = static_cast<std::size_t>(in.channels);
         const std::size_t lattice = std::min(in.map.size(), 20 * static_cast<std::size_t>(in.fh * in.fw));
-        return 2 * samples * (channels + 16) * sizeof(float) + 40 * lattice +
+        return 10 * samples * (channels + 16) * sizeof(float) + 40 * lattice +
                12 * static_cast<std::size_t>(in.fh * in.fw) + 24 * static_cast<std::size_t>(in.height + in.width) +
                400 * channels + (std::size_t(4) << 20);
     };
@@ -28,6 +28,20 @@ int main() {
                 check_segmenter(one, four, in, memory, exact ? 2e-3f : 1e30f);
             }
         }
+    }
+    {  // as much on any number of threads
+        ttt4as::set_num_threads(256);
+        const Image in = image(224, 224, 128, 28, 28, 3);
+        std::size_t held[2];
+        for (int many = 0; many < 2; ++many) {
+            ttt4as::RobustOptions options;
+            options.threads = many ? 256 : 8;
+            ttt4as::RobustSegmenter segmenter(options);
+            run(segmenter, in);
+            held[many] = segmenter.memory();
+        }
+        CHECK(held[0] == held[1]);
+        ttt4as::set_num_threads(4);
     }
     check_many_callers<ttt4as::RobustSegmenter>(images[0]);
     check_bad_input<ttt4as::RobustSegmenter>();

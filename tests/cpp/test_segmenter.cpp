@@ -1,14 +1,21 @@
 // The fused method, held to images.hpp. Parity with the reference is held from Python.
+#include <array>
+
 #include "images.hpp"
 
 int main() {
     ttt4as::set_num_threads(4);
-    const auto memory = [](const Image& in, std::size_t samples) {
-        return 2 * in.features.size() * sizeof(float) + 40 * samples + in.map.size() / 2 + (std::size_t(1) << 20);
+    ttt4as::Loss loss = ttt4as::Loss::squared_hinge;
+    const auto memory = [&](const Image& in, std::size_t samples) {
+        const auto positions = static_cast<std::size_t>(in.fh * in.fw), side = std::size_t(in.height + in.width);
+        const std::size_t channels = (static_cast<std::size_t>(in.channels) + 15) / 32 * 32 + 16;
+        return (loss == ttt4as::Loss::hinge ? 7 : 2) * channels * positions * sizeof(float) + 120 * positions +
+               60 * samples + 32 * side + in.map.size() / 2 + (std::size_t(1) << 20);
     };
     const std::vector<Image> images = awkward_images();
     for (const Image& in : images) {
-        for (ttt4as::Loss loss : {ttt4as::Loss::squared_hinge, ttt4as::Loss::hinge}) {
+        for (ttt4as::Loss each : {ttt4as::Loss::squared_hinge, ttt4as::Loss::hinge}) {
+            loss = each;
             ttt4as::SegmenterOptions options;
             options.loss = loss;
             options.threads = 1;
@@ -16,6 +23,21 @@ int main() {
             options.threads = 4;
             ttt4as::Segmenter four(options);
             check_segmenter(one, four, in, memory, loss == ttt4as::Loss::squared_hinge ? 2e-4f : 1e30f);
+        }
+    }
+    // Many samples, and many products of the grid's points: what the bound is made of.
+    for (const auto& [size, channels, grid, nominal] :
+         {std::array{128, 64, 16, 2000}, {192, 4, 8, 1 << 20}, {192, 17, 30, 3000}}) {
+        Random random(4);
+        Image in{size, size, channels, grid, grid, random.normals(size * size), random.normals(channels * grid * grid)};
+        for (ttt4as::Loss each : {ttt4as::Loss::squared_hinge, ttt4as::Loss::hinge}) {
+            ttt4as::SegmenterOptions options;
+            options.loss = loss = each;
+            options.n_nominal = nominal;
+            options.neighbor_radius = 2;
+            ttt4as::Segmenter segmenter(options);
+            const Result out = run(segmenter, in);
+            CHECK(segmenter.memory() <= memory(in, std::size_t(out.info.n_anomalous + out.info.n_nominal)));
         }
     }
     check_many_callers<ttt4as::Segmenter>(images[0]);

@@ -130,7 +130,9 @@ bool BasicRobustSegmenter<T>::State::gather(const PointMatrix<T>& features) {
     const std::int64_t move = features.channels_first ? features.stride : 1;
     const std::int64_t step = features.channels_first ? 1 : features.stride;
     const auto n_touched = static_cast<std::int64_t>(touched.size());
-    const int threads = features.points * features.dims < kSerial ? 1 : features.threads;
+    const int threads = features.points * features.dims < kSerial
+                            ? 1
+                            : static_cast<int>(std::min<std::int64_t>(tasks, features.threads));
     samples.resize(static_cast<std::size_t>(labels.n * stride));
     staged.resize(static_cast<std::size_t>(threads * n_touched * kChannels));
     for (Buffer<double>* buffer : {&centre, &scale, &down}) buffer->resize(static_cast<std::size_t>(features.dims));

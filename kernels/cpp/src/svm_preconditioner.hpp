@@ -113,7 +113,7 @@ class HessianFactor {
     template <class Weight>
     void form_dual(const PointMatrix<T>& points, Weight&& weights) {
         const std::int64_t step = spaced(points.dims), panels = (side_ + kMaxRhs - 1) / kMaxRhs;
-        panel_.resize(static_cast<std::size_t>(points.threads * kMaxRhs * step));
+        panel_.resize(static_cast<std::size_t>(std::min<std::int64_t>(points.threads, panels) * kMaxRhs * step));
         parallel_for(panels, points.threads, [&](std::int64_t task, int worker) {
             const std::int64_t first = (panels - 1 - task) * kMaxRhs;  // long rows first: the last tasks are short
             T* panel = panel_.data() + worker * kMaxRhs * step;
@@ -137,7 +137,7 @@ class HessianFactor {
     template <class Weight>
     void form_primal(const PointMatrix<T>& points, const std::int32_t* ids, std::int64_t count, Weight&& weights) {
         const std::int64_t dims = points.dims, panels = (dims + kMaxRhs - 1) / kMaxRhs;
-        panel_.resize(static_cast<std::size_t>(points.threads * count * kMaxRhs));
+        panel_.resize(static_cast<std::size_t>(std::min<std::int64_t>(points.threads, panels) * count * kMaxRhs));
         const auto kernel = linear_kernels<T, T>().transposed[3];
         parallel_for(panels, points.threads, [&](std::int64_t task, int worker) {
             const std::int64_t first = (panels - 1 - task) * kMaxRhs;

@@ -17,8 +17,8 @@ namespace ttt4as {
 class TTT4AS_API GreedyCoreset {
   public:
     // points (rows >= 1, cols >= 1, finite) stay the caller's and must outlive this. Adds 85 bytes a row to them,
-    // whatever the number of columns; up to 64 columns, cols + 21. 0 <= start < rows is the first pick. Throws
-    // InvalidArgument, std::bad_alloc.
+    // whatever the number of columns; up to 64 columns, cols (as the next multiple of 16) + 21. 0 <= start < rows is
+    // the first pick. Throws InvalidArgument, std::bad_alloc.
     GreedyCoreset(Matrix<const float> points, std::int64_t start, int threads = 0);
     GreedyCoreset(Matrix<const double> points, std::int64_t start, int threads = 0);
     ~GreedyCoreset();

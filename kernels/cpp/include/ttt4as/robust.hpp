@@ -33,9 +33,9 @@ struct RobustOptions {
 };
 
 // As BasicSegmenter: one image after another in memory that it keeps, one thread at a time, the same bits on any number
-// of threads. `candidates` of the input are not used; `tau` of the result is the level. That memory is at most twice
-// the samples' features, 40 bytes for each place of a lattice of half a feature cell (of a pixel, where cells are
-// smaller), 12 a feature position, 24 a row or column, 400 a channel, and 4 MiB.
+// of threads. `candidates` of the input are not used; `tau` of the result is the level. That memory is at most ten
+// times the samples' features, 40 bytes for each place of a lattice of half a feature cell (of a pixel, where cells are
+// smaller), 12 a feature position, 24 a row or column, 400 a channel, and 4 MiB, on any number of threads.
 template <class T>
 class TTT4AS_API BasicRobustSegmenter {
   public:

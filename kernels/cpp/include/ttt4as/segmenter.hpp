@@ -60,9 +60,10 @@ struct SegmentResult {
 };
 
 // Segments one image after another in memory that it keeps and only grows, with the shapes and the number of labelled
-// pixels: a call that needs no more than those before allocates nothing. That memory is at most twice the features,
-// plus 40 bytes for each labelled pixel, an eighth of the map and 1 MiB. An object serves one thread at a time; make
-// one for each. The result is the same to the bit on any number of threads.
+// pixels: a call that needs no more than those before allocates nothing. That memory is at most twice the features
+// (with the hinge seven times; channels count as the next odd multiple of 16), plus 120 bytes a feature position, 60 a
+// labelled pixel, 32 a row or column, an eighth of the map and 1 MiB. An object serves one thread at a time; make one
+// for each. The result is the same to the bit on any number of threads.
 template <class T>
 class TTT4AS_API BasicSegmenter {
   public:
