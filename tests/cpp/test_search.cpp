@@ -172,7 +172,7 @@ void check_a_sink_that_asks() {
 void check_forked_searches() {
 #if !defined(__SANITIZE_THREAD__) && !defined(TTT4AS_TEST_WITHOUT_FORK)
     Random random(8);
-    constexpr std::int64_t kRows = 6000, kDims = 130;
+    constexpr std::int64_t kRows = 4000, kDims = 130;
     const std::vector<float> bank = points(random, kNoise, kRows, kDims), query = points(random, kNoise, 16, kDims);
     const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), kRows, kDims, kDims});
     const auto search = [&] {
@@ -186,7 +186,7 @@ void check_forked_searches() {
         done = true;
     });
     std::vector<pid_t> children;
-    while (!done && children.size() < 10) {
+    while (!done && children.size() < 4) {
         usleep(2000);
         children.push_back(fork());
         if (children.back() == 0) {
@@ -210,11 +210,16 @@ void check_threads_that_come_and_go() {
     const std::vector<float> bank = points(random, kNoise, kRows, kDims);
     std::vector<float> distances(kQueries);
     std::vector<std::int64_t> indices(kQueries);
+#if defined(COUNTS_ALLOCATIONS)
+    constexpr int kRounds = 200;
+#else
+    constexpr int kRounds = 30;  // a sanitizer sees at once what else has to hit something
+#endif
     std::atomic<bool> stop{false};
     std::thread other([&] {
         for (int n = 1; !stop; n = 4 - n) ttt4as::set_num_threads(n);
     });
-    for (int round = 0; round < 200; ++round) {
+    for (int round = 0; round < kRounds; ++round) {
         const ttt4as::KnnIndex index(ttt4as::Matrix<const float>{bank.data(), kRows, kDims, kDims});
         index.search(ttt4as::Matrix<const float>{bank.data(), kQueries, kDims, kDims}, 1, distances.data(),
                      indices.data());
