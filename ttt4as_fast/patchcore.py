@@ -484,7 +484,8 @@ class PatchCore:
         k = min(self.n_neighbors, len(self.memory_bank_))
         if k == 1:
             return largest.tolist()
-        _, support = self.index_.search(self.index_.bank[nearest[each, worst]], k)
+        own = self.memory_bank_[to_numpy(nearest[each, worst])]  # on the host whatever backend serves the index
+        _, support = self.index_.search(like(own, patches), k)
         rows = zip(largest, to_numpy(patches[each, worst]), to_numpy(support), strict=True)
         return [reweight(float(distance), patch, self.memory_bank_[entries]) for distance, patch, entries in rows]
 
