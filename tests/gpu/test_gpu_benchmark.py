@@ -191,7 +191,7 @@ def test_the_package_can_be_used_as_it_lies_in_the_checkout(monkeypatch):
 
 
 def test_outcomes_of_tests_that_were_stopped():
-    from benchmarks.gpu import outcomes
+    from ttt4as_fast.benchmarks.gpu import outcomes
 
     log = "s..s.F.. [ 50%]\n.s.E\nERROR tests/x.py - no s..\n..\n"
     assert outcomes(log.splitlines()) == {"passed": 9, "skipped": 3, "failed": 1, "error": 1}
