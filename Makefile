@@ -1,5 +1,5 @@
 # make demo    the main job on real photographs, into demo-output/
-# make test    the whole test suite, with the branch coverage of both packages
+# make test    the whole test suite (PYTEST_ARGS=--cov: with the branch coverage of both packages, in a seventh more time)
 # make lint    format, lint, types
 # make sanitize the C++ tests under ASan and UBSan (SANITIZE=thread: TSan)
 # make clang   the same by Clang, as a shared library (CLANG=clang++-19 names another)
@@ -48,7 +48,7 @@ demo: $(VENV)/.installed
 # The workers share the processors: an OpenMP thread that waits must sleep. Spinning took three times the CPU. Files in the
 # order of their names: xdist's own, by the number of tests, leaves the builds to the end, where one worker waits.
 test: $(VENV)/.installed-test
-	OMP_WAIT_POLICY=passive $(BIN)/pytest --cov -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
