@@ -31,7 +31,8 @@ that could be installed is missing. `backends` says what is usable here and why 
 a library that imports but finds no device is not usable.
 
 Arrays may be NumPy's or torch's. Results come back as the kind, and on the device, of the first argument. Tensors go
-through the operators ``torch.ops.ttt4as.*``, so that `torch.compile` and `torch.export` see one node a call.
+through the operators ``torch.ops.ttt4as.*``, so that `torch.compile` and `torch.export` see one node a call; not those
+of `fit_linear_svm`, which returns numbers of Python too, and of a `KnnIndex`, which is an object of Python.
 Nothing here imports torch, numba, triton or cupy before it is needed, and nothing imports from the rest of ttt4as_fast.
 """
 

@@ -1,5 +1,7 @@
 """The operations as torch operators ``ttt4as::*``: one opaque node each under `torch.compile` and `torch.export`.
 
+Those whose results are tensors: `fit_linear_svm` returns numbers of Python too, a `KnnIndex` is an object of Python.
+
 Imported on the first torch tensor, never before. Each operator has one implementation for CPU and CUDA (the backend is
 chosen inside) and a fake that states the shapes and dtypes of what comes back.
 """
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import bilinear, knn, peaks
+from . import bilinear, coreset, knn, peaks
 from .segment import OPTION_NAMES, SegmentOptions, known_options, run_batch
 from .segment_robust import OPTION_NAMES as ROBUST_NAMES
 from .segment_robust import RobustOptions
@@ -73,6 +75,10 @@ def _nearest_fake(query: Tensor, bank: Tensor, k: int, backend: str) -> tuple[Te
     return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.int64)
 
 
+def _k_center_fake(points: Tensor, n_samples: int, start: int, backend: str) -> Tensor:
+    return points.new_empty((n_samples,), dtype=torch.int64)
+
+
 def _local_maxima(anomaly_map: Tensor, percentile: float, backend: str) -> Tensor:
     return peaks.run_local_maxima(anomaly_map, percentile, backend)
 
@@ -116,6 +122,11 @@ _define(
 )
 _define("nearest_neighbors(Tensor query, Tensor bank, int k, str backend) -> (Tensor, Tensor)", _nearest, _nearest_fake)
 _define(
+    "k_center_greedy(Tensor points, int n_samples, int start, str backend) -> Tensor",
+    coreset.run_greedy,
+    _k_center_fake,
+)
+_define(
     "local_maxima(Tensor anomaly_map, float percentile, str backend) -> Tensor",
     _local_maxima,
     lambda anomaly_map, percentile, backend: anomaly_map.new_empty(anomaly_map.shape, dtype=torch.bool),
@@ -142,6 +153,7 @@ _define(
 bilinear_upsample = torch.ops.ttt4as.bilinear_upsample
 bilinear_sample = torch.ops.ttt4as.bilinear_sample
 nearest_neighbors = torch.ops.ttt4as.nearest_neighbors
+k_center_greedy = torch.ops.ttt4as.k_center_greedy
 local_maxima = torch.ops.ttt4as.local_maxima
 dilate = torch.ops.ttt4as.dilate
 

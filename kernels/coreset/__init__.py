@@ -61,6 +61,17 @@ def k_center_greedy(
     start = arrays.check_int(start, "start", 0, points.shape[0] - 1)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress: expected a callable (done, total), got {progress!r}")
+    if arrays.is_tensor(points) and progress is None:  # an operator takes no callable
+        from .. import torch_ops
+
+        return torch_ops.k_center_greedy(points, n_samples, start, backend)
+    return run_greedy(points, n_samples, start, backend, progress)
+
+
+def run_greedy(
+    points: Array, n_samples: int, start: int, backend: str, progress: Callable[[int, int], None] | None = None
+) -> Array:
+    """`k_center_greedy` after validation of all but the values; the torch operator calls it too."""
     if arrays.device_type(points) == "cpu":
         arrays.check_finite(arrays.to_numpy(points), "points")
     return OPERATION.run("greedy", {"points": points}, backend, n_samples=n_samples, start=start, progress=progress)

@@ -26,6 +26,7 @@ def samples(device: torch.device) -> dict[str, tuple]:
         "bilinear_upsample-strided": (last[1], 9, 8, "gpu"),
         "bilinear_sample": (last[0], 9, 8, pixels, pixels, "gpu"),
         "nearest_neighbors": (maps[0, :3], maps[1], 2, "gpu"),
+        "k_center_greedy": (maps[0], 3, 1, "gpu"),
         "local_maxima": (maps.transpose(1, 2), 90.0, "gpu"),
         "dilate": (maps.transpose(1, 2) > 0.9, 2, "gpu"),
     }

@@ -189,6 +189,7 @@ CALLS = {
     "bilinear_upsample": lambda m, f: kernels.bilinear_upsample(f, (20, 21)),
     "bilinear_sample": lambda m, f: kernels.bilinear_sample(f[0], (20, 21), torch.arange(5), torch.arange(5)),
     "nearest_neighbors": lambda m, f: kernels.nearest_neighbors(m[0], m[1], 3)[0],
+    "k_center_greedy": lambda m, f: kernels.k_center_greedy(m[0], 4, 1),
     "local_maxima": lambda m, f: kernels.local_maxima(m, 90.0),
     "dilate": lambda m, f: kernels.dilate(m > 0.9, 2),
 }
@@ -226,6 +227,7 @@ def operator_samples():
         "bilinear_upsample": (f, 20, 21, "auto"),
         "bilinear_sample": (f[0], 20, 21, torch.arange(5), torch.arange(5), "auto"),
         "nearest_neighbors": (m[0], m[1], 3, "auto"),
+        "k_center_greedy": (m[0], 4, 1, "auto"),
         "local_maxima": (m, 99.0, "auto"),
         "dilate": (m > 0.9, 2, "auto"),
     }
