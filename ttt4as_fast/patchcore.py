@@ -249,7 +249,12 @@ class PatchCore:
         return to_numpy(kernels.k_center_greedy(points, n, start, progress=step, backend=self.backend))
 
     def set_memory_bank(self, bank: np.ndarray) -> None:
-        """Search in `bank` from now on: vectors (N, D) of this model's patches, kept as float32; thresholds stay.
+        """Search in `bank` from now on; thresholds stay.
+
+        Parameters
+        ----------
+        bank : array or tensor, (N, D)
+            Vectors of this model's patches, D its channels, any float dtype; kept as float32.
 
         Raises
         ------

@@ -25,7 +25,7 @@ class LinearSVMResult(NamedTuple):
     n_iter: int
     """Iterations in the backend's own unit; comparable only within one backend."""
     gap: float
-    """(primal - dual) / primal at the returned solution."""
+    """(primal - dual) / primal at the returned solution; NaN for the hinge by ``reference`` and ``cuml``."""
     converged: bool
     """Whether the backend's stopping rule was met within `max_iter`."""
 

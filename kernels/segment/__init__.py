@@ -112,6 +112,9 @@ def segment(
     and scratch. A batch that needs more has none, and where memory runs out graphs go before work is done in smaller
     parts. A call sets aside 2 GiB at most beyond its results. ``TTT4AS_CUDA_GRAPHS=0`` turns graphs off.
 
+    On a host each thread keeps its scratch for the next call: at most twice the features of an image (seven times with
+    the hinge) and some bytes a pixel and a position, which ``ttt4as/segmenter.hpp`` counts.
+
     Parameters
     ----------
     anomaly_map : array or tensor, (H, W) or (B, H, W)

@@ -106,6 +106,9 @@ def segment_robust(
 ) -> Segmentation:
     """Train a linear SVM on both sides of the level where the map falls most steeply; mark what it and the score say.
 
+    Each thread keeps its scratch for the next call: at most ten times the features of the samples of an image and some
+    bytes a place of the lattice and a position, which ``ttt4as/robust.hpp`` counts.
+
     Parameters
     ----------
     anomaly_map : array or tensor, (H, W) or (B, H, W)
