@@ -1,7 +1,7 @@
 """``ttt4as bench masks``: every way to make a mask, on identical anomaly maps, beside the paper's printed figures.
 
-`ttt4as_fast.evaluate` compares the methods of this package; here anomalib's MEBin and the robust preset join them on
-the same maps, and the paper's Tables 1 to 6 stand beside them, labelled as printed, with what differs.
+`ttt4as_fast.evaluate` compares the methods of this package; here anomalib's MEBin joins them on the same maps, and the
+paper's Tables 1 to 6 stand beside them, labelled as printed, with what differs.
 """
 
 from __future__ import annotations
