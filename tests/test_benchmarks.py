@@ -376,6 +376,8 @@ def test_the_command_refuses_wrong_usage(tmp_path: Path) -> None:
     assert _invoke("masks", tmp_path / "nowhere", "--threads", 1).exit_code == 2
     assert _invoke("--quick", "--readme", tmp_path / "README.md").exit_code == 2
     assert _invoke("all", "--suites", "nonsense").exit_code == 2
+    before = _invoke("--threads", 1, "latency", "--workload", "nonsense")
+    assert before.exit_code == 2 and before.stderr == "error: threads: expected after 'latency', got before it\n"
     for name in ("all", "cpu", "growth", "latency", "integrations", "masks"):
         assert "Examples" in _invoke(name, "--help").stdout
 

@@ -74,6 +74,11 @@ def _finish(content: dict[str, Any], tables: list[Any], output: Path) -> None:
         raise typer.Exit(1)
 
 
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 @bench_app.callback(
     invoke_without_command=True, epilog="[b]Examples[/b]\n\nttt4as bench --quick\n\nttt4as bench --report report/"
 )
@@ -95,7 +100,10 @@ def headline(
     output: Results = _RESULTS,
 ) -> None:
     """What test-time training adds to the time of an image, by stage, beside the published recipe."""
-    if context.invoked_subcommand is not None:
+    if context.invoked_subcommand is not None:  # which would not hear of them
+        given = [name for name in context.params if _given(context, name)]
+        if given:
+            raise ValueError(f"{given[0]}: expected after {context.invoked_subcommand!r}, got before it")
         return
     if report is not None:
         results = _suite("results_file").RESULTS if output == _RESULTS and not output.is_dir() else output
