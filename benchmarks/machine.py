@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ttt4as_fast.installation import MEASURED, checkout, git, origin
 from ttt4as_fast.kernels.arrays import check_int
 
 _VARIABLES = (
@@ -33,9 +34,7 @@ _DISTRIBUTIONS = (
     "opencv-python",
     "threadpoolctl",
 )
-# Paths of a checkout, from its root.
-_MEASURED = ("kernels", "ttt4as_fast", "CMakeLists.txt")
-_MEASURING = ("benchmarks/*.py",)
+_MEASURING = ("benchmarks/*.py",)  # from the root of a checkout
 BUSY = 0.1  # share of the processors used by others from which timings are not to be trusted
 
 _limits: list[Any] = []  # threadpoolctl's limits last as long as their objects
@@ -178,11 +177,6 @@ def describe(threads: dict[str, int], watch: Watch) -> dict[str, Any]:
     }
 
 
-def origin() -> dict[str, str | None]:
-    """Of which commit a result is, and of which day."""
-    return {"commit": commit(), "measured": time.strftime("%Y-%m-%d", time.gmtime())}
-
-
 def versions() -> dict[str, str]:
     """Python's and the libraries' versions; absent ones are left out."""
     found = {"python": platform.python_version()}
@@ -194,46 +188,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """The checkout's commit, with ``+`` if what is measured differs from it; None outside a checkout."""
-    try:
-        root = checkout()
-        head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--", *_MEASURED)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head[:12] + ("+" if changed else "")
-
-
 def unchanged_since(commit: str) -> bool:
     """Whether what is measured, and how, is what it was at a commit; False outside a checkout."""
     try:
-        _git(checkout(), "diff", "--quiet", commit, "--", *_MEASURED, *_MEASURING)
+        git(checkout(), "diff", "--quiet", commit, "--", *MEASURED, *_MEASURING)
     except (OSError, subprocess.CalledProcessError):
         return False
     return True
-
-
-def checkout(folder: Path | None = None) -> Path:
-    """The root of the checkout that a folder lies in, by default this copy's, which may be installed in it.
-
-    Raises
-    ------
-    OSError
-        There is none, or no git.
-    """
-    try:
-        root = Path(_git(folder or Path(__file__).resolve().parent, "rev-parse", "--show-toplevel"))
-    except subprocess.CalledProcessError as error:
-        raise FileNotFoundError(f"checkout: {error.stderr.strip()}") from None
-    if not (root / "kernels" / "cpp").is_dir():  # an environment may lie in a checkout of something else
-        raise FileNotFoundError(f"checkout: {str(root)!r} is not this package's")
-    return root
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 def _core() -> Any:

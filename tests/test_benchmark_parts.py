@@ -16,7 +16,7 @@ pytest.importorskip(
     "ttt4as_fast.benchmarks", reason="this copy was installed without the benchmark suite: reinstall it"
 )
 
-from ttt4as_fast import TTT4AS, kernels
+from ttt4as_fast import TTT4AS, installation, kernels
 from ttt4as_fast.benchmarks import compare, cpu, digest, gate, latency, machine, measure, peers, presets, workloads
 
 TINY = workloads.Workload("tiny", 96, 14, 112, "nothing")
@@ -200,7 +200,7 @@ def test_presets_say_where_they_were_measured(tmp_path: Path, monkeypatch: pytes
     presets.finish([], tmp_path, watch)
     found = json.loads((tmp_path / "presets.json").read_text("utf-8"))
     assert found.keys() == {*machine.describe({}, watch), "halves"}
-    assert found["commit"] == machine.commit() and found["versions"] == machine.versions()
+    assert found["commit"] == installation.commit() and found["versions"] == machine.versions()
 
 
 def test_every_peer_is_there_or_named() -> None:

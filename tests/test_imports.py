@@ -43,6 +43,8 @@ def offences(source: str, file: str) -> list[str]:
         where = f"{file}:{line}: {name}"
         if parts[0] == "kernels" and name not in relative:
             found.append(f"{where}: a second copy; the package is ttt4as_fast.kernels")
+        if own[0] == "ttt4as_fast" and parts[:2] == ["ttt4as_fast", "benchmarks"]:
+            found.append(f"{where}: nothing but the command that runs it needs the benchmark suite")
         if own[0] != "kernels":
             continue
         if parts[0] == "ttt4as_fast":
@@ -80,6 +82,7 @@ def test_layout_has_operations() -> None:
         ("tests/test_x.py", "import kernels.knn as knn"),
         ("ttt4as_fast/x.py", "from kernels import knn"),
         ("ttt4as_fast/x.py", "def f():\n    from kernels.knn import KnnIndex"),
+        ("ttt4as_fast/x.py", "def f():\n    from .benchmarks import machine"),
         ("kernels/knn/cpu.py", "from kernels import arrays"),
         ("kernels/knn/cpu.py", "from ttt4as_fast.kernels import arrays"),
         ("kernels/knn/cpu.py", "from ttt4as_fast import io"),

@@ -327,9 +327,9 @@ def evaluate(
     segmenter = _segmenter(ctx, None, detector)
     with progress_bars() as progress:
         report = run(detector, found, segmenter, batch_size=batch_size, progress=progress)
-    from .benchmarks import machine
+    from .installation import origin
 
-    report.environment.update(machine.origin())  # a report may become a committed result
+    report.environment.update(origin())  # a report may become a committed result
     output.mkdir(parents=True, exist_ok=True)
     report.to_json(output / "report.json", images=True)
     report.to_csv(output / "report.csv")

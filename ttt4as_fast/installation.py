@@ -1,8 +1,11 @@
-"""What this installation is and can do, for ``ttt4as info``, and the versions that results are recorded with."""
+"""What this installation is and can do, for ``ttt4as info``; versions and commit, which results are recorded with."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ ENVIRONMENT_VARIABLES = {
     "TTT4AS_DEBUG": "commands show tracebacks, unless it is 0",
     "OMP_NUM_THREADS": "threads of torch and of the C++ core",
 }
+MEASURED = ("kernels", "ttt4as_fast", "CMakeLists.txt")
+"""Paths of a checkout, from its root, that results depend on."""
 
 
 def versions() -> dict[str, str]:
@@ -30,6 +35,45 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def origin() -> dict[str, str | None]:
+    """Of which commit a result is, and of which day."""
+    return {"commit": commit(), "measured": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def commit() -> str | None:
+    """The checkout's commit, with ``+`` if what is measured differs from it; None outside a checkout."""
+    try:
+        root = checkout()
+        head = git(root, "rev-parse", "HEAD")
+        changed = git(root, "status", "--porcelain", "--", *MEASURED)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head[:12] + ("+" if changed else "")
+
+
+def checkout(folder: Path | None = None) -> Path:
+    """The root of the checkout that a folder lies in, by default this copy's, which may be installed in it.
+
+    Raises
+    ------
+    OSError
+        There is none, or no git.
+    """
+    try:
+        root = Path(git(folder or Path(__file__).resolve().parent, "rev-parse", "--show-toplevel"))
+    except subprocess.CalledProcessError as error:
+        raise FileNotFoundError(f"checkout: {error.stderr.strip()}") from None
+    if not (root / "kernels" / "cpp").is_dir():  # an environment may lie in a checkout of something else
+        raise FileNotFoundError(f"checkout: {str(root)!r} is not this package's")
+    return root
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What git prints of a checkout."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def describe() -> dict[str, Any]:
