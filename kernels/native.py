@@ -54,8 +54,12 @@ def _passed_over(message: str) -> None:
 
 def threads() -> int:
     """Threads for one call: the core's limit, and no more than ``torch.set_num_threads`` where torch is loaded."""
+    return within_torch(core().max_threads())
+
+
+def within_torch(most: int) -> int:
+    """At most as many threads as torch may use, where it is loaded."""
     torch = sys.modules.get("torch")
-    most = core().max_threads()
     return most if torch is None else min(most, torch.get_num_threads())
 
 

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 
+from .. import native
+
 ARRAYS = "numpy"
 _SAMPLE = 1024  # values that bracket a percentile
 _STRETCH = 128  # values that are compared at once
@@ -106,8 +108,7 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 def _each(images: np.ndarray, work: Callable[[int], None]) -> None:
     """Call `work` with the place of every image, on threads where there is work for several."""
     count = len(images)
-    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    workers = min(count, int(limit) if limit.isdigit() and int(limit) else os.cpu_count() or 1)
+    workers = min(count, native.within_torch(_most_threads()))
     if workers == 1 or images.size < _PARALLEL:
         for i in range(count):
             work(i)
@@ -115,6 +116,14 @@ def _each(images: np.ndarray, work: Callable[[int], None]) -> None:
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(work, range(count)):
             pass
+
+
+def _most_threads() -> int:
+    """What OMP_NUM_THREADS says, else the processors that this process may use."""
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if limit.isdigit() and int(limit):
+        return int(limit)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _collect(values: np.ndarray, least: float) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +134,25 @@ def test_batches_that_are_worth_threads(backend, rng):
     for i, one in enumerate(maps):
         np.testing.assert_array_equal(peaks[i], kernels.local_maxima(one, 98.0, backend="reference"))
         np.testing.assert_array_equal(grown[i], kernels.dilate(one > 0.5, 7, backend="reference"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "processors", "in_torch", "pools"),
+    [("", 3, 4, [3]), ("2", 3, 4, [2]), ("", 3, 2, [2]), ("1", 3, 4, []), ("", 1, 4, []), ("", 3, 1, [])],
+)
+def test_numba_heeds_the_limits_on_threads(monkeypatch, environment, processors, in_torch, pools):
+    file, made = kernels.peaks.OPERATION.module("numba"), []
+
+    def pool(workers):
+        made.append(workers)
+        return ThreadPoolExecutor(workers)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: in_torch)
+    monkeypatch.setattr(file, "ThreadPoolExecutor", pool)
+    kernels.dilate(np.zeros((3, 512, 512), bool), 1, backend="numba")
+    assert made == pools
 
 
 @pytest.mark.parametrize(
