@@ -45,7 +45,7 @@ PresetOption = Annotated[
         "--preset",
         rich_help_panel=METHOD,
         help="The published method, or labels that follow each peak, for defects of any size. 'robust' takes C, the "
-        "loss, tol and max-iter of the options here, and the nominal level of a calibrated model.",
+        "loss, tol and max-iter of the options here, and the nominal level of a calibrated model, where there is one.",
     ),
 ]
 ImageThreshold = Annotated[
