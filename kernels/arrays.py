@@ -95,9 +95,9 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
 
 
 def check_dense(x: Any, name: str) -> None:
-    """Raise TypeError for what lacks values at places: a masked array with a masked one, a sparse or nested tensor.
+    """Raise TypeError for an array with masked values, or a sparse or nested tensor.
 
-    A tensor on the device meta passes: torch asks operators for shapes by it.
+    Tensors on the meta device pass: torch runs operators on them to find the shapes of results.
     """
     if is_tensor(x):
         import torch
@@ -181,7 +181,7 @@ def check_float(value: Any, name: str, low: float, high: float = float("inf"), *
         if isinstance(value, (bool, np.bool_, str, bytes, bytearray)):
             raise TypeError
         number = float(value)
-    except OverflowError:  # an integer beyond the floats
+    except OverflowError:  # an integer too large for a float
         number = math.inf if value > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected {_numbers(low, high, open_low)}, got {value!r}") from None

@@ -2,12 +2,13 @@
 
 An operation is a folder; its backends are the files in it. Each backend file defines
 
-- ``unavailable(device) -> str | None``: why it cannot serve arrays on that device type, None if it can. It tests the
-  capability (compile, call), not the import, and where there are several devices that of the current one. The answer
-  is kept for each; a failure that may pass, such as for lack of memory, it raises;
+- ``unavailable(device) -> str | None``: why it cannot serve arrays on that device type, None if it can. It compiles or
+  calls something: an import that succeeds proves nothing. It tests the current device, and the answer is kept for each
+  device. A failure that may be temporary, such as a lack of memory, is raised and not kept;
 - ``ARRAYS``: ``"numpy"`` if its functions take host arrays, ``"torch"`` if they take tensors;
 - ``TAKES_BFLOAT16 = True``, if its functions take host arrays of `arrays.BFLOAT16`; else bfloat16 becomes float32;
-- ``CHECKS_FINITE = True``, if its functions find non-finite values themselves and raise ValueError: nobody else looks;
+- ``CHECKS_FINITE = True``, if its functions find non-finite values themselves and raise ValueError: callers then do not
+  check first;
 - functions with the names and results of those in ``reference.py``.
 
 Automatic choice falls back, with one warning when something that could be installed is missing. A named backend raises.
@@ -112,7 +113,7 @@ class Operation:
                 inputs = {name: arrays.to_numpy(x, keep_bfloat16=bfloat16) for name, x in inputs.items()}
                 options = {name: arrays.to_numpy(x) if arrays.is_tensor(x) else x for name, x in options.items()}
                 for name, x in inputs.items() if on_device and self.finite else ():
-                    if x.dtype.kind == "f":  # what lay on a device nobody has looked at yet
+                    if x.dtype.kind == "f":  # values on a device are checked nowhere before
                         arrays.check_finite(x, name)
             return arrays.like(getattr(module, function)(*inputs.values(), **options), template)
 

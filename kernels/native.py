@@ -23,7 +23,7 @@ _ISAS = ("generic", "avx2", "avx512")
 
 
 def why_not() -> str | None:
-    """Why the core cannot be used; None if it can. Tensors on a device make the trip to the host and back."""
+    """Why the core cannot be used; None if it can."""
     found = native_core()
     return found if isinstance(found, str) else None
 
@@ -40,16 +40,16 @@ def core() -> ModuleType:
 
 
 def check_environment() -> None:
-    """Warn of variables whose value the core passes over."""
+    """Warn of environment variables whose value the core ignores."""
     number, isa = os.environ.get("TTT4AS_NUM_THREADS", ""), os.environ.get("TTT4AS_ISA", "")
     if number and not (number.isdecimal() and int(number) >= 1):
-        _passed_over(f"TTT4AS_NUM_THREADS: expected an integer >= 1, got {number!r}")
+        _warn_ignored(f"TTT4AS_NUM_THREADS: expected an integer >= 1, got {number!r}")
     if isa and isa not in _ISAS:
-        _passed_over(f"TTT4AS_ISA: expected one of {', '.join(map(repr, _ISAS))}, got {isa!r}")
+        _warn_ignored(f"TTT4AS_ISA: expected one of {', '.join(map(repr, _ISAS))}, got {isa!r}")
 
 
-def _passed_over(message: str) -> None:
-    warnings.warn(f"{message}; the variable is passed over", BackendWarning, stacklevel=4)
+def _warn_ignored(message: str) -> None:
+    warnings.warn(f"{message}; the variable is ignored", BackendWarning, stacklevel=4)
 
 
 def threads() -> int:
@@ -63,15 +63,15 @@ def within_torch(most: int) -> int:
     return most if torch is None else min(most, torch.get_num_threads())
 
 
-def register_with_threadpoolctl() -> bool:
-    """Let ``threadpoolctl.threadpool_limits`` and ``threadpool_info`` see the core; False where it is not installed.
+def register_with_threadpoolctl() -> None:
+    """Let ``threadpoolctl.threadpool_limits`` and ``threadpool_info`` see the core, where threadpoolctl is installed.
 
     Called when the core is first used, so that scikit-learn and joblib, which set limits through it, reach the core.
     """
     try:
         import threadpoolctl
     except ImportError:
-        return False
+        return
 
     class CoreController(threadpoolctl.LibController):  # type: ignore[misc]
         """The core's pool; counted as an OpenMP runtime, because it heeds the same limits."""
@@ -91,7 +91,6 @@ def register_with_threadpoolctl() -> bool:
             return None
 
     threadpoolctl.register(CoreController)
-    return True
 
 
 def segment_batch(

@@ -42,8 +42,8 @@ def bilinear_upsample(features: Array, size: int | tuple[int, int], *, backend: 
 
     Notes
     -----
-    Moves B*C*(h*w + H*W) elements and does 8 operations an output element: bandwidth is the floor. Not finite stays not
-    finite, as from torch: looking would cost a pass.
+    Moves B*C*(h*w + H*W) elements and does 8 operations an output element: bandwidth is the floor. Non-finite values
+    propagate, as in torch: a check would cost a pass over the features.
     """
     features = arrays.as_float_array(features, "features", (3, 4))
     height, width = arrays.check_size(size)

@@ -25,8 +25,8 @@ def greedy(
 
     The choice is that of squared distances summed in float64 from differences of the float32 or float64 values; the
     points are not copied (float16 and rows whose columns are not adjacent are, once). Beside them it keeps 85 bytes a
-    point (up to 64 columns, one a column, as the next multiple of 16, and 21). A pick reads N * 64 of these bytes and
-    the points that might come nearer to it, a few hundred.
+    point (with up to 64 columns, D + 21, D rounded up to a multiple of 16). A pick reads N * 64 of these bytes and the
+    few hundred points that may be nearer to it than to the picks before.
     """
     selection = native.core().GreedyCoreset(native.rows(points), start, threads=native.threads())
     if progress is None:

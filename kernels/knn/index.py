@@ -35,11 +35,11 @@ class KnnIndex:
     Several threads may search while one adds: each search is of the vectors before or after. Threads that add take
     turns by a lock of their own.
 
-    On a GPU a search that comes again, of as many queries and neighbours, captures a CUDA graph, which later ones
-    replay; `warmup` does so at once. Each part of the bank keeps the graphs of the four kinds searched last, each with
-    device memory of its own, 40 MiB at most. A search that needs more has none; one inside a graph of the caller's
-    joins that, which reads the index: keep it for as long as the graph. What `add` replaces and `reset` removes is kept
-    with it then.
+    On a GPU the second search with the same numbers of queries and neighbours captures a CUDA graph, which later ones
+    replay; `warmup` captures it at once. Each part of the bank keeps the graphs of the four kinds of search used last,
+    each with device memory of its own, 40 MiB at most; a search that needs more has no graph. A search inside a CUDA
+    graph that the caller captures becomes part of that graph, every replay of which reads the index: keep the index for
+    as long as the graph. It also keeps what `add` replaces and `reset` removes, where such a graph reads that.
 
     Parameters
     ----------
@@ -161,11 +161,11 @@ class KnnIndex:
     def warmup(self, query: Array, k: int = 1) -> bool:
         """Pay for the first search now: compile what searches like this one need.
 
-        On a GPU their CUDA graph is captured. Do it before other threads use the device: one that waits for all of it
-        (`torch.cuda.synchronize`), or draws random numbers on it, meets an error or breaks the capture off, and
-        searches then launch kernels one by one. A graph of its own that another thread captures meanwhile breaks off,
-        as it does in the second search where there was no warmup. Vectors that are added later are in parts that are
-        not prepared.
+        On a GPU this captures their CUDA graph. Call it before other threads use the device: a thread that waits for
+        the whole device (`torch.cuda.synchronize`) or draws random numbers on it meanwhile gets an error or ends the
+        capture, and searches then launch kernels one by one. If another thread is capturing a CUDA graph of its own,
+        that capture fails. Without `warmup` all this holds for the second search, which captures then. Vectors added
+        later are not covered.
 
         Parameters
         ----------
@@ -225,9 +225,8 @@ class KnnIndex:
         path : path
         mmap : bool
             Map the file instead of reading it: vectors and codes stay on disk and pages are loaded as searches need
-            them. Nothing is prepared, and the vectors are not read to be checked. Of the codes' checksums, the one
-            over what keeps a search within bounds is verified (34 bytes a vector); without `mmap` all are, and that of
-            the vectors.
+            them. Nothing is prepared, and the vectors are not checked. Only the checksum of those codes that keep a
+            search within bounds is verified (34 bytes a vector); without `mmap` all checksums are, the vectors' too.
         backend : str
             As in the constructor.
 
@@ -263,7 +262,7 @@ class KnnIndex:
         return _rebuild, (_bank(parts) if parts else None, self.dim, name)
 
     def _append(self, points: Array, name: str, *, keep: bool) -> None:
-        """`keep`: the caller's memory may become the index's."""
+        """Add vectors; with `keep` the index may hold on to the caller's array, else it copies."""
         points = self.check_vectors(points, name)
         with arrays.device_of(points):
             module = self._module or OPERATION.resolve(self._backend, arrays.device_type(points))
@@ -296,7 +295,7 @@ class KnnIndex:
 
 
 def _place(module: ModuleType, x: Array) -> str | torch.device:
-    """What `x` and the bank have in common: the very device, but the type alone where the backend takes host arrays."""
+    """The device of `x`, to compare with the bank's; its type alone where the backend takes host arrays."""
     where = arrays.device_type(x)
     return where if where == "cpu" or module.ARRAYS == "numpy" else x.device  # type: ignore[union-attr]
 
@@ -375,7 +374,7 @@ def _beside(blocks: list[Array]) -> Array:
 
 
 def _order(x: Array) -> Array:
-    """What sorts each row of `x`; equal values stay in their order."""
+    """The places that sort each row of `x`, stably."""
     if arrays.is_tensor(x):
         return x.argsort(dim=1, stable=True)  # type: ignore[call-arg]
     return np.argsort(x, axis=1, kind="stable")  # type: ignore[arg-type]

@@ -28,6 +28,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .. import arrays
 from ..dispatch import Operation
 from ..linear_svm import LOSSES
@@ -231,8 +233,6 @@ def nominal_level(nominal_maps: Array, quantile: float = 0.999) -> float:
     ValueError, TypeError
         Wrong rank or dtype, empty axis, non-finite value.
     """
-    import numpy as np
-
     maps = arrays.to_numpy(arrays.as_float_array(nominal_maps, "nominal_maps", (3,)))
     arrays.check_finite(maps, "nominal_maps")
     quantile = arrays.check_float(quantile, "quantile", 0.0, 1.0)

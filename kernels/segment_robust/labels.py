@@ -53,7 +53,7 @@ class Labels(NamedTuple):
 
 
 def power_of_two(values: np.ndarray) -> float:
-    """What brings the largest magnitude to [1, 2), as nearly as float64 goes; 1 where all are zero."""
+    """The power of two that brings the largest magnitude to [1, 2), or as near as float64 can; 1 where all are zero."""
     most = float(np.abs(values).max())
     return math.ldexp(1.0, min(1 - math.frexp(most)[1], 1023)) if most > 0 else 1.0
 
@@ -72,7 +72,7 @@ def level(
     base = float(np.quantile(values, options.base_quantile))
     if base >= peak:
         base = lowest
-    if math.isinf(1 / (peak - base)):  # next to the rest of the map there is nothing between them
+    if math.isinf(1 / (peak - base)):  # their distance is too small to divide by
         return peak, peak
     height = steepest(values, gradient(anomaly_map, step), base, peak) if options.height is None else options.height
     factor = size_factor(values, base, peak, cells[0] * cells[1], options.size_exponent)
@@ -120,7 +120,10 @@ def _scaled(height: float, factor: float) -> float:
 
 
 def gradient(anomaly_map: np.ndarray, step: int) -> np.ndarray:
-    """Its magnitude at every `step`-th pixel, by differences over the neighbours at hand; 0 along an axis of one."""
+    """The gradient's magnitude at every `step`-th pixel, by differences between its neighbours, one-sided at borders.
+
+    Along an axis of one pixel it is 0.
+    """
     height, width = anomaly_map.shape
     rows, cols = np.arange(step // 2, height, step), np.arange(step // 2, width, step)
     squares = np.zeros((len(rows), len(cols)))
@@ -188,8 +191,8 @@ def label(anomaly_map: np.ndarray, cells: tuple[int, int], options: RobustOption
 def strata(places: np.ndarray, scores: np.ndarray, limit: int, hard_share: float) -> list[tuple[np.ndarray, int]]:
     """The nominal `places` (n, 2) as parts, each with how many samples are taken of it, `limit` together.
 
-    Where there are more places than that, those of the highest scores are a part of their own, which gives more samples
-    than it has pixels for: what lies near the edge of a defect, or looks like one, is where the classifier errs.
+    Where there are more places than that, those of the highest scores are a part of their own, of which a larger share
+    is taken: near the edge of a defect, or where something looks like one, is where the classifier errs.
     """
     n_hard, n_top = int(hard_share * limit), len(scores) // HARD
     if len(scores) <= limit or not n_hard or not n_top:
