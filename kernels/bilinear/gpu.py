@@ -32,8 +32,8 @@ def upsample_kernel(
     """
     row = tl.program_id(0)
     blocks_w = tl.cdiv(width, BLOCK_W)
-    # One axis holds both, the contiguous one inside: of two axes, Triton 3.6 lays loads that it cannot see are
-    # contiguous out along the first, and every row passes through shared memory to be stored along the second.
+    # One axis holds both, the contiguous one inside: with two axes, Triton 3.6 distributes loads that it cannot prove
+    # contiguous along the first, and every row passes through shared memory to be stored along the second.
     element = tl.arange(0, BLOCK_C * BLOCK_W)
     channel = (tl.program_id(1) // blocks_w) * BLOCK_C + (element % BLOCK_C if CHANNELS_LAST else element // BLOCK_W)
     col = (tl.program_id(1) % blocks_w) * BLOCK_W + (element // BLOCK_C if CHANNELS_LAST else element % BLOCK_W)

@@ -76,8 +76,8 @@ def pick_kernel(
             apart = tl.load(
                 sketch_ptr + row.to(tl.int64)[:, None] * SKETCH + column[None, :], mask=exists[:, None], other=0
             ) - centre_sketch  # fmt: skip
-            # More than 1 % is left for the rounding of both sums; `sketches_of` says what the margin is for. What is
-            # not a number excludes nothing.
+            # More than 1 % is left for the rounding of both sums; `sketches_of` says what the margin is for. NaN
+            # excludes nothing.
             excluded = tl.sum(apart * apart, axis=1) > nearest.to(tl.float32) * (1 + 2.0**-6) + margin
             listed = (exists & ~excluded).to(tl.int32)
             tl.store(list_ptr + slots + tl.cumsum(listed, axis=0) - 1, row, mask=listed > 0)
@@ -148,11 +148,11 @@ def greedy(
     programs = min(blocks(n, block_n), _programs(device, options))
     nearest = torch.full((n,), float("inf"), dtype=dtype, device=device)
     picks = torch.full((n_samples,), start, dtype=torch.int64, device=device)
-    # In turn, and cut once: a slice a launch would cost the host what the launch does.
+    # Two buffers in turn, sliced once: a slice at each launch would cost the host as much as the launch.
     far = torch.empty((2, programs), dtype=dtype, device=device).unbind()
     far_row = torch.empty((2, programs), dtype=torch.int32, device=device).unbind()
     unit, (row_stride, stride) = unit_of(dim, points.stride(0)), points.stride()
-    sketch, margin, listed, columns = nearest, nearest, picks, 0  # of no use
+    sketch, margin, listed, columns = nearest, nearest, picks, 0  # without sketches the kernel reads none of these
     if n_samples >= _SKETCH_FROM[0] and dim >= _SKETCH_FROM[1]:
         sketch, margin = sketches_of(points)
         columns = _SKETCH
@@ -171,8 +171,8 @@ def greedy(
         if launch is not None:
             launch(*arguments)
         else:
-            # What was compiled for these very buffers is launched as it is from now on: to look at all arguments
-            # again would cost the host more than a pass over the sketches takes.
+            # From now on the compiled kernel is launched directly: to let Triton look at all arguments again would
+            # cost the host more than a pass over the sketches takes.
             compiled = pick_kernel[(programs,)](*arguments, **options, **FUSED)
             again[now] = None if compiled is None else compiled[(programs, 1, 1)]  # None: it is interpreted
         if progress is not None and (step % _REPORT_EVERY == 0 or step == n_samples - 1):
@@ -227,7 +227,7 @@ def block_n_of(dtype: torch.dtype) -> int:
 
 
 def options_of(dtype: torch.dtype) -> dict[str, int]:
-    """Of a launch: as few registers a thread as spill nothing."""
+    """Options of a launch: the fewest registers a thread that spill nothing."""
     return {"num_warps": 4, "maxnreg": 128 if dtype == torch.float64 else 96}
 
 

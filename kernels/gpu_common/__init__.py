@@ -6,6 +6,6 @@ host, where the tests run it thread by thread. Nothing here imports torch, trito
 """
 
 FUSED = {"enable_fp_fusion": True}
-"""Options of every Triton launch: a multiplication and an addition are one operation, as bounds and measurements have
-it. Triton 3.9 warns where it is left to its default, which it means to turn around.
+"""Options of every Triton launch: multiply-adds are fused, as error bounds and measurements assume. Triton 3.9 warns
+where the option is left to its default, which a later version will change.
 """

@@ -66,7 +66,7 @@ def reason_of(error: Exception, library: str) -> str:
     Raises
     ------
     torch.OutOfMemoryError
-        For lack of memory, which is nothing to remember.
+        Memory ran out, which may pass: that is not remembered.
     """
     import torch
 
@@ -92,7 +92,7 @@ def processors(device: torch.device) -> int:
 
 @functools.cache
 def _probe_triton(device: int) -> str | None:
-    """Of the current device, which is this one."""
+    """Why Triton does not run on the current device, number `device` (the key of the cache); None if it does."""
     try:
         from . import probe
     except ImportError as error:

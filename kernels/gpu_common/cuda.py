@@ -146,7 +146,7 @@ def _cupy_stream(device_index: int, address: int) -> Any:
 
 @functools.cache
 def _probe(device: int) -> str | None:
-    """Of the current device, which is this one."""
+    """Why CuPy does not run on the current device, number `device` (the key of the cache); None if it does."""
     try:
         import cupy  # noqa: F401
     except ImportError as error:

@@ -1,13 +1,13 @@
-"""CUDA graphs of calls that come again: all launches of a call in one, which costs the host what one launch costs.
+"""CUDA graphs of repeated calls: all launches of a call in one, which costs the host what one launch costs.
 
-A call that came before with the same shapes, dtypes, strides and options captures a graph, which later ones replay:
-they copy their inputs into the graph's own and its outputs out of it. The graphs used last are kept, and go where
-memory runs out (`drop_least_used`). Where capture fails the kernels are launched one by one; with
+The second call with the same shapes, dtypes, strides and options captures a graph, which later ones replay: they copy
+their inputs into the graph's own and its outputs out of it. The graphs used last are kept, and dropped where memory
+runs out (`drop_least_used`). Where capture fails the kernels are launched one by one; with
 ``TTT4AS_CUDA_GRAPHS=0`` they always are.
 
-`torch.cuda.graph` begins by waiting for the device and giving cached memory back to it, which breaks off a capture that
-another thread has under way. Who captures graphs of their own in several threads call ``warmup`` before, or turn these
-off.
+`torch.cuda.graph` begins by waiting for the device and giving cached memory back to it, which ends a capture that
+another thread has under way. A program that captures graphs of its own in several threads should call ``warmup`` before
+it does, or turn these graphs off.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .tables import DEVICE_MUST_NOT_WAIT
 
 ENVIRONMENT_VARIABLE = "TTT4AS_CUDA_GRAPHS"
 PATIENCE = 100
-"""Calls for which a graph has not been used before it goes for another: where more shapes take turns than there are
-graphs, each call would capture one, which takes as long as a dozen calls.
+"""Calls without a graph after which it is dropped for a new one. If it were dropped sooner, more shapes in turn than
+there are graphs would make each call capture one, which takes as long as a dozen calls.
 """
 
 Inputs: TypeAlias = tuple[torch.Tensor | None, ...]
@@ -56,7 +56,7 @@ class Graph:
             current, stream = torch.cuda.current_stream(), _capture_stream(device)
             stream.wait_stream(current)
             try:
-                with torch.cuda.stream(stream):  # around the capture too: broken off, it leaves its stream current
+                with torch.cuda.stream(stream):  # around the capture too: where it fails, it leaves its stream current
                     _copy(_tensors(self.inputs), _tensors(inputs))
                     work(*self.inputs)  # compiles and loads whatever these very buffers need
                     stream.synchronize()
@@ -101,12 +101,12 @@ class _Kind:
 
     def __init__(self, inputs: Inputs) -> None:
         self.calls = 0
-        self.used = 0  # the number of the last, of all calls
-        self.order = 0  # the same, of those of all operations
-        self.tried = False  # to capture a graph
+        self.used = 0  # number of the last one, among all calls of the operation
+        self.order = 0  # the same, among the calls of all operations
+        self.tried = False  # whether a capture was tried
         self.graph: Graph | None = None
         self.device = next(x.device for x in inputs if x is not None)
-        self.bytes = sum(x.nbytes for x in _tensors(inputs))  # that a graph holds: at least, until one was captured
+        self.bytes = sum(x.nbytes for x in _tensors(inputs))  # of its graph; until one is captured, a lower bound
 
 
 class Graphs:
@@ -117,8 +117,8 @@ class Graphs:
     name : str
         The operation, for the warning where capture fails.
     capacity : int
-        Graphs kept at most, each with its inputs, outputs and scratch. The one that was used last the longest ago goes
-        for a new one, but not before `PATIENCE` calls without it.
+        Graphs kept at most, each with its inputs, outputs and scratch. The least recently used one is dropped for a new
+        one, but not before `PATIENCE` calls without it.
     most_bytes : float
         Device memory that they hold in all at most; there is no graph of a call that needs more.
     make : callable
@@ -205,7 +205,7 @@ class Graphs:
         return kind
 
     def _has_room(self, kind: _Kind, patience: int) -> bool:
-        """Whether there is room for its graph, made by dropping those that have not been used for more calls."""
+        """Whether there is room for its graph; makes it by dropping graphs unused for more than `patience` calls."""
         kept = [(key, other) for key, other in self.kinds.items() if other.graph is not None]
         room = self.most_bytes - kind.bytes - sum(other.bytes for _, other in kept)
         going = 0
@@ -221,8 +221,8 @@ class Graphs:
     def _captured(self, kind: _Kind, work: Work, inputs: Inputs, patience: int) -> Graph | None:
         """The graph of such calls; None, and a warning, where capture fails, which is not tried again.
 
-        Only a graph that was captured tells what it holds: one that has no room is not kept, and none is captured again
-        before it has.
+        What a graph holds is known once it is captured: if there is no room for it, it is not kept, and another is
+        captured only when there is.
         """
         try:
             graph = self.make(work, inputs)
@@ -245,9 +245,9 @@ class Graphs:
 
 
 def drop_least_used(device: int | None) -> bool:
-    """Drop the graph on `device` that was used last the longest ago, of all operations; False where there is none.
+    """Drop the least recently used graph on `device`, of all operations; False where there is none.
 
-    Its memory is needed: such calls launch one by one from then on.
+    Its memory is needed: calls like its own launch kernels one by one from then on.
     """
     with _ALL_LOCK:
         caches = list(_ALL)
@@ -264,9 +264,9 @@ _ALL: weakref.WeakSet[Graphs] = weakref.WeakSet()
 _ALL_LOCK = threading.Lock()
 _ORDER = itertools.count()
 _ONE_CAPTURES = threading.Lock()
-"""Held from the first word to a device's capture stream to the last: all graphs share that stream."""
+"""Held while a device's capture stream is in use, which all graphs share."""
 _NUMBERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SMALL = 4 << 20  # bytes; torch copies more at once faster one by one (64 images on an H200: 0.13 ms, together 0.32)
+_SMALL = 4 << 20  # bytes; larger tensors are copied faster one by one (64 images on an H200: 0.13 ms, together 0.32)
 
 
 def _tensors(inputs: Inputs) -> list[torch.Tensor]:
@@ -274,8 +274,8 @@ def _tensors(inputs: Inputs) -> list[torch.Tensor]:
 
 
 def _copy(to: Sequence[torch.Tensor], of: Sequence[torch.Tensor]) -> None:
-    """Copies between tensors of equal dtypes, one launch for all small ones whose numbers have one size: launches are
-    what an image alone takes time for.
+    """Copies between tensors of equal dtypes, one launch for all small ones of the same element size: with a
+    single image, launches take the time.
     """
     for a, b in zip(to, of, strict=True):
         if a.nbytes > _SMALL:
@@ -298,10 +298,10 @@ def _buffer_like(x: torch.Tensor) -> torch.Tensor:
 
 
 def _end_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
-    """Undo what torch leaves of a capture that the driver broke off, and what would outlive this call.
+    """Undo what a capture that the driver ended leaves behind in torch.
 
-    Its allocator still takes the pool for one that is being filled, and gives nothing back to the device; its generator
-    refuses random numbers outside of a graph.
+    torch's allocator still takes the pool for one that is being filled, and gives nothing back to the device; its
+    random number generator refuses to work outside of a graph.
     """
     with contextlib.suppress(RuntimeError):  # it had not begun, or has ended
         torch._C._cuda_endAllocateToPool(device.index, pool)
@@ -311,7 +311,7 @@ def _end_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream that nobody else has: torch's own are shared by turns, and what others launch would be captured."""
+    """A stream of our own: torch's are handed to everyone in turn, and what others launch there would be captured."""
     import cupy
 
     with cupy.cuda.Device(device.index):

@@ -1,4 +1,4 @@
-"""How the kernels want tensors to lie, so that the same numbers give the same bits however they were handed over."""
+"""The memory layout that kernels read tensors in, so that equal values give equal bits in any layout."""
 
 from __future__ import annotations
 

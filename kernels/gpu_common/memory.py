@@ -20,7 +20,8 @@ def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
 def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str) -> int:
     """Call ``work(start, stop)`` over ``range(total)``, in chunks of `size` or, where memory runs out, of less.
 
-    Before that the CUDA graphs that are kept go, the least recently used first; halving the chunk warns once.
+    Where memory runs out, CUDA graphs are dropped first, the least recently used one first; then the chunk is halved,
+    with one warning.
     `work` writes its results into tensors that exist already and may be called again for a range it failed on.
 
     Parameters
@@ -39,7 +40,7 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
     Raises
     ------
     torch.OutOfMemoryError
-        One item does not fit either, or a graph is captured, which giving memory back would break off.
+        Not even one item fits, or a CUDA graph is being captured, which giving memory back would end.
     """
     on_device = torch.cuda.is_initialized()
     start, warned = 0, False
@@ -55,7 +56,7 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
             dropped = drop_least_used(torch.cuda.current_device() if on_device else None)
             if stop - start == 1 and not dropped:
                 raise
-        # Out of the handler, whose exception holds the frames and with them the tensors of the attempt.
+        # Outside the handler: its exception keeps the frames, and with them the tensors of the attempt.
         if on_device:
             torch.cuda.empty_cache()
         if dropped:

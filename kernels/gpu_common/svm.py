@@ -19,8 +19,8 @@ GRAM_CAPACITY = 1024
 _GRAM, _SOLVER = "gpu_common/gram.cu", "gpu_common/svm.cu"
 THREADS = 512
 """Threads of the solver's block, 512 at most."""
-_VECTORS, _PAD = 12, 16  # of the solver, each as long as the basis, padded
-_CELL, _PIXEL = 12, 5  # doubles that it keeps of each
+_VECTORS, _PAD = 12, 16  # vectors of the solver; each is as long as the basis, padded to a multiple of _PAD
+_CELL, _PIXEL = 12, 5  # doubles that the solver keeps of a cell and of a labelled pixel
 _RESERVED = 4096  # bytes of shared memory that the solver's reductions use
 _GRAM_BLOCKS, _GRAM_THREADS = 64, 512  # an image's, and a block's
 _GRAM_SHARED = max(5 * 2 * 32 * 17 * 16, _GRAM_THREADS // 32 * 32 * 33 * 4)

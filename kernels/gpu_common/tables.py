@@ -18,7 +18,7 @@ _RECENT: OrderedDict[tuple[Hashable, torch.device], object] = OrderedDict()
 _IN_GRAPHS: dict[tuple[Hashable, torch.device], object] = {}
 _LOCK = threading.Lock()
 DEVICE_MUST_NOT_WAIT = threading.Lock()
-"""Held while a graph is captured, which a wait for the whole device, from any thread, would break off."""
+"""Held while a graph is captured: a wait for the whole device, from any thread, would end the capture."""
 
 
 class Same(Generic[_Value]):
@@ -38,7 +38,7 @@ def table(key: Hashable, device: torch.device, make: Callable[[], _Table]) -> _T
     """What ``make()`` returned for `key` and `device`, made on the first call.
 
     The least recently used one goes when there are more than `CAPACITY`, once the device has read it for the last time.
-    One that is asked for while a CUDA graph is captured stays for good: nobody says when the last replay is over.
+    One that is asked for while a CUDA graph is captured stays for good: nothing tells when the last replay is over.
 
     Parameters
     ----------

@@ -53,8 +53,8 @@ SCRATCH_BYTES = 256 << 20
 GRAPHS = 4
 """CUDA graphs that an index keeps, each for searches of one number of queries and neighbours."""
 GRAPH_BYTES = 16 << 20
-"""What a search may set aside and still have a graph, which holds it for as long as it is kept: the queries and the
-result are copied in and out. Of a thousand channels, a search that takes more is longer than its launches.
+"""Device memory that a search with a graph may need, queries and result included: the graph holds it as long as it is
+kept. With a thousand channels, a search that needs more takes longer than its launches, and gains nothing by a graph.
 """
 TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8, 4)}
 """Compute capability, major -> queries, bank vectors and channels of a tile, warps, pipeline stages.
@@ -123,7 +123,7 @@ class Index:
         exponent = math.frexp(float(peak))[1]  # of the power of two above the largest magnitude
         self.exponent = min(max(exponent, -100), 100)
         self.low, facts = self._prepare(bank)
-        if not bool(torch.isfinite(facts[:, 0]).all()):  # a value that is not finite leaves its vector's square neither
+        if not bool(torch.isfinite(facts[:, 0]).all()):  # one such value spoils its vector's square
             raise ValueError("bank: expected finite values (squares within float64's range)")
         self.norm = (facts[:, 0] / 4.0**self.exponent).float()
         self.largest = facts.amax(0)
@@ -131,12 +131,12 @@ class Index:
         # Beyond float32's range the approximation says nothing: search exhaustively.
         self.exhaustive = float(self.largest[0]) > 1e30
         self._part = 1 << 30
-        self._described = None  # `low` as a tensor of tiles, for as long as they keep their size
+        self._described = None  # the descriptor of `low` for the tiles used last
         self._graphs = Graphs("KnnIndex.search", GRAPHS)
         self.record_stream()
 
     def record_stream(self) -> None:
-        """The current stream reads the index: dropped, its memory goes to nobody before that stream is done with it."""
+        """Tell torch that the current stream reads the index: its memory is not reused before that stream is done."""
         if not self.bank.is_cuda:
             return
         if torch.cuda.is_current_stream_capturing():
@@ -305,7 +305,7 @@ class Index:
 
 
 def _strides(x: torch.Tensor) -> tuple[int, int]:
-    """Those of a matrix; of one row, whose first says nothing, as if it lay in a contiguous one."""
+    """Strides of a matrix. A single row counts as contiguous: its first stride has no meaning."""
     return (x.shape[1] if len(x) == 1 else x.stride(0)), x.stride(1)
 
 
@@ -323,8 +323,8 @@ def refine_warps(n_query: int, list_size: int) -> int:
 
 
 def refine_blocks(list_size: int, n_groups: int, dim: int, dtype: torch.dtype, warps: int) -> dict[str, int]:
-    """What `refine_kernel` does at a time: groups that it looks at, channels that it reads of a list, of a group and of
-    one row (what registers hold), and of how many such times the loads are in flight (measured on an H200).
+    """Block sizes of `refine_kernel`: groups that it looks at at once; channels that it reads at once of a list, of a
+    group and of one row, as many as registers hold; and how many such reads are in flight (measured on an H200).
     """
     elements = (128 if dtype == torch.float64 else 256) * warps
     most = power_of_two(dim)

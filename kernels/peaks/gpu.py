@@ -1,4 +1,4 @@
-"""Percentile, local maxima and dilation as fused CUDA kernels, one block a map, without a word to the host."""
+"""Percentile, local maxima and dilation as fused CUDA kernels, one block a map, without synchronisation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def check_size(maps: torch.Tensor) -> tuple[int, int, int]:
-    """(B, H, W) of a batch of maps whose pixels a 32-bit index can count, and pass by what a block looks at at once."""
+    """(B, H, W) of maps that 32-bit indices can address, which a block lets run a little past the end of the map."""
     batch, height, width = maps.shape
     if height * width > 2**30:
         raise ValueError(f"anomaly_map: expected at most 2**30 pixels, got {height} x {width}")

@@ -1,4 +1,4 @@
-"""The whole method on the device: labels, training, decision and mask without a word to the host, in one CUDA graph.
+"""The whole method on the device: labels, training, decision and mask in one CUDA graph, without synchronisation.
 
 Seven kernels an image batch: pseudo-labels (CUDA C++), basis vectors (Triton), their Gram matrix and the solver
 (CUDA C++), its weights, the decision on the feature grid, upsampling with threshold (Triton). The (C, H, W) tensor is
@@ -37,12 +37,12 @@ ARRAYS = "torch"
 GRAPH_BYTES = 2 << 30
 """Device memory that graphs hold in all; 64 images of 1024 x 28 x 28 features take half of it."""
 GRAPHS = Graphs("segment", 8, GRAPH_BYTES)
-"""Of the shapes, dtypes, strides and options that were called last."""
+"""Graphs of the shapes, dtypes, strides and options used last."""
 SCRATCH_BYTES = 2 << 30
 """Scratch of a call at most; a batch that needs more goes through in parts, to the same result."""
 
 _FILE = "segment/label.cu"
-_LABEL_RESERVED = 40 * 1024  # bytes of shared memory that it has for itself at most
+_LABEL_RESERVED = 40 * 1024  # bytes of shared memory that ``label.cu`` itself uses at most
 _Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 

@@ -12,9 +12,7 @@ from ..gpu_common.svm import Samples
 from ..gpu_common.units import blocks, power_of_two
 
 NON_FINITE: tl.constexpr = tl.constexpr(4)
-"""The status of an image with a value that is not finite."""
-
-
+"""The status of an image with a non-finite value."""
 BASIS_PROGRAMS = 16
 """Programs that share an image's basis vectors, for each block of channels."""
 
@@ -139,7 +137,7 @@ def upsample_threshold_kernel(
 
 
 def strides(features: torch.Tensor) -> tuple[int, int, int]:
-    """Elements between images, channels and cells of `dense` features; tensors need not say it of an axis of one."""
+    """Elements between images, channels and cells of `dense` features; the stride of an axis of 1 may be any."""
     _, channels, h, w = features.shape
     by_channel, by_cell = (1, channels) if layout(features) == torch.channels_last else (h * w, 1)
     return channels * h * w, by_channel, by_cell
