@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from .images import (
     IMAGE_SUFFIXES,
@@ -140,7 +141,7 @@ def _detect(root: Path) -> str | None:
     return next((name for name, layout in _LAYOUTS.items() if layout.fits(root)), None)
 
 
-def _raise_unknown(root: Path) -> str:
+def _raise_unknown(root: Path) -> NoReturn:
     looked_for = "\n".join(f"  {name}: {layout.signs}" for name, layout in _LAYOUTS.items())
     categories = [folder.name for folder in _folders_in(root) if _detect(folder)]
     hint = f"\nEach of {shorten(categories)} has a layout of its own: pass one of them." if categories else ""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .prediction import ImagePrediction
 
 _SCORE_ONLY_C = 10.0
-"""One feature of variance 1 is weak beside a backbone's hundreds: a C for those would leave it no weight."""
+"""C of the SVM on the score alone. The default C suits a backbone's hundreds of features; it is too small for one."""
 _ORACLES = {"oracle_image_f1": "image_f1", "oracle_pooled_f1": "pooled_f1"}
 
 
@@ -179,7 +179,7 @@ def _robust_params(stats: baselines.NominalStatistics, backend: str) -> dict[str
 def _standardised(psi: np.ndarray) -> np.ndarray:
     """`psi` with mean 0 and standard deviation 1, zeros if it is constant.
 
-    The SVM penalises its intercept: a single feature far from zero, as raw distances are, leaves it no way to say no.
+    The SVM penalises its intercept: by a single feature far from zero, as raw distances are, it would mark every pixel.
     """
     centred = psi - psi.mean(dtype=np.float64)
     spread = centred.std()
@@ -219,7 +219,7 @@ def _predictions(
 
 
 class _Run:
-    """What piles up while the test images stream by."""
+    """What is kept of each test image while they stream through."""
 
     def __init__(self, methods: list[str], root: Path) -> None:
         self.root = root

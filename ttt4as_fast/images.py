@@ -230,7 +230,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def images_in(folder: Path) -> list[Path]:
     """What a folder holds under the name of an image, in natural order; none if the folder does not exist.
 
-    A broken link is listed too: whoever reads it reports it, where one passed over here would be missed by nobody.
+    A broken link is listed too, so that whoever reads it reports it; left out here, it would go unnoticed.
     """
     if not folder.is_dir():
         return []

@@ -124,8 +124,8 @@ def _ranking_area(
     """Mean weighted recall of `marked` over the false-positive rates of the other pixels from 0 to `max_fpr`.
 
     Every nominal pixel widens the curve by 1 / n. With s its score, the curve is at R(> s) before the pixels that tie
-    with it and at R(>= s) after them; the trapezoid over the tie is their mean. So no curve needs building: only R, at
-    each.
+    with it and at R(>= s) after them; the trapezoid over the tie is their mean. So the curve need not be built: R at
+    each nominal score is enough.
     """
     n_nominal = sum(mask.size - int(np.count_nonzero(mask)) for _, mask in pairs)
     if not n_nominal or not marked.size:

@@ -168,8 +168,8 @@ class PatchCore:
 
     @property
     def _on_cuda(self) -> bool:
-        """Whether patches are tensors, a batch at once. On a host they are arrays, image by image: torch's threads
-        would spin on while others need the cores, and in a batch the last bits depend on the others.
+        """Whether patches are tensors, a batch at once. On a host they are arrays, image by image: torch's idle threads
+        would spin on cores that the search needs, and in a batch the last bits of an image depend on the others.
         """
         return self.device.type == "cuda"
 
@@ -450,8 +450,8 @@ class PatchCore:
     def _judge(
         self, images: torch.Tensor, spent: dict[str, float], target: torch.device
     ) -> Iterator[tuple[torch.Tensor, float, torch.Tensor]]:
-        """(anomaly map, image score, features) of each prepared image, tensors on `target`; adds to the milliseconds
-        `spent` a stage.
+        """(anomaly map, image score, features) of each prepared image, tensors on `target`; adds the milliseconds of
+        each stage to `spent`.
         """
         self._check_fitted()
         clock = Clock(self.device, spent)
@@ -478,13 +478,13 @@ class PatchCore:
             clock.start()
 
     def _image_scores(self, patches: Array, distances: Array, nearest: Array) -> list[float]:
-        """The paper's eq. 7 of each image: the largest distance, less the likelier its bank entry lies in a sparse
-        neighbourhood. From patches (N, P, C) and their distances and nearest entries (N, P).
+        """The paper's eq. 7 for each image: its largest patch distance, re-weighted by the bank entries around the one
+        nearest to that patch. From patches (N, P, C) and their distances and nearest entries (N, P).
         """
         each = like(np.arange(len(distances)), distances)
         worst = distances.argmax(1)
         largest = to_numpy(distances[each, worst])
-        if not np.isfinite(largest).all():  # what lay on a device nobody has looked at yet
+        if not np.isfinite(largest).all():  # values on a device are checked nowhere before
             raise ValueError(f"images: the features that {self.backbone!r} gives of one are not finite")
         k = min(self.n_neighbors, len(self.memory_bank_))
         if k == 1:

@@ -170,9 +170,9 @@ Inputs = dict[str, list[int]]  # absolute path -> size in bytes and time of chan
 
 
 def inputs(paths: Sequence[str | os.PathLike[str]]) -> Inputs:
-    """What tells the files that a result comes from from later ones of the same names; taken before they are read.
+    """Size and time of change of the files that a result is made from; taken before they are read.
 
-    A file that is not there is left out: who reads it will say so.
+    By them a later run notices that a file has changed. A missing file is left out: reading it raises the error.
     """
     found = {}
     for path in paths:

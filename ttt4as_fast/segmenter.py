@@ -176,11 +176,12 @@ class TTT4AS:
     def warmup(self, anomaly_map: Array, features: Array, pred_score: Any = None) -> bool:
         """Pay for the first call now: load and compile what calls with inputs like these need.
 
-        On a GPU their CUDA graph is captured, which the calls of the same shapes, dtypes, layouts and options replay.
-        Do it before other threads use the device: one that waits for all of it (`torch.cuda.synchronize`), or draws
-        random numbers on it, meets an error or breaks the capture off, and calls then launch kernels one by one. A
-        graph of its own that another thread captures meanwhile breaks off, as it does in the second call where there
-        was no warmup. `kernels.segment` says how much memory graphs hold.
+        On a GPU this captures their CUDA graph, which calls with the same shapes, dtypes, layouts and options replay.
+        Call it before other threads use the device: a thread that waits for the whole device
+        (`torch.cuda.synchronize`) or draws random numbers on it meanwhile gets an error or ends the capture, and calls
+        then launch kernels one by one. If another thread is capturing a CUDA graph of its own, that capture fails.
+        Without `warmup` all this holds for the second call, which captures then. `kernels.segment` says how much memory
+        graphs hold.
 
         Parameters
         ----------
@@ -212,8 +213,8 @@ class TTT4AS:
         features : array or tensor, (C, h, w) or (B, C, h, w)
             Frozen features of the same images; any float dtype, contiguous or channels-last.
             To make the score the only feature, give ``x[None]`` (of a batch ``x[:, None]``), where ``x`` is the map
-            less its mean, over its standard deviation, and raise `C` to 10: the SVM penalises its intercept, and a
-            single feature far from zero, as raw distances are, leaves it no way to say no.
+            less its mean, over its standard deviation, and raise `C` to 10: the SVM penalises its intercept, and would
+            mark every pixel by a single feature that is far from zero, as raw distances are.
         pred_score : number or (B,) array, optional
             Image scores for `image_threshold`; each map's maximum when absent.
 

@@ -97,7 +97,7 @@ def user_errors() -> Iterator[None]:
     """Mistakes of the user's become one line and exit code 2; anything else is a defect and keeps its traceback."""
     try:
         yield
-    except (typer.Exit, BrokenPipeError):  # who reads has had enough: typer ends without a word
+    except (typer.Exit, BrokenPipeError):  # the reader has closed the pipe: typer exits silently
         raise
     except KeyboardInterrupt:
         if debugging():

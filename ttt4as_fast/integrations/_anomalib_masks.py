@@ -32,9 +32,7 @@ class _Taken(NamedTuple):
 
     anomaly_map: torch.Tensor
     source: Any  # the network's output, or the images for a backbone
-    crop: Sequence[int] | None = (
-        None  # (height, width) of the middle that the network saw, where it is not the whole image
-    )
+    crop: Sequence[int] | None = None  # (height, width) of the middle, where the network saw no more of the image
 
 
 class TTT4ASPostProcessor(PostProcessor):

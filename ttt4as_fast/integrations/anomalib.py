@@ -186,9 +186,9 @@ def accelerate(model: Model) -> Model:
     ``Patchcore`` and its torch model get both: neighbours by `kernels.KnnIndex`, which a change of the memory bank
     prepares anew, and the coreset by `kernels.k_center_greedy`. ``SuperADD`` gets the search of each layer's bank; its
     random subsampling stays. ``AnomalyDINO`` with ``coreset_subsampling`` gets the coreset; its search is one product
-    of unit vectors, which stays. State dict, results and everything else stay as
-    they are, but for the last bits of distances, which anomalib computes with cancellation. Under export, tracing and
-    `torch.compile`, the model runs anomalib's own torch operations.
+    of unit vectors, which stays. State dict, results and everything else stay as they are, but for the last bits of
+    distances, which anomalib computes with cancellation. Under export, tracing and `torch.compile`, the model runs
+    anomalib's own torch operations.
 
     torch counts no write through ``memory_bank.data`` or ``memory_bank.numpy()``, and so the search goes on in
     the bank as it was: assign ``memory_bank.clone()`` after it.

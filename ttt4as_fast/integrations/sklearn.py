@@ -121,7 +121,7 @@ max_iter
             Invalid input or parameters, as scikit-learn raises it; a class weight that is no finite number >= 0.
         """
         if isinstance(self.class_weight, dict):
-            for name, value in self.class_weight.items():  # with others liblinear runs off to anywhere, or for ever
+            for name, value in self.class_weight.items():  # with others liblinear diverges or never ends
                 kernels.arrays.check_float(value, f"class_weight[{name!r}]", 0.0)
         if not self._accelerated(X):
             self.gap_ = float("nan")
