@@ -24,7 +24,6 @@ from .headline import backend_of
 from .results_file import result
 
 TITLE = "CPU: each operation against its peers"
-_DENSE_PIXELS = 320 * 320  # of the largest map whose dense features the reference can hold
 _PICKS_CHECKED = 200  # of a coreset, against plain greedy in float64, which needs seconds for them
 _PICKS_TIMED = (20, 120)  # of a peer that would need minutes for all: a pick costs the same each time
 
@@ -160,7 +159,7 @@ def _robust_rows(plan: Plan) -> Iterator[Row]:
         workload = workloads.WORKLOADS[name]
         scene = workloads.scene(workload, 1, plan.seed, plan.data)
         psi, deep = scene.anomaly_map[0], scene.features[0]
-        if psi.size > _DENSE_PIXELS:
+        if psi.size > gate.DENSE_PIXELS:
             continue
         want = kernels.segment_robust(psi, deep, backend="reference")
         verdict = gate.check_mask(robust(psi, deep).pred_mask, want.pred_mask, 1e-3)
@@ -254,7 +253,7 @@ def _coreset_rows(plan: Plan) -> Iterator[Row]:
         ours = kernels.k_center_greedy(points, picks)
         spent = measure.Timing(((1e3 * (time.perf_counter() - begin),),))
         checked = min(_PICKS_CHECKED, picks)
-        verdict = gate.check_coreset(points, ours, kernels.k_center_greedy(points, checked, backend="reference"))
+        verdict = gate.check_coreset(ours, kernels.k_center_greedy(points, checked, backend="reference"))
         for peer in _usable("coreset"):
             theirs = _time_of_picks(peer.adapter(), points, picks, plan.seed)
             yield _row(

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 CLOSE = 1e-4  # masks may differ only where |decision| is below this
-_DENSE_PIXELS = (
-    320 * 320
-)  # maps above this many pixels are checked on a draw of rows: the dense reference would not fit
+DENSE_PIXELS = 320 * 320
+"""Pixels of the largest map whose dense features the reference can hold; of larger ones some rows are checked."""
 _ROWS = 24
 
 
@@ -67,7 +66,7 @@ def check_segment(
     samples = kernels.bilinear_sample(deep, (height, width), places // width, places % width, backend="reference")
     svm = kernels.fit_linear_svm(samples, expected[places], tol=1e-8, max_iter=100_000, backend="reference")
     rows = np.arange(height)
-    if height * width > _DENSE_PIXELS:
+    if height * width > DENSE_PIXELS:
         rows = np.sort(np.random.default_rng(seed).choice(height, min(_ROWS, height), replace=False))
     truth = np.zeros((len(rows), width))
     for i, row in enumerate(rows):
@@ -138,7 +137,7 @@ def check_knn(
     return Verdict(passed, f"distances within {worst:.1e}, {wrong} other neighbours, on {len(rows)} queries")
 
 
-def check_coreset(points: np.ndarray, picks: Any, reference: np.ndarray) -> Verdict:
+def check_coreset(picks: Any, reference: np.ndarray) -> Verdict:
     """The picks in their order against plain greedy's, as many as that was run for; equal distances may swap."""
     picks = np.asarray(picks)[: len(reference)]
     wrong = int((picks != reference).sum())

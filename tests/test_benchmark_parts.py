@@ -99,7 +99,7 @@ def test_gate_passes_this_package_and_refuses_what_is_wrong(scene: workloads.Sce
 
 
 def test_gate_of_a_large_map_sees_a_wrong_decision(monkeypatch: pytest.MonkeyPatch, scene: workloads.Scene) -> None:
-    monkeypatch.setattr(gate, "_DENSE_PIXELS", 1000)
+    monkeypatch.setattr(gate, "DENSE_PIXELS", 1000)
     psi, deep = scene.anomaly_map[0], scene.features[0]
     out = TTT4AS()(psi, deep)
     found = gate.check_segment(psi, deep, out.pred_mask, out.decision_map, out.pseudo_labels)
@@ -121,8 +121,8 @@ def test_gates_of_the_parts() -> None:
     assert gate.check_svm(X, y, svm.coef, svm.intercept, 0.1, optimum)
     assert not gate.check_svm(X, y, svm.coef * 1.1, svm.intercept, 0.1, optimum)
     picks = kernels.k_center_greedy(bank, 10)
-    assert gate.check_coreset(bank, picks, picks[:5])
-    assert not gate.check_coreset(bank, picks[::-1], picks[:5])
+    assert gate.check_coreset(picks, picks[:5])
+    assert not gate.check_coreset(picks[::-1], picks[:5])
     assert (
         gate.check_equal(bank, bank) and not gate.check_equal(bank, bank + 1) and not gate.check_equal(bank, bank[1:])
     )
