@@ -11,10 +11,9 @@
 namespace ttt4as {
 
 // From f_: the active samples, their multipliers 2 C m scattered onto the points, w of those multipliers (a feasible
-// point of the dual), and the best dual value on the ray through it. Returns the losses' sum of multipliers' products,
-// the penalty.
+// point of the dual), and the best dual value on the ray through it. Returns how many samples are active.
 template <class T, class Samples>
-double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
+std::int64_t SvmSolver<T, Samples>::dual_of_margins(double* dual) {
     if (!Samples::kIsPoint) std::fill(u_.data(), u_.data() + points.points, 0.0);
     double sum = 0, pull = 0, penalty = 0;
     std::int64_t active = 0;
@@ -58,7 +57,7 @@ double SvmSolver<T, Samples>::dual_of_margins(double* dual) {
     for (std::int64_t c = 0; c < points.dims; ++c) gradient_w_[c] = w[c] - dual_w_[c];
     const double square = norm2(dual_w_.data()) + dual_b * dual_b + penalty;
     *dual = square > 0 ? 0.5 * sum * sum / square : 0.0;
-    return static_cast<double>(active);
+    return active;
 }
 
 // `from` in the precision of T, scaled to its range; returns the scale.
@@ -185,7 +184,7 @@ double SvmSolver<T, Samples>::line_search() {
     return t;
 }
 
-// Every `kStep`-th sample alone, with C to match, solved roughly: the first Newton steps only find out which samples
+// Every kSubset-th sample alone, with C to match, solved roughly: the first Newton steps only find out which samples
 // are active.
 template <class T, class Samples>
 void SvmSolver<T, Samples>::newton_from_subset() {
@@ -196,9 +195,10 @@ void SvmSolver<T, Samples>::newton_from_subset() {
         subset_labels_[i] = labels[i * kSubset];
         if (sample_weight) subset_weight_[i] = sample_weight[i * kSubset];
     }
-    const SvmSolverView view{labels, sample_weight};
     const auto whole_points = points;
     const auto whole_samples = samples;
+    const auto* const whole_labels = labels;
+    const auto* const whole_weight = sample_weight;
     labels = subset_labels_.data();
     if (sample_weight) sample_weight = subset_weight_.data();
     points.stride *= kSubset;
@@ -212,8 +212,8 @@ void SvmSolver<T, Samples>::newton_from_subset() {
     cost_ /= kSubset;
     points = whole_points;
     samples = whole_samples;
-    labels = view.labels;
-    sample_weight = view.sample_weight;
+    labels = whole_labels;
+    sample_weight = whole_weight;
     n_ = n;
 }
 
@@ -259,7 +259,7 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         const double square = norm2(w.data()) + b * b;
         padded_vector(u_, points.points);
         double dual;
-        const auto active = static_cast<std::int64_t>(dual_of_margins(&dual));
+        const std::int64_t active = dual_of_margins(&dual);
         const double gap = set_gap(0.5 * square + losses, dual);
         if (!exact_ && (gap <= std::max(aim, kExactBelow) || spent())) {
             exact_ = fresh = true;  // what decides is computed in double
@@ -287,10 +287,10 @@ void SvmSolver<T, Samples>::newton_steps(double aim) {
         hessian_.forget();
         if constexpr (Samples::kIsPoint) {
             if (sigma_ == 1) {
-                const double spent = 2.0 * unaided * static_cast<double>(active * dims);
+                const double work = 2.0 * unaided * static_cast<double>(active * dims);
                 double least = std::numeric_limits<double>::infinity();
                 for (std::int64_t k = 0; k < active; ++k) least = std::min(least, curvature_[active_[k]]);
-                if (spent > HessianFactor<T>::cost(active, dims, least, square_)) {
+                if (work > HessianFactor<T>::cost(active, dims, least, square_)) {
                     hessian_.factor(
                         points, active_.data(), active, [&](std::int32_t i) { return 2 * weight(i); }, least, square_);
                 }

@@ -277,7 +277,7 @@ class SvmSolver {
     void newton();
     void newton_steps(double aim);
     void newton_from_subset();
-    double dual_of_margins(double* dual);
+    std::int64_t dual_of_margins(double* dual);
     void conjugate_gradients(double tolerance, std::int64_t active);
     double narrow(const double* from, std::int64_t n, Buffer<T>& to) const;
     // Where most samples are active, products are made with all: the margins' step is then a sum of them.
@@ -369,10 +369,6 @@ class SvmSolver {
     int inner_ = 0;  // iterations of the last conjugate_gradients
     Buffer<std::int8_t> subset_labels_;
     Buffer<double> subset_weight_;
-    struct SvmSolverView {
-        const std::int8_t* labels;
-        const double* sample_weight;
-    };
     HessianFactor<T> hessian_;  // of this step or an earlier one
     double square_ = 0;         // |x|^2 of a typical sample
 
