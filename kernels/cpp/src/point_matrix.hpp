@@ -31,6 +31,18 @@ inline double normaliser(double magnitude) {
     return magnitude > 0 ? std::ldexp(1.0, std::min(-std::ilogb(magnitude), 1023)) : 1.0;
 }
 
+// `from` in T, scaled so that its largest magnitude is in [1, 2) times `headroom`, and zeros up to a multiple of kPad,
+// for which `to` has room. Returns the scale, a power of two if `headroom` is one.
+template <class T>
+double narrow(const double* from, std::int64_t n, Buffer<T>& to, double headroom = 1) {
+    double most = 0;
+    for (std::int64_t k = 0; k < n; ++k) most = std::max(most, std::abs(from[k]));
+    const double scale = normaliser(most) * headroom;
+    for (std::int64_t k = 0; k < n; ++k) to[k] = static_cast<T>(from[k] * scale);
+    std::fill(to.data() + n, to.data() + padded(n), T(0));
+    return scale;
+}
+
 // `points` vectors of `dims` features: rows of length `dims` (row-major samples, channels-last maps), or, with
 // `channels_first`, columns of a (dims, points) matrix.
 template <class T>

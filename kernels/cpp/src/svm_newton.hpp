@@ -45,7 +45,7 @@ std::int64_t SvmSolver<T, Samples>::dual_of_margins(double* dual) {
         std::fill(u_.data() + n_vectors, u_.data() + padded(n_vectors), 0.0);
         sum_up(u_.data());
     } else {
-        const double down = narrow(u_.data(), n_vectors, vector_points_);
+        const double down = narrow(u_.data(), n_vectors, vector_points_, headroom_);
         sum_up(vector_points_.data());
         for (std::int64_t c = 0; c < points.dims; ++c) dual_w_[c] *= 1 / down;
     }
@@ -60,23 +60,12 @@ std::int64_t SvmSolver<T, Samples>::dual_of_margins(double* dual) {
     return active;
 }
 
-// `from` in the precision of T, scaled to its range; returns the scale.
-template <class T, class Samples>
-double SvmSolver<T, Samples>::narrow(const double* from, std::int64_t n, Buffer<T>& to) const {
-    double most = 0;
-    for (std::int64_t k = 0; k < n; ++k) most = std::max(most, std::abs(from[k]));
-    const double scale = normaliser(most) * headroom_;
-    for (std::int64_t k = 0; k < n; ++k) to[k] = static_cast<T>(from[k] * scale);
-    std::fill(to.data() + n, to.data() + padded(n), T(0));
-    return scale;
-}
-
 // out = (I + 2 X' C X) p on the active samples, scaled points; p and out have dims + 1 values, the bias last. Leaves
 // x . p of the active samples, or of all where most are active, in v_.
 template <class T, class Samples>
 void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, double* out) {
     const std::int64_t dims = points.dims;
-    const double up = narrow(p, dims, vector_), scale = sigma_ / up, bias = p[dims] * sigma_;
+    const double up = narrow(p, dims, vector_, headroom_), scale = sigma_ / up, bias = p[dims] * sigma_;
     double pull = 0;
     if constexpr (Samples::kIsPoint) {
         const bool all = most_active(active);
@@ -100,7 +89,7 @@ void SvmSolver<T, Samples>::apply_hessian(const double* p, std::int64_t active, 
             samples.scatter(i, z, u_.data());
             pull += z;
         }
-        const double down = narrow(u_.data(), points.points, vector_points_);
+        const double down = narrow(u_.data(), points.points, vector_points_, headroom_);
         points.from_points(vector_points_.data(), out);
         for (std::int64_t c = 0; c < dims; ++c) out[c] = p[c] + out[c] * (sigma_ / down);
     }
@@ -114,7 +103,7 @@ void SvmSolver<T, Samples>::to_points(const Buffer<double>& p) {
         points.to_points(p.data(), v_.data());
         return;
     }
-    const double up = 1 / narrow(p.data(), points.dims, vector_);
+    const double up = 1 / narrow(p.data(), points.dims, vector_, headroom_);
     points.to_points(vector_.data(), v_.data());
     for (std::int64_t k = 0; k < points.points; ++k) v_[k] *= up;
 }

@@ -58,11 +58,11 @@ class HessianFactor {
             return;
         }
         const std::int64_t dims = points.dims;
-        padded_vector(vector_, dims);
-        padded_vector(coefficients_, side_);
+        vector_.resize(static_cast<std::size_t>(padded(dims)));
+        coefficients_.resize(static_cast<std::size_t>(padded(side_)));
         values_.resize(static_cast<std::size_t>(side_));
         moved_.resize(static_cast<std::size_t>(padded(dims)));
-        const double up = narrowed(x, dims, vector_);
+        const double up = 1 / narrow(x, dims, vector_);
         const std::int64_t work = side_ * dims;
         const int threads = work < kSerial ? 1 : points.threads;
         const auto there = linear_kernels<T, T>().product[0];
@@ -73,7 +73,7 @@ class HessianFactor {
         });
         for (std::int64_t k = 0; k < side_; ++k) values_[k] = values_[k] * up + x[dims];
         svm_kernels().solve(matrix_.data(), side_, stride_, values_.data());
-        const double down = narrowed(values_.data(), side_, coefficients_);
+        const double down = 1 / narrow(values_.data(), side_, coefficients_);
         parallel_for((dims + kColumns - 1) / kColumns, threads, [&](std::int64_t task, int) {
             back(points.data, points.stride, side_, ids_.data(), task * kColumns, std::min(dims, (task + 1) * kColumns),
                  coefficients_.data(), moved_.data(), 0);
@@ -98,15 +98,6 @@ class HessianFactor {
     // Products in T blur K by a few units of rounding of its diagonal: inverse(W) must stand above that.
     static bool is_dual(std::int64_t count, std::int64_t dims, double weight, double square) {
         return count < dims && 1 / weight > 100 * static_cast<double>(std::numeric_limits<T>::epsilon()) * square;
-    }
-
-    // `from` in T, brought to its range; returns what undoes that.
-    static double narrowed(const double* from, std::int64_t n, Buffer<T>& to) {
-        double most = 0;
-        for (std::int64_t k = 0; k < n; ++k) most = std::max(most, std::abs(from[k]));
-        const double scale = normaliser(most);
-        for (std::int64_t k = 0; k < n; ++k) to[k] = static_cast<T>(from[k] * scale);
-        return 1 / scale;
     }
 
     // The lower triangle, 8 rows a task.

@@ -279,7 +279,6 @@ class SvmSolver {
     void newton_from_subset();
     std::int64_t dual_of_margins(double* dual);
     void conjugate_gradients(double tolerance, std::int64_t active);
-    double narrow(const double* from, std::int64_t n, Buffer<T>& to) const;
     // Where most samples are active, products are made with all: the margins' step is then a sum of them.
     bool most_active(std::int64_t active) const { return 2 * active > n_; }
     bool step_is_gathered(std::int64_t active) const { return Samples::kIsPoint && !exact_ && most_active(active); }

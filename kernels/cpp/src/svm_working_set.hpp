@@ -240,7 +240,7 @@ void SvmSolver<T, Samples>::set_weights() {
 template <class T, class Samples>
 void SvmSolver<T, Samples>::resynchronise() {
     set_weights();
-    const double up = sigma_ / narrow(w.data(), points.dims, vector_), bias = b * sigma_;
+    const double up = sigma_ / narrow(w.data(), points.dims, vector_, headroom_), bias = b * sigma_;
     points.to_points(vector_.data(), v_.data());
     ++result_.passes;
     for (std::int64_t p = 0; p < points.points; ++p) {
