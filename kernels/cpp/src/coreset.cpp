@@ -20,13 +20,6 @@ constexpr std::int64_t kParallel = 1024;  // strips from which waking other thre
 constexpr std::int32_t kNever = 1 << 30;  // no key less this reaches a threshold
 constexpr std::int32_t kAlways = -(1 << 30);
 
-double measure(const SketchKernels& kernels, const double* a, const float* b, std::int64_t n, double limit) {
-    return kernels.squared_float(a, b, n, limit);
-}
-double measure(const SketchKernels& kernels, const double* a, const double* b, std::int64_t n, double limit) {
-    return kernels.squared_double(a, b, n, limit);
-}
-
 }  // namespace
 
 class GreedyCoreset::Impl {

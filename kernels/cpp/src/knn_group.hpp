@@ -37,15 +37,6 @@ struct GroupScratch {
     std::int64_t fine = 0, whole = 0, measured = 0;
 };
 
-inline double measure(const SketchKernels& kernels, const double* query, const float* row, std::int64_t n,
-                      double limit) {
-    return kernels.squared_float(query, row, n, limit);
-}
-inline double measure(const SketchKernels& kernels, const double* query, const double* row, std::int64_t n,
-                      double limit) {
-    return kernels.squared_double(query, row, n, limit);
-}
-
 // At most one above `value`.
 inline std::int32_t to_key(double value) {
     if (!(value > kLeastKey)) return kLeastKey;

@@ -181,6 +181,16 @@ class Strips {
     Kept<float> point_errors_;  // of the coarse codes, rounded up
 };
 
+// The squared distance of a query and a row; it stops early beyond `limit`, as the kernels do.
+inline double measure(const SketchKernels& kernels, const double* query, const float* row, std::int64_t n,
+                      double limit) {
+    return kernels.squared_float(query, row, n, limit);
+}
+inline double measure(const SketchKernels& kernels, const double* query, const double* row, std::int64_t n,
+                      double limit) {
+    return kernels.squared_double(query, row, n, limit);
+}
+
 // Ids 0 to rows - 1, in strips of points that lie near each other; those whose c is longer than usual come last. Of the
 // others, any `segment` strips in a row are spread over all there are.
 template <class T>

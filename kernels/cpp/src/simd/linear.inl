@@ -252,9 +252,6 @@ T max_abs(const T* x, std::int64_t n) {
     return result;
 }
 
-TTT4AS_INLINE vd load_wide(const float* x) { return widen(x); }
-TTT4AS_INLINE vd load_wide(const double* x) { return loadd(x); }
-
 template <class T>
 void moments(const T* x, std::int64_t n, double shift, double* sum, double* square) {
     vd first[4] = {}, second[4] = {};
@@ -263,7 +260,7 @@ void moments(const T* x, std::int64_t n, double shift, double* sum, double* squa
     for (; i + 4 * kD <= n; i += 4 * kD) {
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) {
-            const vd d = load_wide(x + i + k * kD) - from;
+            const vd d = widen(x + i + k * kD) - from;
             first[k] += d;
             second[k] += d * d;
         }

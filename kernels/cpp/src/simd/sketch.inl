@@ -240,9 +240,6 @@ float quantise(const float* x, std::int64_t n, float step, std::int8_t* codes) {
     return hsum(moved);
 }
 
-TTT4AS_INLINE vd load_wide(const float* p) { return widen(p); }
-TTT4AS_INLINE vd load_wide(const double* p) { return loadd(p); }
-
 template <class T>
 double centre(const T* row, const double* mean, double scale, std::int64_t n, float* out) {
     vd sums[2] = {};
@@ -250,7 +247,7 @@ double centre(const T* row, const double* mean, double scale, std::int64_t n, fl
     for (; i + 2 * kD <= n; i += 2 * kD) {
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v) {
-            const vd value = (load_wide(row + i + v * kD) - loadd(mean + i + v * kD)) * scale;
+            const vd value = (widen(row + i + v * kD) - loadd(mean + i + v * kD)) * scale;
             const vfh rounded = narrow(value);
             store(out + i + v * kD, rounded);
             const vd again = widen(rounded);
@@ -349,7 +346,7 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
         for (; i <= stop; i += kSums * kD) {
 #pragma GCC unroll 8
             for (int v = 0; v < kSums; ++v) {
-                const vd difference = loadd(query + i + v * kD) - load_wide(point + i + v * kD);
+                const vd difference = loadd(query + i + v * kD) - widen(point + i + v * kD);
                 sums[v] += difference * difference;
             }
         }
@@ -361,7 +358,7 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
         }
     }
     for (; i + kD <= n; i += kD) {
-        const vd difference = loadd(query + i) - load_wide(point + i);
+        const vd difference = loadd(query + i) - widen(point + i);
         sums[0] += difference * difference;
     }
     vd all = sums[0];

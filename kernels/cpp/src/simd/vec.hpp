@@ -82,12 +82,13 @@ TTT4AS_INLINE vfh narrow(vd x) {
     return __builtin_convertvector(x, vfh);
 #endif
 }
-// kD floats, widened.
+// kD floats or doubles as doubles.
 TTT4AS_INLINE vd widen(const float* p) { return widen(load<vfh>(p)); }
+TTT4AS_INLINE vd widen(const double* p) { return loadd(p); }
 TTT4AS_INLINE vf setf(float x) { return vf{} + x; }
 TTT4AS_INLINE vd setd(double x) { return vd{} + x; }
 
-// The greater or the lesser; b if either is none.
+// The greater or the lesser; b if either is NaN.
 TTT4AS_INLINE vf vmax(vf a, vf b) {
 #if defined(TTT4AS_BUILD_AVX512)
     return reinterpret_cast<vf>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
