@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +42,10 @@ from .cli_options import (
     SvmLoss,
     Texture,
     Tol,
+    load_detector,
+    segmenter_of,
+    settings_of,
+    threshold_of,
 )
 from .terminal import DEBUG, command, failed, out, print_table, printable, progress_bars, warn
 
@@ -256,12 +259,12 @@ def predict(
     from .results import ResultFolder
 
     paths = list_images(images)
-    detector, about = _load(model, weights, device, backend)
-    threshold = _threshold(detector, image_threshold, gate)
-    segmenter = _segmenter(ctx, threshold if gate else None, detector)
+    detector, about = load_detector(model, weights, device, backend)
+    threshold = threshold_of(detector, image_threshold, gate)
+    segmenter = segmenter_of(ctx, threshold if gate else None, detector)
     settings = {
         "model": about["sha256"],
-        "segmenter": _settings(segmenter),
+        "segmenter": settings_of(segmenter),
         "label_threshold": threshold,
         "map_format": map_format.value,
         "overlays": overlays,
@@ -319,12 +322,12 @@ def evaluate(
     from .io import check_folder
 
     check_folder(output, "output")
-    detector, _ = _load(model, weights, device, backend)
+    detector, _ = load_detector(model, weights, device, backend)
     if detector.nominal_statistics_ is None:
         raise ValueError(
             f"model: {str(model)!r} is not calibrated: fit it with validation images (--validation-share > 0)"
         )
-    segmenter = _segmenter(ctx, None, detector)
+    segmenter = segmenter_of(ctx, None, detector)
     with progress_bars() as progress:
         report = run(detector, found, segmenter, batch_size=batch_size, progress=progress)
     from .installation import origin
@@ -395,9 +398,9 @@ def segment(
     pairs, alone = array_runs.array_pairs(maps, features)
     for path in alone:
         failed(str(path), "no file of the same name in the other folder")
-    segmenter = _segmenter(ctx, image_threshold)
+    segmenter = segmenter_of(ctx, image_threshold)
     with (
-        ResultFolder(output, {"segmenter": _settings(segmenter)}, None, overwrite) as folder,
+        ResultFolder(output, {"segmenter": settings_of(segmenter)}, None, overwrite) as folder,
         progress_bars() as progress,
     ):
         count = array_runs.segment(
@@ -449,9 +452,9 @@ def serve(
         from . import serve as service
     except ModuleNotFoundError as error:
         raise ValueError(f"serve needs {error.name}: pip install 'ttt4as_fast[serve]'") from None
-    detector, _ = _load(model, weights, device, backend)
-    threshold = _threshold(detector, image_threshold, gate)
-    segmenter = _segmenter(ctx, threshold if gate else None, detector)
+    detector, _ = load_detector(model, weights, device, backend)
+    threshold = threshold_of(detector, image_threshold, gate)
+    segmenter = segmenter_of(ctx, threshold if gate else None, detector)
     limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout)
     service.serve(detector, segmenter, threshold, host, port, limits, drain_seconds)
 
@@ -469,54 +472,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
         print_table(table)
 
 
-# ---------------------------------------------------------------- parts of commands
-
-
-def _load(model: Path, weights: Path | None, device: str | None, backend: str) -> tuple[Any, dict[str, str]]:
-    """The detector in a model file, and what to record of it."""
-    from .patchcore import PatchCore
-    from .results import file_digest
-
-    if not model.is_file():
-        what = "is a folder, not a file from ttt4as fit" if model.is_dir() else "does not exist"
-        raise FileNotFoundError(f"model: {str(model)!r} {what}")
-    detector = PatchCore.load(model, device=device, backend=backend, weights=weights)
-    return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
-
-
-def _threshold(detector: Any, image_threshold: float | None, gate: bool) -> float | None:
-    """The image threshold given, else the model's; a gate needs one."""
-    threshold = detector.image_threshold_ if image_threshold is None else image_threshold
-    if gate and threshold is None:
-        raise ValueError(
-            "the model has no image threshold (fitted with --validation-share 0): give --image-threshold, or --no-gate"
-        )
-    return threshold
-
-
-# Options of the method -> arguments of TTT4AS.
-_METHOD_OPTIONS = {
-    **{name: name for name in ("preset", "percentile", "neighbor_radius", "n_nominal", "loss", "nominal_sampling")},
-    **{name: name for name in ("random_state", "tol", "max_iter", "backend")},
-    "svm_c": "C",
-}
-
-
-def _segmenter(context: typer.Context, image_threshold: float | None, detector: Any = None) -> Any:
-    """TTT4AS with the options of the command that runs, and what the detector's calibration says of nominal maps."""
-    from .segmenter import TTT4AS
-
-    values = {argument: context.params[option] for option, argument in _METHOD_OPTIONS.items()}
-    values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
-    statistics = getattr(detector, "nominal_statistics_", None)
-    if values["preset"] == "robust" and statistics is not None:
-        values["nominal_level"] = statistics.level
-    return TTT4AS(**values, image_threshold=image_threshold)
-
-
-def _settings(segmenter: Any) -> dict[str, Any]:
-    """What its masks depend on: the parameters, but not the backend, which changes the speed."""
-    return {name: value for name, value in segmenter.get_params().items() if name != "backend"}
+# ---------------------------------------------------------------- what commands print
 
 
 def _json_line(record: dict[str, Any]) -> None:

@@ -1,12 +1,17 @@
-"""The options that several commands of ``ttt4as`` share."""
+"""The options that several commands of ``ttt4as`` share, and the detector and segmenter that they describe."""
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from .patchcore import PatchCore
+    from .segmenter import TTT4AS
 
 
 class Preset(str, Enum):
@@ -93,3 +98,52 @@ MovedWeights = Annotated[
         show_default=False,
     ),
 ]
+
+
+def load_detector(
+    model: Path, weights: Path | None, device: str | None, backend: str
+) -> tuple[PatchCore, dict[str, str]]:
+    """The detector in a model file, and what to record of it."""
+    from .patchcore import PatchCore
+    from .results import file_digest
+
+    if not model.is_file():
+        what = "is a folder, not a file from ttt4as fit" if model.is_dir() else "does not exist"
+        raise FileNotFoundError(f"model: {str(model)!r} {what}")
+    detector = PatchCore.load(model, device=device, backend=backend, weights=weights)
+    return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
+
+
+def threshold_of(detector: PatchCore, image_threshold: float | None, gate: bool) -> float | None:
+    """The image threshold given, else the model's; a gate needs one."""
+    threshold = detector.image_threshold_ if image_threshold is None else image_threshold
+    if gate and threshold is None:
+        raise ValueError(
+            "the model has no image threshold (fitted with --validation-share 0): give --image-threshold, or --no-gate"
+        )
+    return threshold
+
+
+METHOD_OPTIONS = {
+    **{name: name for name in ("preset", "percentile", "neighbor_radius", "n_nominal", "loss", "nominal_sampling")},
+    **{name: name for name in ("random_state", "tol", "max_iter", "backend")},
+    "svm_c": "C",
+}
+"""Options of the method -> arguments of TTT4AS."""
+
+
+def segmenter_of(context: typer.Context, image_threshold: float | None, detector: PatchCore | None = None) -> TTT4AS:
+    """TTT4AS with the options of the command that runs, and what the detector's calibration says of nominal maps."""
+    from .segmenter import TTT4AS
+
+    values = {argument: context.params[option] for option, argument in METHOD_OPTIONS.items()}
+    values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    statistics = None if detector is None else detector.nominal_statistics_
+    if values["preset"] == "robust" and statistics is not None:
+        values["nominal_level"] = statistics.level
+    return TTT4AS(**values, image_threshold=image_threshold)
+
+
+def settings_of(segmenter: TTT4AS) -> dict[str, Any]:
+    """What its masks depend on: the parameters, but not the backend, which changes the speed."""
+    return {name: value for name, value in segmenter.get_params().items() if name != "backend"}

@@ -57,15 +57,16 @@ def test_segment_robust(tmp_path: Path) -> None:
 def test_the_robust_preset_takes_the_nominal_level_of_the_model() -> None:
     from types import SimpleNamespace
 
-    from ttt4as_fast import TTT4AS, cli
+    from ttt4as_fast import TTT4AS, cli_options
 
     paper = TTT4AS().get_params()
-    params = {option: paper[argument] for option, argument in cli._METHOD_OPTIONS.items()}
+    params = {option: paper[argument] for option, argument in cli_options.METHOD_OPTIONS.items()}
     detector = SimpleNamespace(nominal_statistics_=SimpleNamespace(level=3.5))
     for preset, level in (("paper", None), ("robust", 3.5)):
         context = SimpleNamespace(params={**params, "preset": preset})
-        assert cli._segmenter(context, None, detector).get_params().get("nominal_level") == level
-    assert cli._segmenter(SimpleNamespace(params={**params, "preset": "robust"}), None).options.nominal_level is None
+        assert cli_options.segmenter_of(context, None, detector).get_params().get("nominal_level") == level
+    without = cli_options.segmenter_of(SimpleNamespace(params={**params, "preset": "robust"}), None)
+    assert without.options.nominal_level is None
 
 
 def test_segment_batches_npz_and_gates(tmp_path: Path) -> None:
