@@ -3,7 +3,6 @@
 #include "ttt4as/peaks.hpp"
 
 #include <algorithm>
-#include <memory>
 #include <string>
 #include <vector>
 

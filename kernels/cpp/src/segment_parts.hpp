@@ -1,7 +1,6 @@
 // What the two ways to segment an image have in common.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 #include <string>
 
