@@ -46,7 +46,7 @@ __device__ void copies_wait() {
 #endif
 }
 
-// Operations, each with what changes no result beside a value that is in it already.
+// Operations, each with an element that changes no result: `neutral`, given one of the values that are combined.
 struct Add {
     template <typename V>
     __device__ V operator()(V a, V b) const {

@@ -1,4 +1,4 @@
-// The batched SVM solver: one block trains one image, from labels to weights, without a word to the host.
+// The batched SVM solver: one block trains one image, from labels to weights, without synchronisation.
 //
 // Samples are bilinear blends of m basis vectors u_1 .. u_m (nominal samples are basis vectors themselves, the other
 // labelled pixels blend four feature cells), so w = sum_j beta_j u_j, the decision at the basis is z = K beta with

@@ -42,8 +42,8 @@ struct Problem {
     double *by_pixel, *by_cell;
 
     // Of labelled pixels: decision, its change, weights of the lower row and the right column, twice the patch, plus 1
-    // for an anomalous one, and what `linearise` finds of each: loss'' and alpha y. A patch are the pixels between four
-    // cells; it goes by the place of the one above and left, and its pixels lie beside each other.
+    // for an anomalous one, and what `linearise` finds of each: loss'' and alpha y. A patch is the pixels between four
+    // cells; it has the number of the cell above and left, and its pixels lie beside each other.
     __device__ double& f(int i) const { return by_pixel[i]; }
     __device__ double& fd(int i) const { return by_pixel[n_pixels + i]; }
     __device__ float2& weight(int i) const { return reinterpret_cast<float2*>(by_pixel + 2ll * n_pixels)[i]; }

@@ -202,7 +202,7 @@ class IndexOf final : public KnnIndex::Impl {
             throw InvalidArgument("query: expected 0 to 2147483647 rows, got " + std::to_string(query.rows));
         }
         if (query.rows < 1) return;
-        threads = resolve_threads(threads);  // once: set_num_threads may speak in between
+        threads = resolve_threads(threads);  // once, for scratch and tasks alike: the limit may change meanwhile
         std::vector<std::int64_t> probes, others, raw;
         for (std::int64_t i = 0; i < query.rows; ++i) {
             const bool probe = query.rows <= kProbes || i * kProbes / query.rows != (i - 1) * kProbes / query.rows;

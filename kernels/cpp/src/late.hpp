@@ -8,8 +8,8 @@
 
 namespace ttt4as {
 
-// Who makes something holds it. One for the process, and a fresh one for a forked child, where a thread that is gone
-// may have held the old one.
+// Held while something is made. One for the process; a forked child gets a fresh one, since a thread that it lacks may
+// have held the old one.
 std::mutex& making();
 
 template <class T>

@@ -91,7 +91,7 @@ std::vector<std::int32_t> order_by_place(const Sketch& sketch, const Matrix<cons
     constexpr std::int64_t kBlock = 1024;
     Codes codes(rows.rows * kPanel);
     std::vector<float> norms(rows.rows), along(rows.rows);
-    threads = resolve_threads(threads);  // once: set_num_threads may speak in between
+    threads = resolve_threads(threads);  // once, for scratch and tasks alike: the limit may change meanwhile
     std::vector<Encoded> scratch(threads);
     parallel_for((rows.rows + kBlock - 1) / kBlock, threads, [&](std::int64_t block, int worker) {
         for (std::int64_t i = block * kBlock; i < std::min(rows.rows, (block + 1) * kBlock); i += kQuad) {

@@ -1,5 +1,5 @@
-// The rules and their reasons are in kernels/segment_robust/labels.py; names and constants are the same. Operations are
-// in its order and, as there, never fused: a pixel may lie on the level.
+// The rules and their reasons are in kernels/segment_robust/labels.py, whose constants these are. Operations are in its
+// order and, as there, never fused: a pixel may lie on the level.
 #include "robust_labels.hpp"
 
 #include <algorithm>
@@ -77,7 +77,7 @@ void RobustLabels<T>::find_level(std::int64_t step, double least, const RobustOp
     double base = map_quantile(values_.data(), rows * cols, options.base_quantile, scratch_);
     if (base >= peak) base = least;
     const double per = 1 / (peak - base);
-    if (!std::isfinite(per)) {  // next to the rest of the map there is nothing between them
+    if (!std::isfinite(per)) {  // their distance is too small to divide by
         level = peak;
         return;
     }

@@ -45,7 +45,7 @@ void Strips::build(const Sketch& sketch, const Matrix<const T>& rows, const std:
     }
     point_errors_.resize(n_strips_ * kStrip);
     std::fill_n(point_errors_.own(), n_strips_ * kStrip, 0.0f);
-    threads = resolve_threads(threads);  // once: set_num_threads may speak in between
+    threads = resolve_threads(threads);  // once, for scratch and tasks alike: the limit may change meanwhile
     std::vector<Encoded> scratch(threads);
     parallel_for(n_strips_, threads, [&](std::int64_t s, int worker) {
         Encoded& encoded = scratch[worker];

@@ -79,7 +79,7 @@ class SvmSolver {
                 spent())
                 return finish();
             route = fallback();
-            // A set that was cut short may say less than nothing.
+            // A set that was cut short may be worse than w = 0, whose objective this is.
             double nothing = 0;
             for (std::int64_t i = 0; i < n_; ++i) nothing += weight(i);
             from_set_ = result_.objective <= nothing;

@@ -117,7 +117,7 @@ class Pool {
         drain(0);
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            wanted_ = 0;  // who has not woken by now sleeps on: on a busy machine that would be waited for
+            wanted_ = 0;  // threads still asleep stay so: on a busy machine they would be waited for
         }
         for (int look = 0; look < kLooks && running_.load(std::memory_order_acquire); ++look) pause_briefly();
         std::unique_lock<std::mutex> lock(mutex_);

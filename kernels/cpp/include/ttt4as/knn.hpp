@@ -7,8 +7,8 @@
 // too: 62 more directions rule out most of it, wherever there is much, strip by strip; 64 or 128 bytes of what is left
 // rule out most again, and one byte a coordinate almost all; the rest is measured. A query for which the first bounds
 // leave too much is searched again with the bytes of all coordinates against the whole bank, which is what data without
-// structure needs; one that this does not help either, because it lies so far outside the bank that all of it is about
-// as far, by inner products within a bound of their rounding.
+// structure needs. If that leaves too much as well, because the query is so far outside the bank that all points are
+// about equally far, it is searched by inner products, whose rounding is bounded.
 #pragma once
 
 #include <cstddef>

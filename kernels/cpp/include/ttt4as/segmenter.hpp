@@ -39,8 +39,8 @@ struct SegmentInput {
     const T* features = nullptr;  // (channels, feature_height, feature_width)
     std::int64_t channels = 0, feature_height = 0, feature_width = 0;
     bool channels_last = false;  // (feature_height, feature_width, channels) in memory
-    const std::int64_t* candidates =
-        nullptr;  // pixels that may be nominal samples, in the order they are taken; null: the grid
+    // Pixels that may be nominal samples, in the order they are taken; null: the grid.
+    const std::int64_t* candidates = nullptr;
     std::int64_t n_candidates = 0;
     std::int64_t limit = 0;  // how many of them are taken, at most
 };

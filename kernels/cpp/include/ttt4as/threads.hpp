@@ -4,7 +4,7 @@
 // each with its own team per calling thread; none survives fork(); and ThreadSanitizer cannot see into them. Here
 //   - the pool belongs to the process: two callers at once share it (the second runs its work on its own thread), so
 //     the machine is never given more than `callers + limit - 1` busy threads;
-//   - idle threads sleep: what looks for the next region does so for some 30 microseconds, and only after one;
+//   - idle threads sleep: a thread spins for some 30 microseconds at most, and only after it has worked;
 //   - a forked child starts with an empty pool of its own;
 //   - work is cut into tasks whose number and bounds never depend on the number of threads: results are the same to the
 //     bit on any of them.
@@ -36,9 +36,9 @@ TTT4AS_API void run_tasks(std::int64_t n_tasks, int threads, Task task, void* co
 // of them; 0: max_threads()). `worker` < the number of threads is different for tasks that run at the same time: index
 // scratch with it, and resolve `threads` once for both, because max_threads() may change in between. Tasks are handed
 // out in order, one at a time. Returns when all are done. The first exception thrown by a task stops the handing out
-// and is thrown again here. A call from inside a task runs on that task's thread if the pool runs the task; where there
-// is a single task, or other callers have the pool, tasks run as if there were no parallel_for around them. Allocates
-// nothing once the pool's threads exist.
+// and is thrown again here. A call from inside a task that the pool runs stays on that task's thread. A task that the
+// caller runs alone, because it is the only one or because other callers have the pool, may use the pool itself.
+// Allocates nothing once the pool's threads exist.
 template <class Body>
 void parallel_for(std::int64_t n_tasks, int threads, Body&& body) {
     using Plain = std::remove_reference_t<Body>;

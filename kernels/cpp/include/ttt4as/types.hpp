@@ -31,8 +31,8 @@ inline float to_float(Half value) {
     return result;
 }
 
-// Rounds to nearest, ties to even; overflow becomes infinity, NaN stays NaN. Which NaN, hot loops that have an
-// instruction for it may decide otherwise: that one keeps the upper bits of the float's.
+// Rounds to nearest, ties to even; overflow becomes infinity, NaN stays NaN. Hot loops that use an instruction for it
+// may give another NaN, with the upper bits of the float's.
 inline Half to_half(float value) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
