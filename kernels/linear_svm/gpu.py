@@ -6,6 +6,8 @@ all of the device: Newton's method with conjugate gradients in the primal, in fl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -91,8 +93,7 @@ def fit_primal(
         cap = scale * C if hinge else torch.full_like(scale, float("inf"))
         f = decide(w)
         margin = 1 - sign * f
-        alpha = torch.minimum((slope * margin).clamp_min(0), cap)
-        curvature = torch.where((margin > 0) & (slope * margin < cap), slope, 0)
+        alpha, curvature = _derivatives(margin, slope, cap)
         conjugate = torch.where(slope > 0, alpha**2 / (2 * slope), 0).sum()
         force = gather(alpha * sign)
         smooth = 0.5 * w @ w + (alpha * margin).sum() - conjugate
@@ -116,7 +117,15 @@ def fit_primal(
         w = w + _line_search(w, step, sign, f, change, slope, cap) * step
 
 
-def _direction(residual: torch.Tensor, operator, eta: float) -> torch.Tensor:
+def _derivatives(margin: torch.Tensor, slope: torch.Tensor, cap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and second derivative of each loss, a Huber-smoothed hinge or, without a cap, the squared one."""
+    return (
+        torch.minimum((slope * margin).clamp_min(0), cap),
+        torch.where((margin > 0) & (slope * margin < cap), slope, 0),
+    )
+
+
+def _direction(residual: torch.Tensor, operator: Callable[[torch.Tensor], torch.Tensor], eta: float) -> torch.Tensor:
     """Conjugate gradients until the residual has shrunk by `eta`."""
     x, r, p = torch.zeros_like(residual), residual, residual
     rho = float(r @ r)
@@ -132,14 +141,24 @@ def _direction(residual: torch.Tensor, operator, eta: float) -> torch.Tensor:
     return x
 
 
-def _line_search(w, step, sign, f, change, slope, cap) -> float:
-    """Where the objective along `step` is least: a piecewise linear slope, Newton within a bracket."""
+def _line_search(
+    w: torch.Tensor,
+    step: torch.Tensor,
+    sign: torch.Tensor,
+    f: torch.Tensor,
+    change: torch.Tensor,
+    slope: torch.Tensor,
+    cap: torch.Tensor,
+) -> float:
+    """Where the objective along `step` is least: its derivative is piecewise linear, Newton within a bracket.
+
+    `f` are the decisions at `w`, `change` those of `step`; `slope` and `cap` are the losses'.
+    """
     linear, quadratic = float(w @ step), float(step @ step)
 
     def along(t: float) -> tuple[float, float]:
         margin = 1 - sign * (f + t * change)
-        alpha = torch.minimum((slope * margin).clamp_min(0), cap)
-        curvature = torch.where((margin > 0) & (slope * margin < cap), slope, 0)
+        alpha, curvature = _derivatives(margin, slope, cap)
         sums = torch.stack((-(alpha * sign * change).sum(), (curvature * change**2).sum())).tolist()
         return linear + t * quadratic + sums[0], quadratic + sums[1]
 
