@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import bilinear, linear_svm, peaks
+from . import STATUSES
 
 ARRAYS = "numpy"
-OK, NOMINAL, DEGENERATE, NOT_CONVERGED = range(4)
 
 
 def unavailable(device: str) -> str | None:
@@ -37,19 +37,19 @@ def segment_one(
     neighbor_radius: int,
     candidates: np.ndarray,
     limit: int,
-    **svm: Any,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """(H, W) and (C, h, w) -> decision (H, W) float64, labels (H, W) int8, status code."""
+    **svm_options: Any,
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """(H, W) and (C, h, w) -> decision (H, W) float64, labels (H, W) int8, status."""
     labels, nominal = pseudo_label(anomaly_map, percentile, neighbor_radius, candidates, limit)
     anomalous = np.flatnonzero(labels == 1)
     if anomaly_map.min() == anomaly_map.max() or not len(anomalous) or not len(nominal):
-        return np.zeros(anomaly_map.shape), labels, DEGENERATE
+        return np.zeros(anomaly_map.shape), labels, "degenerate"
     dense = bilinear.bilinear_upsample(features.astype(np.float64), anomaly_map.shape, backend="reference")
     dense = dense.reshape(len(features), -1).T
     samples = np.concatenate([anomalous, nominal])
-    svm_fit = linear_svm.fit_linear_svm(dense[samples], labels.ravel()[samples], backend="reference", **svm)
-    decision = dense @ svm_fit.coef + svm_fit.intercept
-    return decision.reshape(anomaly_map.shape), labels, OK if svm_fit.converged else NOT_CONVERGED
+    svm = linear_svm.fit_linear_svm(dense[samples], labels.ravel()[samples], backend="reference", **svm_options)
+    decision = dense @ svm.coef + svm.intercept
+    return decision.reshape(anomaly_map.shape), labels, "ok" if svm.converged else "not_converged"
 
 
 def segment(
@@ -58,8 +58,9 @@ def segment(
     """(B, H, W) and (B, C, h, w) -> mask bool, decision float32, labels int8, all (B, H, W), and codes (B,) int8."""
     decision = np.zeros(anomaly_map.shape, np.float32)
     labels = np.zeros(anomaly_map.shape, np.int8)
-    codes = np.full(len(anomaly_map), NOMINAL, np.int8)
+    codes = np.full(len(anomaly_map), STATUSES.index("nominal"), np.int8)
     for i in range(len(anomaly_map)):
         if skip is None or not skip[i]:
-            decision[i], labels[i], codes[i] = segment_one(anomaly_map[i], features[i], **options)
+            decision[i], labels[i], status = segment_one(anomaly_map[i], features[i], **options)
+            codes[i] = STATUSES.index(status)
     return decision > 0, decision, labels, codes
