@@ -83,6 +83,7 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
     else:
         if x.requires_grad:
             x = x.detach()
+        x = x.resolve_neg()  # kernels read memory, which conj() leaves as it is; torch.compile cannot ask `is_neg`
         if not (x.is_floating_point() or x.is_complex()):
             x = x.double() if x.dtype.itemsize > 2 else x.float()
     if dtype_name(x) not in _FLOATS:
@@ -136,7 +137,7 @@ def to_numpy(x: Array, *, keep_bfloat16: bool = False) -> np.ndarray:
 
             return x.view(torch.int16).numpy().view(BFLOAT16)  # type: ignore[union-attr]
         x = x.float()  # type: ignore[union-attr]
-    return x.cpu().numpy()  # type: ignore[union-attr]
+    return x.numpy(force=True)  # type: ignore[union-attr]
 
 
 def like(result: Any, template: Array) -> Any:

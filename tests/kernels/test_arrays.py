@@ -45,6 +45,20 @@ def test_the_other_byte_order(dtype):
     np.testing.assert_array_equal(kernels.local_maxima(swapped), kernels.local_maxima(here))
 
 
+def test_tensors_whose_memory_has_the_other_sign():
+    """`torch.conj` negates no memory: the imaginary part is a view that says that it is to be negated."""
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    seen = torch.complex(x, -x).conj().imag
+    assert seen.is_neg() and torch.equal(seen, x)
+    found = arrays.as_float_array(seen, "x", (2,))
+    assert not found.is_neg() and torch.equal(found, x)
+    assert torch.equal(kernels.KnnIndex(seen).search(x)[1][:, 0], torch.arange(12))
+    assert torch.equal(kernels.k_center_greedy(seen, 5), kernels.k_center_greedy(x, 5))
+    y = (x[:, 0] > 0).float()
+    signs = torch.complex(y, -y).conj().imag
+    assert torch.equal(kernels.fit_linear_svm(seen, signs).coef, kernels.fit_linear_svm(x, y).coef)
+
+
 HOLES = {
     "masked": (lambda x: np.ma.masked_equal(x, 0), "without masked values, got [0-9]+ masked"),
     "sparse": (lambda x: torch.from_numpy(x).to_sparse(), "a dense tensor, got the layout sparse_coo"),
