@@ -113,7 +113,7 @@ def _coordinates(values: Any, name: str, features: Array) -> Array:
     if arrays.is_tensor(values) and arrays.is_tensor(features):
         import torch
 
-        if values.is_floating_point() or values.is_complex():
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
             raise TypeError(f"{name}: expected integers, got {values.dtype}")
         values = values.to(device=features.device, dtype=torch.int64)
     else:

@@ -152,8 +152,9 @@ def test_bad_pixels_are_named(backend, rows, cols, error, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [0.5, True, 1j])
 @pytest.mark.parametrize("name", ["rows", "cols"])
-def test_pixels_of_a_tensor_are_integers(backend, name):
-    pixels = {"rows": torch.tensor([1]), "cols": torch.tensor([1]), name: torch.tensor([0.5])}
+def test_pixels_of_a_tensor_are_integers(backend, name, value):
+    pixels = {"rows": torch.tensor([1]), "cols": torch.tensor([1]), name: torch.tensor([value])}
     with pytest.raises(TypeError, match=f"{name}: expected integers"):
         kernels.bilinear_sample(torch.ones(1, 2, 2), 4, **pixels, backend=backend)
