@@ -39,15 +39,11 @@ def _scores(pred_score: Any, anomaly_map: Array) -> Array | None:
     """`pred_score` as (B,) and of the kind of `anomaly_map`, on the device where it was; None stays None."""
     if pred_score is None:
         return None
-    arrays.check_dense(pred_score, "pred_score")
-    try:
-        score = pred_score if arrays.is_tensor(pred_score) else np.array(pred_score, np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"pred_score: expected a number or one an image, got {pred_score!r}") from None
+    score = arrays.as_float_array(pred_score, "pred_score", (0, 1))
     if arrays.is_tensor(score) != arrays.is_tensor(anomaly_map):
         import torch
 
-        score = arrays.to_numpy(score) if arrays.is_tensor(score) else torch.from_numpy(score)
+        score = arrays.to_numpy(score) if arrays.is_tensor(score) else torch.from_numpy(np.array(score))
     score = score.reshape(1) if score.ndim == 0 else score
     if tuple(score.shape) != (anomaly_map.shape[0],):
         raise ValueError(f"pred_score: expected one score an image ({anomaly_map.shape[0]}), got {tuple(score.shape)}")
