@@ -88,11 +88,13 @@ class Graph:
             buffers = _tensors(self.inputs)
             for buffer in buffers:
                 buffer.record_stream(stream)  # the graph may be dropped while this stream still reads it
-            _copy(buffers, _tensors(inputs))
-            self.graph.replay()
-            outputs = tuple(torch.empty_like(x) for x in self.outputs)
-            _copy(outputs, self.outputs)
-            self.used.record(stream)
+            try:
+                _copy(buffers, _tensors(inputs))
+                self.graph.replay()
+                outputs = tuple(torch.empty_like(x) for x in self.outputs)
+                _copy(outputs, self.outputs)
+            finally:
+                self.used.record(stream)  # no room for the outputs: what was launched still reads and writes
         return outputs
 
 

@@ -311,6 +311,23 @@ def test_a_replay_is_of_its_own_inputs_and_gives_tensors_of_the_callers(rng):
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.usefixtures("made_up_device")
+def test_a_replay_without_room_for_its_outputs_is_waited_for_too(monkeypatch):
+    """By the next, from another stream: the graph's own inputs are being read."""
+    from ttt4as_fast.kernels.gpu_common import graphs
+
+    def no_memory(*args, **options):
+        raise torch.OutOfMemoryError("too much")
+
+    cache, x, recorded = graphs.Graphs("segment", 2), torch.ones(3), []
+    assert cache.capture("a", lambda x: (2 * x,), (x,))
+    cache.graphs[0].used.record = recorded.append
+    monkeypatch.setattr(torch, "empty_like", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.run("a", None, (x,))
+    assert len(recorded) == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 class TestSearch:
