@@ -152,21 +152,18 @@ def segment(
 
 def _placer(segmenter: TTT4AS, device: str) -> Callable[[np.ndarray], Array]:
     """A function that copies a view of an array to where the segmenter takes it."""
-    if device == "cpu" or not segmenter.runs_on_cuda:
-        OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
-        return np.array
-    import torch
+    if device != "cpu":  # torch is not needed otherwise
+        import torch
 
-    from .backbones import resolve_device
+        from .backbones import resolve_device
 
-    target = resolve_device(device)
-    with device_of(torch.empty(0, device=target)):
-        OPERATION.resolve(segmenter.backend, target.type)
-
-    def place(x: np.ndarray) -> Array:
-        return torch.from_numpy(np.array(x)).to(target)
-
-    return place
+        target = resolve_device(device)
+        if segmenter.runs_on_cuda:
+            with device_of(torch.empty(0, device=target)):
+                OPERATION.resolve(segmenter.backend, target.type)
+            return lambda x: torch.from_numpy(np.array(x, x.dtype.newbyteorder("="))).to(target)
+    OPERATION.resolve(segmenter.backend, "cpu")  # a wrong backend is no fault of the files
+    return np.array
 
 
 def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:

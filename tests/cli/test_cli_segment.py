@@ -69,6 +69,24 @@ def test_the_robust_preset_takes_the_nominal_level_of_the_model() -> None:
     assert without.options.nominal_level is None
 
 
+@pytest.mark.parametrize("preset", ["paper", "robust"])
+def test_segment_names_a_device_that_is_none(tmp_path: Path, preset: str) -> None:
+    maps, features = arrays(tmp_path / "in")
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "out", "--preset", preset, "--device", "toaster", code=2)
+    assert "device: expected" in done.stderr and "toaster" in done.stderr
+
+
+def test_segment_takes_arrays_of_the_other_byte_order_to_a_device(tmp_path: Path) -> None:
+    maps, features = arrays(tmp_path / "in")
+    for path in (maps, features):
+        x = np.load(path)
+        np.save(path, x.astype(x.dtype.newbyteorder()))
+    for device in ("cpu", "cpu:0"):  # by way of tensors the second
+        ttt4as("segment", maps, features, "-o", tmp_path / device, "--device", device)
+    one, other = (np.load(tmp_path / device / "masks" / "maps.npy") for device in ("cpu", "cpu:0"))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_segment_batches_npz_and_gates(tmp_path: Path) -> None:
     maps, features = arrays(tmp_path / "in", 3)
     psi = np.load(maps)
