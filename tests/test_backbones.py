@@ -332,3 +332,13 @@ def test_device_is_found():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert backbones.resolve_device(None).type == expected
     assert backbones.resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda"), None], ids=str)
+def test_the_device_that_is_current_stays_the_models(monkeypatch, device):
+    """A thread of a service has another current device, where a network would meet images of the wrong one."""
+    for name, value in {"is_available": True, "device_count": 3, "current_device": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    assert backbones.resolve_device(device) == torch.device("cuda", 2)
+    assert backbones.resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert backbones.resolve_device(0) == torch.device("cuda", 0)

@@ -212,9 +212,12 @@ def check_input_size(name: str, height: int, width: int, argument: str = "images
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """`device` as a torch device that can be used here; None is CUDA where torch has it, else the CPU."""
+    """`device` as a torch device that can be used here; None is CUDA where torch has it, else the CPU.
+
+    CUDA without a number is the device that is current now: other threads have another, and it may change.
+    """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -223,6 +226,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device: expected 'cpu' or 'cuda', got {device!r}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device: got {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices")
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return found
 
 
