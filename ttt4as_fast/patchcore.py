@@ -254,7 +254,8 @@ class PatchCore:
         Parameters
         ----------
         bank : array or tensor, (N, D)
-            Vectors of this model's patches, D its channels, any float dtype; kept as float32.
+            Vectors of this model's patches, D its channels, any float dtype. A float32 array is kept by reference: do
+            not write to it. Others become one.
 
         Raises
         ------
