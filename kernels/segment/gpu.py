@@ -82,8 +82,12 @@ def warmup(
         Whether later calls replay a graph (False: they launch kernels one by one).
     """
     plan = _Plan(Same(candidates), min(limit, len(candidates)), **options)
+    inputs = (anomaly_map, features, skip)
     with torch.cuda.device(anomaly_map.device):
-        return GRAPHS.capture(plan, plan.run, (anomaly_map, features, skip))
+        captured = GRAPHS.capture(plan, plan.run, inputs)
+        if not captured:  # nor anything compiled, where graphs are off or have no room for this one
+            plan.run(*inputs)
+    return captured
 
 
 @dataclass(frozen=True)

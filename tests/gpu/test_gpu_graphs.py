@@ -227,6 +227,23 @@ class TestHowMuchGraphsHold:
         assert not cache.graphs and not other.graphs
 
 
+@pytest.mark.parametrize("why", ["off", "no room"])
+def test_warmup_of_segment_compiles_without_a_graph_too(why, monkeypatch):
+    from ttt4as_fast.kernels.segment import gpu
+
+    if why == "off":
+        monkeypatch.setenv("TTT4AS_CUDA_GRAPHS", "0")
+    else:
+        monkeypatch.setattr(gpu.GRAPHS, "most_bytes", 10)
+    ran = []
+    monkeypatch.setattr(gpu._Plan, "run", lambda plan, *inputs: ran.append(inputs))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    options = {"percentile": 99.0, "neighbor_radius": 5, "C": 1.0, "loss": "hinge", "tol": 1e-4, "max_iter": 9}
+    maps, features = torch.zeros(1, 4, 4), torch.zeros(1, 2, 2, 2)
+    assert gpu.warmup(maps, features, skip=None, candidates=np.arange(3), limit=3, **options) is False
+    assert len(ran) == 1 and ran[0][0] is maps
+
+
 def test_a_key_that_holds_an_object_keeps_its_place():
     from ttt4as_fast.kernels.gpu_common.tables import Same
 
