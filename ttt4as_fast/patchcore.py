@@ -254,8 +254,8 @@ class PatchCore:
         Parameters
         ----------
         bank : array or tensor, (N, D)
-            Vectors of this model's patches, D its channels, any float dtype. A float32 array is kept by reference: do
-            not write to it. Others become one.
+            Vectors of this model's patches, D its channels, any float dtype. A contiguous float32
+            array is kept by reference: do not write to it. Anything else is copied to one.
 
         Raises
         ------

@@ -372,7 +372,7 @@ __device__ Outcome solve(Problem& p, double tol, int max_iter) {
         outcome.finite = Ordered<double>::finite(primal) && Ordered<double>::finite(dual);
         if (!outcome.finite) return outcome;
         const bool last = gap <= tol || outcome.iterations >= max_iter;
-        if ((last || precise) && 0.5 * GRAM_ERROR * products[3] > tol * primal) {
+        if (p.gram && (last || precise) && 0.5 * GRAM_ERROR * products[3] > tol * primal) {
             leave_gram(p, z, beta);
             previous = remaining = 1e300;
             continue;
