@@ -59,6 +59,15 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     results = [kernels.bilinear_upsample(x, (11, 13)) for _ in range(3)]
 np.testing.assert_allclose(results[-1], kernels.bilinear_upsample(x, (11, 13), backend="reference"), atol=1e-6)
+if kernels.backends()["peaks"]["cpu"] is None:  # in the core's debug build pybind11 sees to the GIL
+    rows = x.reshape(-1, 7)
+    masks = [kernels.local_maxima(x, 90.0, backend="cpu"), kernels.dilate(x > 0.9, 1, backend="cpu")]
+    assert all(mask.shape == x.shape for mask in masks)
+    assert kernels.nearest_neighbors(rows, rows, 1, backend="cpu")[1].ravel().tolist() == list(range(15))
+    assert len(set(kernels.k_center_greedy(rows, 15, backend="cpu").tolist())) == 15
+    assert kernels.fit_linear_svm(rows, np.arange(15) % 2, backend="cpu").coef.shape == (7,)
+    for segment in (kernels.segment, kernels.segment_robust):
+        assert segment(x[0], x, backend="cpu").pred_mask.shape == (5, 7)
 print(json.dumps({
     "package": ttt4as_fast.__file__,
     "kernels": kernels.__file__,

@@ -63,12 +63,14 @@ py::array dilate_any(const py::array& mask, std::int64_t radius, int threads) {
     py::array_t<bool> grown({batch, height, width});
     const auto* in = reinterpret_cast<const std::uint8_t*>(packed.data());
     auto* out = reinterpret_cast<std::uint8_t*>(grown.mutable_data());
-    py::gil_scoped_release release;
-    threads = static_cast<int>(std::min<std::int64_t>(resolve_threads(threads), batch));
-    std::vector<PeakScratch<float>> scratch(static_cast<std::size_t>(threads));
-    parallel_for(batch, threads, [&](std::int64_t i, int worker) {
-        dilate(in + i * size, height, width, radius, out + i * size, scratch[worker]);
-    });
+    {
+        py::gil_scoped_release release;
+        threads = static_cast<int>(std::min<std::int64_t>(resolve_threads(threads), batch));
+        std::vector<PeakScratch<float>> scratch(static_cast<std::size_t>(threads));
+        parallel_for(batch, threads, [&](std::int64_t i, int worker) {
+            dilate(in + i * size, height, width, radius, out + i * size, scratch[worker]);
+        });
+    }
     return grown;
 }
 
