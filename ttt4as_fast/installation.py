@@ -114,7 +114,6 @@ def _remark(backend: str | None, operations: dict[str, dict[str, str | None]]) -
 
 def tables(found: dict[str, Any]) -> list[Table]:
     """What `describe` has found, for the screen."""
-    from rich.markup import escape
     from rich.table import Table
 
     general = Table("", "", title="Installation", show_header=False)
@@ -134,5 +133,5 @@ def tables(found: dict[str, Any]) -> list[Table]:
     variables = Table("variable", "value", "meaning", title="Environment")
     for name, entry in found["environment"].items():
         remark = f" [{entry['remark']}]" if entry.get("remark") else ""
-        variables.add_row(name, escape(entry["value"] or "not set"), escape(entry["meaning"] + remark))
+        variables.add_row(name, entry["value"] or "not set", entry["meaning"] + remark)
     return [*made, variables]

@@ -117,5 +117,6 @@ def warn(text: str) -> None:
 
 
 def print_table(table: Any) -> None:
-    """A table on stdout; wide enough not to be cut where that is no terminal."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    """A table on stdout, its text as it stands; wide enough not to be cut where that is no terminal."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    Console(highlight=False, markup=False, width=None if terminal else 200).print(table)

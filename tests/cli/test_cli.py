@@ -88,6 +88,22 @@ def test_info_says_where_a_backend_of_the_environment_is_missing() -> None:
     assert some.startswith("bilinear, knn") and "peaks" not in some and some.endswith("raise: no backend 'numba'")
 
 
+def test_tables_keep_what_stands_in_brackets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.table import Table
+
+    from ttt4as_fast.terminal import print_table
+
+    table = Table("backend", "[b]", title="of [one]")
+    table.add_row("gpu", "pip install 'ttt4as_fast[gpu]'")
+    print_table(table)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[b]", "of [one]", "'ttt4as_fast[gpu]'"))
+    monkeypatch.setattr(sys, "stdout", None)  # closed, as `>&-` has it
+    print_table(table)
+
+
 def test_debug_shows_the_traceback(work: Path) -> None:
     wrong = ("predict", work / "absent", work / "one", "-o", work / "never")
     for arguments, more in ((("--debug", *wrong), {}), (wrong, {"TTT4AS_DEBUG": "1"})):
