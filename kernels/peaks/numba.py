@@ -4,7 +4,8 @@ A map is read once: a sample of its values tells a bound below the percentile, a
 above it, a few in a hundred. The percentile is selected among them, and only they are compared with their neighbours.
 Sparse masks are dilated by painting squares, dense ones by joining shifted copies: log2 of the square's side of them.
 
-Compiled code is cached on disk: the first call ever takes seconds.
+Compiled code is cached on disk: the first call ever takes seconds. Where nothing may be written, so does that of every
+process.
 Images of a batch go to threads of their own, outside the GIL: Numba's own parallel layer is not used, because not every
 layer of it survives a fork or two callers at once.
 """
@@ -134,10 +135,21 @@ def _collect(values: np.ndarray, least: float) -> np.ndarray:
     return places
 
 
+def _can_cache() -> bool:
+    """Whether Numba finds a folder for compiled code: beside this file, or in the user's cache."""
+    try:
+        numba.njit(cache=True)(_can_cache)
+    except RuntimeError:
+        return False
+    return True
+
+
+_CACHE = _can_cache()
+
 # Compiled code allocates nothing: scratch is handed to it.
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=_CACHE, nogil=True)
 def _count(values: np.ndarray, least: float, counts: np.ndarray) -> int:
     """How many values of each stretch are not below `least`, in vectors; returns their sum."""
     total = 0
@@ -150,7 +162,7 @@ def _count(values: np.ndarray, least: float, counts: np.ndarray) -> int:
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=_CACHE, nogil=True)
 def _gather(values: np.ndarray, least: float, counts: np.ndarray, places: np.ndarray) -> None:
     """The places of what `_count` counted."""
     found = 0
@@ -164,7 +176,7 @@ def _gather(values: np.ndarray, least: float, counts: np.ndarray, places: np.nda
             i += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=_CACHE, nogil=True)
 def _mark_peaks(values: np.ndarray, places: np.ndarray, tau: float, out: np.ndarray) -> None:
     """Peaks of one map among `places`, compared with the percentile in float64."""
     height, width = values.shape
@@ -179,7 +191,7 @@ def _mark_peaks(values: np.ndarray, places: np.ndarray, tau: float, out: np.ndar
         out[y, x] = peak
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=_CACHE, nogil=True)
 def _paint(places: np.ndarray, radius: int, out: np.ndarray) -> None:
     """A square around each place; they rise, so that of two in a row the second adds what the first did not reach."""
     height, width = out.shape
@@ -195,7 +207,7 @@ def _paint(places: np.ndarray, radius: int, out: np.ndarray) -> None:
                 out[v, u] = True
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=_CACHE, nogil=True)
 def _join(mask: np.ndarray, side: int, line: np.ndarray, tall: np.ndarray, out: np.ndarray) -> None:
     """Windows of `side` along rows, then along columns. A window twice as wide is two of those made so far."""
     height, width = mask.shape

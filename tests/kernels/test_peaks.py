@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ import torch
 from skimage import morphology
 
 from ttt4as_fast import kernels
+from ttt4as_fast.kernels.peaks import reference
 
 from .cases import DTYPES, smooth_map, tensor
 
@@ -185,3 +187,16 @@ def test_bad_masks_are_named(backend, mask, radius, error, says):
     with pytest.raises(error) as caught:
         kernels.dilate(mask, radius, backend=backend)
     assert says in str(caught.value)
+
+
+def test_numba_serves_where_nothing_may_be_written(monkeypatch, rng):
+    from numba.core.caching import FunctionCache
+
+    monkeypatch.setattr(FunctionCache._impl_class, "_locator_classes", [])  # as with a read-only package and home
+    spec = importlib.util.find_spec("ttt4as_fast.kernels.peaks.numba")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    maps = smooth_map(rng, 31, 37)[None]
+    peaks = module.local_maxima(maps, 90.0)
+    np.testing.assert_array_equal(peaks, reference.local_maxima(maps, 90.0))
+    np.testing.assert_array_equal(module.dilate(peaks, 2), reference.dilate(peaks, 2))
