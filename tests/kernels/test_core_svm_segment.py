@@ -293,6 +293,25 @@ def test_a_long_fit_hears_ctrl_c(rng):
     assert in_time == [True]
 
 
+def test_the_handler_of_a_signal_may_fit_within_a_fit(rng):
+    X, y = rng.standard_normal((2000, 16)), np.where(rng.random(2000) < 0.5, 1.0, -1.0)
+
+    def fit(n, epochs):  # as many of them as are asked for
+        return native.core().fit_linear_svm(X[:n], y[:n], 1e6, "hinge", 1e-12, epochs, route="coordinate")[0]
+
+    alone, within = fit(2000, 5000), []
+    before = signal.signal(signal.SIGINT, lambda *_: within.append(fit(50, 10)))
+    thread = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    try:
+        thread.start()
+        around = fit(2000, 5000)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    np.testing.assert_array_equal(around, alone)
+    np.testing.assert_array_equal(within, [fit(50, 10)])
+
+
 def test_memory_stays_within_its_bound(rng):
     core = native.core()
     core.release_memory()

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 
 #include "signals.hpp"
 
@@ -46,9 +47,11 @@ py::tuple fit(const py::array& input, const Doubles& y, SvmOptions& options) {
     {
         py::gil_scoped_release release;
         // Fresh memory costs as much as a small problem: a thread keeps what its last fit took, within reason.
-        thread_local LinearSvm<T> svm;
+        // It is not there meanwhile: a signal's handler, which runs within this call, may fit another.
+        thread_local LinearSvm<T> kept;
+        LinearSvm<T> svm = std::exchange(kept, LinearSvm<T>());
         result = svm.fit(samples, y.data(), options, out);
-        if (svm.memory() > kKept) svm = LinearSvm<T>();
+        if (svm.memory() <= kKept) kept = std::move(svm);
     }
     signals.rethrow();
     return py::make_tuple(coef, result.intercept, result.n_iter, result.gap, result.converged, result.objective,
