@@ -22,6 +22,8 @@ HEIGHTS = (0.2, 0.75)
 """The steepest level is looked for between these: below lies the background's texture, above the peak's flat top."""
 ENOUGH = 8
 """The lattice is made finer until it has as many anomalous samples, or is the pixel grid."""
+TIED = 1e-12
+"""Slopes that differ by this share are equal to within rounding, as all of a ramp are: the lowest height is taken."""
 WIDE, SIZE = 0.75, 8.0
 """Above `WIDE` of the height a defect no larger than what the detector resolves covers about `SIZE` feature cells."""
 FACTORS = (0.7, 1.3)
@@ -102,7 +104,7 @@ def steepest(values: np.ndarray, slope: np.ndarray, base: float, peak: float) ->
     centres = (np.arange(BINS) + 0.5) / BINS
     allowed = (centres >= HEIGHTS[0]) & (centres <= HEIGHTS[1])
     mean = np.where(allowed & (count > 0), total / np.maximum(count, np.finfo(np.float64).tiny), -1.0)
-    return float(centres[int(mean.argmax())])
+    return float(centres[int((mean >= mean.max() * (1 - TIED)).argmax())])
 
 
 def size_factor(values: np.ndarray, base: float, peak: float, cells: int, exponent: float) -> float:

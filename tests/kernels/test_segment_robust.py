@@ -57,11 +57,12 @@ def dense_statement(psi, features, nominal=None, share=0.4, core=0.3, n_core=50,
     heights = (np.arange(BINS) + 0.5) / BINS
     allowed = (counts > 0) & (heights >= HEIGHTS[0]) & (heights <= HEIGHTS[1])
     mean = [sums[b] / counts[b] if allowed[b] else -1 for b in range(BINS)]
+    steepest = next(b for b in range(BINS) if mean[b] > max(mean) * (1 - 1e-9))
     wide = ((psi[some] - base) / (peak - base) > 0.75).mean() * features[0].size
     factor = np.clip((8 / max(wide, 0.5)) ** 0.3, 0.7, 1.3)
     if nominal is not None and nominal >= peak:
         factor = max(factor, 1.0)
-    level = base + min(factor * heights[int(np.argmax(mean))], 0.93) * (peak - base)
+    level = base + min(factor * heights[steepest], 0.93) * (peak - base)
     if nominal is not None and nominal < peak:
         level = 0.5 * level + 0.5 * (max(nominal, base) + factor * share * (peak - max(nominal, base)))
 
@@ -439,6 +440,16 @@ def test_a_map_most_of_which_is_its_maximum(backend, rng):
     got = kernels.segment_robust(psi, rng.standard_normal((8, 8, 8)).astype(np.float32), backend=backend)
     assert got.status == "ok" and np.isfinite(got.decision_map).all()
     assert (got.pseudo_labels[psi == 0] <= 0).all() and (got.pseudo_labels == 1).any()
+
+
+@pytest.mark.parametrize(("kind", "lowest"), [("ramp", HEIGHTS[0]), ("step", 1 - SMOOTHING / BINS - 0.5 / BINS)])
+def test_of_slopes_that_are_equal_to_within_rounding_the_lowest_is_taken(backend, kind, lowest):
+    rows, cols = np.mgrid[:31.0, :23.0]
+    psi = 0.3 * rows + 0.1 * cols if kind == "ramp" else (rows > 24) * 0.1
+    got = kernels.segment_robust(psi, np.ones((1, 31, 23)), size_exponent=0.0, backend=backend)
+    found = psi.max() - np.ptp(psi) / np.ptp(got.decision_map)  # features say nothing: the score's part is all
+    base, centres = np.quantile(psi, 0.25), (np.arange(BINS) + 0.5) / BINS
+    assert (found - base) / (psi.max() - base) == pytest.approx(centres[centres > lowest - 1e-9][0], rel=1e-5)
 
 
 def test_a_map_that_is_constant_to_within_rounding(backend, rng):

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kBins = 24, kSmoothing = 8;
 constexpr double kLowest = 0.2, kSteepest = 0.75;  // heights
+constexpr double kTied = 1e-12;
 constexpr std::int64_t kEnough = 8, kHard = 8;
 constexpr double kWide = 0.75, kSize = 8, kLeastFactor = 0.7, kMostFactor = 1.3, kHighest = 0.93, kPlace = 0.25;
 constexpr std::uint32_t kRowStep = 3242174889u, kColStep = 2447445414u;
@@ -123,16 +124,14 @@ double RobustLabels<T>::steepest(std::int64_t step, double base) {
     }
     smooth(counts, count);
     smooth(totals, total);
-    int best = 0;
-    double most = -1;
+    double mean[kBins], most = -1;
     for (int b = 0; b < kBins; ++b) {
         const double centre = (b + 0.5) / kBins;
-        if (!(centre >= kLowest && centre <= kSteepest && count[b] > 0)) continue;
-        if (total[b] / count[b] > most) {
-            most = total[b] / count[b];
-            best = b;
-        }
+        mean[b] = centre >= kLowest && centre <= kSteepest && count[b] > 0 ? total[b] / count[b] : -1;
+        most = std::max(most, mean[b]);
     }
+    int best = 0;
+    while (most >= 0 && mean[best] < most * (1 - kTied)) ++best;
     return (best + 0.5) / kBins;
 }
 
