@@ -251,6 +251,7 @@ class SvmSolver {
     bool release(bool all);
     bool minimise_free();
     double linear_part(std::int64_t j) const;
+    double length(std::int64_t j) const { return std::sqrt(q_[j * side_ + j]); }  // of a sample in the set
     double verify();
     enum State : std::uint8_t { kLower = 0, kFree = 1, kUpper = 2 };
     static constexpr double kSettled = 1e-8;
@@ -346,6 +347,7 @@ class SvmSolver {
     std::int64_t capacity_ = 0, patience_ = 0, violators_ = 0, set_ = 0, n_free_ = 0;
     std::int64_t width_ = 0, side_ = 0;  // the set that its matrices hold, and from row to row
     std::int64_t widest_ = 0;            // that they ever held: a smaller problem in between does not narrow them
+    double rounding_ = 0;                // of the gradient of a sample of length 1 in `improve`
     bool refined_ = false, from_set_ = false;
     std::int64_t chosen_[kMostChosen] = {};
     PointMatrix<T> members_;  // the set, a row each

@@ -275,21 +275,28 @@ template <class T, class Samples>
 void SvmSolver<T, Samples>::improve() {
     // The gradient is affine in a; its constant is -1 but for what the products in T misjudge.
     for (std::int64_t j = 0; j < set_; ++j) constant_[j] = gradient_[j] - linear_part(j);
+    rounding_ = 0;
     for (std::int64_t round = 0; round < 3 * set_ + 20; ++round) {
         if (!release(round == 0) && !unsettled()) return;
         for (std::int64_t step = 0; step < 2 * n_free_ + 2; ++step) {
             if (minimise_free() || stopped()) break;
         }
-        for (std::int64_t j = 0; j < set_; ++j) gradient_[j] = linear_part(j) + constant_[j];
+        double size = 0;  // |w| at most
+        for (std::int64_t j = 0; j < set_; ++j) {
+            gradient_[j] = linear_part(j) + constant_[j];
+            size += length(j) * a_[j];
+        }
+        rounding_ = std::numeric_limits<double>::epsilon() * size;
         if (stopped()) return;
     }
 }
 
-// Whether proximal steps have still to bring a free coordinate's gradient to zero.
+// Whether proximal steps have still to bring a free coordinate's gradient to zero, or to its rounding.
 template <class T, class Samples>
 bool SvmSolver<T, Samples>::unsettled() const {
     for (std::int64_t r = 0; r < n_free_; ++r) {
-        if (ridge_[free_[r]] > 0 && std::abs(gradient_[free_[r]]) > kSettled) return true;
+        const std::int64_t j = free_[r];
+        if (ridge_[j] > 0 && std::abs(gradient_[j]) > std::max(kSettled, rounding_ * length(j))) return true;
     }
     return false;
 }
@@ -304,7 +311,7 @@ bool SvmSolver<T, Samples>::release(bool all) {
     for (std::int64_t j = 0; j < set_; ++j) {
         if (state_[j] == kFree) continue;
         const double wish = state_[j] == kLower ? -gradient_[j] : gradient_[j];
-        if (wish <= (all ? kRelease : most)) continue;
+        if (wish <= (all ? kRelease : std::max(most, rounding_ * length(j)))) continue;
         if (all) {
             free_[n_free_++] = static_cast<std::int32_t>(j);
         } else {
