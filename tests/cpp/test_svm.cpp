@@ -116,6 +116,28 @@ void check_weights_of_zero() {
     }
 }
 
+// Where classes overlap, an enormous C only scales the multipliers of the hinge. Rounding in their sums must not keep
+// the working set going.
+void check_steps_of_an_enormous_C() {
+    constexpr std::int64_t kSamples = 600, kDims = 8;
+    Random random(13);
+    std::vector<double> x(kSamples * kDims), y(kSamples), w(kDims);
+    for (double& value : x) value = random.normal();
+    for (double& label : y) label = random.below(2) ? 1 : -1;
+    const auto steps = [&](double C) {
+        int asked = 0;  // once a step
+        SvmOptions options;
+        options.C = C;
+        options.loss = Loss::hinge;
+        options.route = SvmRoute::working_set;
+        options.interrupted = [&] { return ++asked < 0; };
+        const Matrix<const double> samples{x.data(), kSamples, kDims, kDims};
+        CHECK(ttt4as::LinearSvm<double>().fit(samples, y.data(), options, w.data()).converged);
+        return asked;
+    };
+    CHECK(steps(1e7) < 3 * steps(1e2));
+}
+
 // Who asks for an end gets it soon, with what there is by then.
 void check_an_interrupted_fit(SvmRoute route, Loss loss) {
     constexpr std::int64_t kSamples = 600, kDims = 50;
@@ -192,6 +214,7 @@ int main() {
         check_far_starts<double>(route);
     }
     check_weights_of_zero();
+    check_steps_of_an_enormous_C();
     check_an_interrupted_fit(SvmRoute::working_set, Loss::squared_hinge);
     check_an_interrupted_fit(SvmRoute::newton, Loss::squared_hinge);
     check_an_interrupted_fit(SvmRoute::automatic, Loss::hinge);
