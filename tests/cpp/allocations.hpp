@@ -11,7 +11,7 @@ namespace {
 std::atomic<long> allocations{0}, until_failure{-1};  // how many succeed before one fails; negative: all
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !defined(TTT4AS_TEST_SANITIZED)
 #define COUNTS_ALLOCATIONS
 // Not inlined: GCC would warn of `free` for what came from `new`.
 #define NOT_INLINED __attribute__((noinline))

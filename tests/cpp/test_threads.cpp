@@ -112,7 +112,7 @@ int main() {
     for (auto& caller : callers) caller.join();
 
 // Neither ThreadSanitizer nor an emulator follows a fork of a process with threads.
-#if !defined(__SANITIZE_THREAD__) && !defined(TTT4AS_TEST_WITHOUT_FORK)
+#if !defined(TTT4AS_TEST_WITHOUT_FORK)
     const pid_t child = fork();
     if (child == 0) {
         every_task_once(100, 4);
