@@ -40,7 +40,7 @@ def example(tmp_path_factory) -> Path:
     # The shared library, its headers in a place of the installer's choice; the C++ tests build the static one.
     options = ["-DTTT4AS_BUILD_PYTHON=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"]
     options.append("-DCMAKE_INSTALL_INCLUDEDIR=include/one")
-    options.append("-DCMAKE_UNITY_BUILD=ON")  # as a project around it may have it
+    options += ["-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_CXX_FLAGS=-ffast-math"]  # as a project around it may have them
     steps = [
         ["-S", str(ROOT), "-B", str(base / "library"), *options],
         ["--build", str(base / "library"), "--parallel"],
