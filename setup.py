@@ -1,10 +1,11 @@
 """What pyproject.toml cannot say: where the packages lie, and how the C++ core is built.
 
 The core is optional: without a C++ compiler, CMake or pybind11 the install succeeds and the package works, slower, with
-one BackendWarning at run time. Two environment variables steer the build:
+one BackendWarning at run time. These environment variables steer the build:
 
 - ``TTT4AS_BUILD_CORE``: ``auto`` (default), ``0`` to leave the core out, ``1`` to fail where it cannot be built;
-- ``CMAKE_ARGS``: further arguments for CMake's configure step.
+- ``CMAKE_ARGS``: further arguments for CMake's configure step;
+- CMake's own, such as ``CMAKE_GENERATOR`` and ``CMAKE_BUILD_PARALLEL_LEVEL``, the number of compilers at once.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class BuildCore(build_ext):
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         config = ["--config", "Release"]
         subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build_dir), *config, "--parallel"], check=True)
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)  # by itself make has no limit
+        subprocess.run([cmake, "--build", str(build_dir), *config, "--parallel", jobs], check=True)
         install = ["--install", str(build_dir), *config, "--component", "python", "--prefix", str(prefix)]
         subprocess.run([cmake, *install], check=True)
 

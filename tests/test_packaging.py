@@ -255,6 +255,22 @@ def test_left_out_core_makes_a_pure_wheel(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is needed")
+def test_the_build_keeps_to_its_number_of_compilers(source: Path, tmp_path: Path) -> None:
+    make = tmp_path / "make"  # does what CMake tries, then says how it is called
+    make.write_text(
+        f'#!/bin/sh\ncase "$*" in *-j*) echo called with "$@"; exit 1;; esac\nexec {shutil.which("make")} "$@"\n'
+    )
+    make.chmod(0o755)
+    chosen = {"CMAKE_GENERATOR": "Unix Makefiles", "CMAKE_BUILD_PARALLEL_LEVEL": "3"}
+    result = call(
+        *(*PIP, "wheel", *OFFLINE, "--verbose", "-w", tmp_path, source),
+        **{**chosen, "CMAKE_ARGS": f"-DCMAKE_MAKE_PROGRAM={make}"},
+    )
+    assert re.search("called with .*-j *3", result.stdout + result.stderr)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "message"),
     [("1", "THE C++ CORE WAS NOT BUILT"), ("yes", "TTT4AS_BUILD_CORE: expected auto, 0 or 1, got 'yes'")],
