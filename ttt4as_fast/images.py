@@ -193,7 +193,8 @@ def _guarded(source: str | os.PathLike[str] | IO[bytes], convert: Callable[[Imag
     if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would be to wait for its writer
         raise ImageError(path, "not a regular file")
     try:
-        with Image.open(source) as image:
+        # By its name: a Path Pillow 10.0 resolves, which raises RuntimeError for links in a circle.
+        with Image.open(os.fspath(source) if isinstance(source, os.PathLike) else source) as image:
             return convert(image)
     except FileNotFoundError:
         raise ImageError(path, "a link to no file" if os.path.islink(path) else "no such file") from None
