@@ -89,7 +89,8 @@ extern const SketchKernels sketch_table;
 }
 namespace avx2 {
 extern const SketchKernels sketch_table;
-}
+extern const SketchKernels sketch_table_vnni;  // where the compiler knows AVX-VNNI
+}  // namespace avx2
 namespace avx512 {
 extern const SketchKernels sketch_table;
 extern const SketchKernels sketch_table_vnni;

@@ -2,13 +2,14 @@
 //
 // Every distance that is returned, and every decision between candidates, comes from sums of squared differences in
 // double. What makes it fast is which pairs are never measured: one byte in each of 63 leading principal directions
-// (and one for the rest's length) bounds all distances of a query from below (src/sketch.hpp), at one instruction for
-// 64 multiply-adds where the processor has VNNI. Points that lie near each other lie together, so what that leaves does
-// too: 62 more directions rule out most of it, wherever there is much, strip by strip; 64 or 128 bytes of what is left
-// rule out most again, and one byte a coordinate almost all; the rest is measured. A query for which the first bounds
-// leave too much is searched again with the bytes of all coordinates against the whole bank, which is what data without
-// structure needs. If that leaves too much as well, because the query is so far outside the bank that all points are
-// about equally far, it is searched by inner products, whose rounding is bounded.
+// (and one for the rest's length) bounds all distances of a query from below (src/sketch.hpp), at one instruction
+// for 64 multiply-adds where the processor has VNNI (for 32 with AVX-VNNI). Points that lie near each other lie
+// together, so what that leaves does too: 62 more directions rule out most of it, wherever there is much, strip by
+// strip; 64 or 128 bytes of what is left rule out most again, and one byte a coordinate almost all; the rest is
+// measured. A query for which the first bounds leave too much is searched again with the bytes of all coordinates
+// against the whole bank, which is what data without structure needs. If that leaves too much as well, because the
+// query is so far outside the bank that all points are about equally far, it is searched by inner products, whose
+// rounding is bounded.
 #pragma once
 
 #include <cstddef>

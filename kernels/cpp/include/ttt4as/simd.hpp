@@ -14,7 +14,8 @@ namespace ttt4as {
 enum class Isa { generic = 0, avx2 = 1, avx512 = 2 };
 
 // The best set that this processor, the operating system and this build have, or a lesser one named by TTT4AS_ISA
-// (generic, avx2, avx512); read once. Results may differ in the last bits between sets, never on the same one.
+// (generic, avx2, avx512); read once. With avx2 and avx512 a search also uses VNNI where the processor has it, which
+// changes no result. Results may differ in the last bits between sets, never on the same one.
 TTT4AS_API Isa isa() noexcept;
 
 TTT4AS_API const char* isa_name(Isa isa) noexcept;

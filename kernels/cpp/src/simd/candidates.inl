@@ -128,6 +128,14 @@ TTT4AS_INLINE void distances_of(const std::int8_t* query, const std::int8_t* con
 
 #elif defined(__AVX2__)
 
+TTT4AS_INLINE __m256i add_squares(__m256i sum, __m256i off) {
+#if defined(TTT4AS_BUILD_VNNI)
+    return _mm256_dpwssd_avx_epi32(sum, off, off);
+#else
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(off, off));
+#endif
+}
+
 TTT4AS_INLINE void distances_of(const std::int8_t* query, const std::int8_t* const* codes, std::int64_t n,
                                 std::int32_t* out) {
     __m256i sums[kPoints];
@@ -138,8 +146,7 @@ TTT4AS_INLINE void distances_of(const std::int8_t* query, const std::int8_t* con
 #pragma GCC unroll 4
         for (int p = 0; p < kPoints; ++p) {
             const __m128i code = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes[p] + i));
-            const __m256i off = _mm256_sub_epi16(q, _mm256_cvtepi8_epi16(code));
-            sums[p] = _mm256_add_epi32(sums[p], _mm256_madd_epi16(off, off));
+            sums[p] = add_squares(sums[p], _mm256_sub_epi16(q, _mm256_cvtepi8_epi16(code)));
         }
     }
     add_up(sums, out);

@@ -1,7 +1,7 @@
 // The loops of sketch_kernels.hpp, compiled once per instruction set (see ttt4as/simd.hpp).
 //
-// `keys` is where a search spends its time: dims multiply-adds a pair, of which one VNNI instruction does 64, AVX2 16
-// (in two instructions) and SSE2 8. All paths compute the same integers.
+// `keys` is where a search spends its time: dims multiply-adds a pair, of which one VNNI instruction does 64 (AVX-512)
+// or 32 (AVX-VNNI), AVX2 16 in two instructions and SSE2 8. All paths compute the same integers.
 #include "simd/candidates.inl"
 #include "simd/vec.hpp"
 #include "sketch_kernels.hpp"
@@ -12,86 +12,122 @@ namespace {
 
 #if defined(TTT4AS_BUILD_VNNI)
 
-// Every loop over sums is unrolled, or the compiler keeps them in memory.
-template <int Q>
-struct Sums {
-    __m512i at[Q][4];
-};
+// kLanes sums in a vector; of kTogether vectors of points those of four queries fit the registers.
+#if defined(TTT4AS_BUILD_AVX512)
+typedef __m512i Sums;
+constexpr int kLanes = 16, kTogether = 4;
+TTT4AS_INLINE Sums load_sums(const void* p) { return _mm512_loadu_si512(p); }
+TTT4AS_INLINE void store_sums(void* p, Sums v) { _mm512_storeu_si512(p, v); }
+TTT4AS_INLINE Sums all(std::int32_t value) { return _mm512_set1_epi32(value); }
+TTT4AS_INLINE Sums dot(Sums sums, Sums codes, Sums query) { return _mm512_dpbusd_epi32(sums, codes, query); }
+TTT4AS_INLINE Sums add(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
+TTT4AS_INLINE Sums subtract(Sums a, Sums b) { return _mm512_sub_epi32(a, b); }
+TTT4AS_INLINE Sums greater(Sums a, Sums b) { return _mm512_max_epi32(a, b); }
+TTT4AS_INLINE std::uint64_t reaching(Sums a, Sums least) { return _mm512_cmpge_epi32_mask(a, least); }
+TTT4AS_INLINE __m256i halves(Sums v) {
+    return _mm256_max_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+}
+#else
+typedef __m256i Sums;
+constexpr int kLanes = 8, kTogether = 2;
+TTT4AS_INLINE Sums load_sums(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+TTT4AS_INLINE void store_sums(void* p, Sums v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+TTT4AS_INLINE Sums all(std::int32_t value) { return _mm256_set1_epi32(value); }
+TTT4AS_INLINE Sums dot(Sums sums, Sums codes, Sums query) { return _mm256_dpbusd_avx_epi32(sums, codes, query); }
+TTT4AS_INLINE Sums add(Sums a, Sums b) { return _mm256_add_epi32(a, b); }
+TTT4AS_INLINE Sums subtract(Sums a, Sums b) { return _mm256_sub_epi32(a, b); }
+TTT4AS_INLINE Sums greater(Sums a, Sums b) { return _mm256_max_epi32(a, b); }
+TTT4AS_INLINE std::uint64_t reaching(Sums a, Sums least) {
+    return ~_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(least, a))) & 0xFF;
+}
+TTT4AS_INLINE __m256i halves(Sums v) { return v; }
+#endif
 
-template <int Q>
-TTT4AS_INLINE Sums<Q> accumulate(const std::uint8_t* strip, const std::int8_t* bytes, std::int64_t dims,
-                                 const std::int32_t* offset) {
-    Sums<Q> sums;
+TTT4AS_INLINE std::int32_t greatest(Sums sums) {
+    const __m256i half = halves(sums);
+    __m128i v = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    v = _mm_max_epi32(v, _mm_shuffle_epi32(v, 0x4E));
+    v = _mm_max_epi32(v, _mm_shuffle_epi32(v, 0xB1));
+    return _mm_cvtsi128_si32(v);
+}
+
+// Of V vectors of points and Q queries, less the offsets. Every loop over sums is unrolled, or the compiler keeps them
+// in memory.
+template <int Q, int V>
+TTT4AS_INLINE void accumulate(const std::uint8_t* codes, const std::int8_t* bytes, std::int64_t dims,
+                              const std::int32_t* offset, Sums (&sums)[Q][V]) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+        const Sums start = subtract(all(0), load_sums(offset + kLanes * v));
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-        const __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(offset + 16 * v));
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) sums.at[q][v] = start;
+        for (int q = 0; q < Q; ++q) sums[q][v] = start;
     }
-    for (std::int64_t d = 0; d < dims; d += kQuad) {
-        const std::uint8_t* codes = strip + d * kStrip;
-        __m512i points[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) points[v] = _mm512_loadu_si512(codes + 64 * v);
+    for (std::int64_t d = 0; d < dims; d += kQuad, codes += kQuad * kStrip) {
+        Sums points[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) points[v] = load_sums(codes + kQuad * kLanes * v);
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
             std::int32_t quad;
             __builtin_memcpy(&quad, bytes + q * dims + d, sizeof quad);
-            const __m512i query = _mm512_set1_epi32(quad);
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) sums.at[q][v] = _mm512_dpbusd_epi32(sums.at[q][v], points[v], query);
+            const Sums query = all(quad);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sums[q][v] = dot(sums[q][v], points[v], query);
         }
     }
-    return sums;
-}
-
-TTT4AS_INLINE std::int32_t greatest(__m512i v) {
-    v = _mm512_max_epi32(v, _mm512_shuffle_i64x2(v, v, 0x4E));
-    v = _mm512_max_epi32(v, _mm512_shuffle_i64x2(v, v, 0xB1));
-    v = _mm512_max_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_BADC));
-    v = _mm512_max_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB));
-    return _mm_cvtsi128_si32(_mm512_castsi512_si128(v));
 }
 
 void keys(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
           const std::int32_t* offset, std::int32_t* out, std::int64_t key_stride, std::int32_t* best,
           std::int64_t best_stride) {
-    const Sums<kQuad> sums = accumulate<kQuad>(strip, bytes, dims, offset);
+    Sums most[kQuad];
 #pragma GCC unroll 4
-    for (int q = 0; q < kQuad; ++q) {
+    for (int p = 0; p < kStrip; p += kLanes * kTogether) {
+        Sums sums[kQuad][kTogether];
+        accumulate(strip + kQuad * p, bytes, dims, offset + p, sums);
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) _mm512_storeu_si512(out + q * key_stride + 16 * v, sums.at[q][v]);
-        best[q * best_stride] = greatest(_mm512_max_epi32(_mm512_max_epi32(sums.at[q][0], sums.at[q][1]),
-                                                          _mm512_max_epi32(sums.at[q][2], sums.at[q][3])));
+        for (int q = 0; q < kQuad; ++q) {
+            Sums here = sums[q][0];
+#pragma GCC unroll 4
+            for (int v = 0; v < kTogether; ++v) {
+                store_sums(out + q * key_stride + p + kLanes * v, sums[q][v]);
+                here = greater(here, sums[q][v]);
+            }
+            most[q] = p ? greater(most[q], here) : here;
+        }
     }
+#pragma GCC unroll 4
+    for (int q = 0; q < kQuad; ++q) best[q * best_stride] = greatest(most[q]);
 }
 
 void refine(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
             const std::int32_t* offset, const std::int32_t* keys, std::int64_t key_stride, const std::int32_t* least,
             std::uint64_t* left) {
-    const Sums<kQuad> sums = accumulate<kQuad>(strip, bytes, dims, offset);
+    for (int q = 0; q < kQuad; ++q) left[q] = 0;
 #pragma GCC unroll 4
-    for (int q = 0; q < kQuad; ++q) {
-        const __m512i bound = _mm512_set1_epi32(least[q]);
-        left[q] = 0;
+    for (int p = 0; p < kStrip; p += kLanes * kTogether) {
+        Sums sums[kQuad][kTogether];
+        accumulate(strip + kQuad * p, bytes, dims, offset + p, sums);
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-            const __m512i key = _mm512_loadu_si512(keys + q * key_stride + 16 * v);
-            const __mmask16 hits = _mm512_cmpge_epi32_mask(_mm512_add_epi32(key, sums.at[q][v]), bound);
-            left[q] |= static_cast<std::uint64_t>(hits) << (16 * v);
+        for (int q = 0; q < kQuad; ++q) {
+            const Sums bound = all(least[q]);
+#pragma GCC unroll 4
+            for (int v = 0; v < kTogether; ++v) {
+                const int at = p + kLanes * v;
+                left[q] |= reaching(add(load_sums(keys + q * key_stride + at), sums[q][v]), bound) << at;
+            }
         }
     }
 }
 
 std::uint64_t reach(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
                     const std::int32_t* offset, std::int32_t least) {
-    const Sums<1> sums = accumulate<1>(strip, bytes, dims, offset);
-    const __m512i bound = _mm512_set1_epi32(least);
+    Sums sums[1][kStrip / kLanes];
+    accumulate(strip, bytes, dims, offset, sums);
+    const Sums bound = all(least);
     std::uint64_t result = 0;
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-        result |= static_cast<std::uint64_t>(_mm512_cmpge_epi32_mask(sums.at[0][v], bound)) << (16 * v);
-    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kStrip / kLanes; ++v) result |= reaching(sums[0][v], bound) << (kLanes * v);
     return result;
 }
 
@@ -373,7 +409,7 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
 
 }  // namespace
 
-#if defined(TTT4AS_BUILD_VNNI)  // the avx512 file once more, with one more instruction
+#if defined(TTT4AS_BUILD_VNNI)  // the file of the set without it once more, with one more instruction
 #define TTT4AS_TABLE sketch_table_vnni
 #else
 #define TTT4AS_TABLE sketch_table
