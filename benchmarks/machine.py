@@ -96,7 +96,7 @@ def pin(threads: int) -> dict[str, int]:
 
 
 def thread_counts() -> dict[str, int]:
-    """Threads that each loaded library would use now."""
+    """Threads that each loaded library would use now; a BLAS with the processor whose kernels it has chosen."""
     import torch
 
     counts = {"torch": torch.get_num_threads()}
@@ -112,7 +112,8 @@ def thread_counts() -> dict[str, int]:
     except ImportError:
         return counts
     for pool in threadpool_info():
-        counts[f"{pool['internal_api']} ({Path(pool['filepath']).name.split('.')[0]})"] = pool["num_threads"]
+        file, kernels = Path(pool["filepath"]).name.split(".")[0], pool.get("architecture")
+        counts[f"{pool['internal_api']} ({file}{f', {kernels}' if kernels else ''})"] = pool["num_threads"]
     return counts
 
 
