@@ -19,7 +19,7 @@ import numpy as np
 from . import arrays
 from .dispatch import BackendWarning, native_core
 
-_ISAS = ("generic", "avx2", "avx512")
+_ISAS = ("generic", "avx2", "avx512", "amx")
 
 
 def why_not() -> str | None:

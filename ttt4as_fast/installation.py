@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ENVIRONMENT_VARIABLES = {
     "TTT4AS_BACKEND": "the backend of every operation; those that do not have it raise",
     "TTT4AS_NUM_THREADS": "threads of the C++ core, 1024 at most (else OMP_NUM_THREADS, else all it may use)",
-    "TTT4AS_ISA": "the most that the C++ core may use: generic, avx2 or avx512",
+    "TTT4AS_ISA": "the most that the C++ core may use: generic, avx2, avx512 or amx",
     "TTT4AS_CUDA_GRAPHS": "0: kernels on a GPU are launched one by one, without CUDA graphs",
     "TTT4AS_DEBUG": "commands show tracebacks, unless it is 0",
     "OMP_NUM_THREADS": "threads of torch and of the C++ core",

@@ -1,6 +1,6 @@
 // The integer loops of a search: every instruction set that this processor has computes what the generic code does.
 //
-// TTT4AS_ISA names a set, but not whether it has VNNI: here the tables are called by themselves.
+// TTT4AS_ISA names the most that may be used: here the tables below are called by themselves.
 #include <algorithm>
 #include <vector>
 
@@ -46,7 +46,7 @@ Strip make_strip(Random& random, std::int64_t dims, bool extreme) {
 void check_strips(const SketchKernels& table, const SketchKernels& plain) {
     Random random(1);
     constexpr std::int64_t kStride = kStrip + 3;
-    for (const std::int64_t dims : {4, 8, 64, 344, 1024}) {
+    for (const std::int64_t dims : {4, 8, 48, 64, 384, 1024}) {
         for (const bool extreme : {false, true}) {
             const Strip strip = make_strip(random, dims, extreme);
             const auto *codes = strip.codes.data(), *end = codes + strip.codes.size();
@@ -56,8 +56,8 @@ void check_strips(const SketchKernels& table, const SketchKernels& plain) {
                 keys[i].assign(kQuad * kStride, 0);
                 best[i].assign(kQuad * 2, 0);
                 (i ? plain : table)
-                    .keys(codes, strip.bytes.data(), strip.words.data(), dims, strip.offset.data(), keys[i].data(),
-                          kStride, best[i].data(), 2);
+                    .keys(codes, 1, {strip.bytes.data(), strip.words.data(), kQuad, dims}, strip.offset.data(),
+                          keys[i].data(), kStride, best[i].data(), 2);
             }
             CHECK(keys[0] == keys[1] && best[0] == best[1]);
             CHECK(best[0][0] == *std::max_element(keys[0].begin(), keys[0].begin() + kStrip));
@@ -82,6 +82,33 @@ void check_strips(const SketchKernels& table, const SketchKernels& plain) {
                 CHECK(table.between(keys[0].data() + q * kStride, least[q], best[0][2 * q]) ==
                       plain.between(keys[0].data() + q * kStride, least[q], best[0][2 * q]));
             }
+        }
+    }
+}
+
+// Several strips at once, for as many queries as a search has: what one strip and four queries give.
+void check_groups(const SketchKernels& table, const SketchKernels& plain) {
+    Random random(4);
+    constexpr std::int64_t kStrips = 5, kStride = kStrips * kStrip + 16, kBestStride = kStrips + 2;
+    for (const std::int64_t dims : {16, 64, 192}) {
+        for (const std::int64_t count : {4, 8, 12, 16, 20, 32}) {
+            const auto codes = random_integers<std::uint8_t>(random, kStrips * dims * kStrip, 0, 255);
+            const auto bytes = random_integers<std::int8_t>(random, count * dims, -127, 127);
+            const std::vector<std::int16_t> words(bytes.begin(), bytes.end());
+            const auto offset = random_integers<std::int32_t>(random, kStrips * kStrip, 0, 1 << 30);
+            std::vector<std::int32_t> keys(count * kStride, -1), best(count * kBestStride, -1);
+            std::vector<std::int32_t> right_keys = keys, right_best = best;
+            table.keys(codes.data(), kStrips, {bytes.data(), words.data(), count, dims}, offset.data(), keys.data(),
+                       kStride, best.data(), kBestStride);
+            for (std::int64_t s = 0; s < kStrips; ++s) {
+                for (std::int64_t q = 0; q < count; q += kQuad) {
+                    plain.keys(codes.data() + s * dims * kStrip, 1,
+                               {bytes.data() + q * dims, words.data() + q * dims, kQuad, dims},
+                               offset.data() + s * kStrip, right_keys.data() + q * kStride + s * kStrip, kStride,
+                               right_best.data() + q * kBestStride + s, kBestStride);
+                }
+            }
+            CHECK(keys == right_keys && best == right_best);  // and nothing written between them
         }
     }
 }
@@ -134,9 +161,12 @@ int main() {
 #if defined(TTT4AS_HAVE_X86_VARIANTS)
     if (ttt4as::isa() >= ttt4as::Isa::avx2) tables.push_back(&ttt4as::avx2::sketch_table);
     if (ttt4as::isa() >= ttt4as::Isa::avx512) tables.push_back(&ttt4as::avx512::sketch_table);
+    if (ttt4as::isa() >= ttt4as::Isa::avx512 && __builtin_cpu_supports("avx512vnni"))
+        tables.push_back(&ttt4as::avx512::sketch_table_vnni);
 #endif
     for (const SketchKernels* table : tables) {
         check_strips(*table, plain);
+        check_groups(*table, plain);
         check_distances(*table, plain);
         check_collected(*table, plain);
     }

@@ -196,7 +196,31 @@ def test_threads_change_no_bit(core: ModuleType, rng: np.random.Generator) -> No
         assert core.max_threads() == before
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of the systems, Linux is asked for tiles")
+def test_a_system_that_refuses_the_tiles_changes_nothing(tmp_path: Path, rng: np.random.Generator) -> None:
+    bank = rng.standard_normal((1000, 90)).astype(np.float32)
+    np.save(tmp_path / "bank.npy", bank)
+    script = (
+        "import ctypes, sys, numpy as np\n"
+        "from ttt4as_fast import kernels\n"
+        "class Stack(ctypes.Structure):\n"
+        "    _fields_ = [('sp', ctypes.c_void_p), ('flags', ctypes.c_int), ('size', ctypes.c_size_t)]\n"
+        "size = 6144\n"  # enough for a signal without tiles, too little for one with them
+        "memory = ctypes.create_string_buffer(size)\n"
+        "stack = Stack(ctypes.addressof(memory), 0, size)\n"
+        "assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0\n"
+        "bank = np.load(sys.argv[1])\n"
+        "np.savez(sys.argv[2], *kernels.KnnIndex(bank, backend='cpu').search(bank[:50] + np.float32(0.5), 3))\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "bank.npy"), str(tmp_path / "out.npz")], check=True, timeout=120
+    )
+    expected = kernels.KnnIndex(bank, backend="cpu").search(bank[:50] + np.float32(0.5), 3)
+    for got, right in zip(np.load(tmp_path / "out.npz").values(), expected, strict=True):
+        np.testing.assert_array_equal(got, right)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_lesser_instruction_sets_agree(tmp_path: Path, rng: np.random.Generator, isa: str) -> None:
     bank, query = low_rank(rng, 3000, 130), low_rank(rng, 40, 130)
     noise = rng.standard_normal((600, 90)).astype(np.float32)

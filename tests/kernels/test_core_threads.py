@@ -68,7 +68,7 @@ for name, call in operations.items():
     [
         ("TTT4AS_NUM_THREADS", "abc", "TTT4AS_NUM_THREADS: expected an integer >= 1, got 'abc'"),
         ("TTT4AS_NUM_THREADS", "0", "TTT4AS_NUM_THREADS: expected an integer >= 1, got '0'"),
-        ("TTT4AS_ISA", "avx9", "TTT4AS_ISA: expected one of 'generic', 'avx2', 'avx512', got 'avx9'"),
+        ("TTT4AS_ISA", "avx9", "TTT4AS_ISA: expected one of 'generic', 'avx2', 'avx512', 'amx', got 'avx9'"),
     ],
 )
 def test_a_variable_that_is_passed_over_is_said(monkeypatch, name, value, says):

@@ -15,7 +15,7 @@ void bind_threads(py::module_& module) {
     module.def("max_threads", &max_threads, "The most threads a call uses.");
     module.def("set_num_threads", &set_num_threads, py::arg("n"),
                "Limit every later call; n < 1: back to the default.");
-    module.def("isa", [] { return isa_name(isa()); }, "The instruction set in use: generic, avx2 or avx512.");
+    module.def("isa", [] { return isa_name(isa()); }, "The instruction set in use: generic, avx2, avx512 or amx.");
 }
 
 }  // namespace ttt4as

@@ -17,12 +17,15 @@ namespace ttt4as {
 constexpr std::int64_t kMostGroup = 32;    // queries
 constexpr std::int64_t kMany = 12;         // points of a strip, for four queries, from which its second codes pay
 constexpr std::int64_t kLong = 1024;       // candidates of which the nearest bounds come first
+constexpr std::int64_t kKeyGap = 16;       // between the keys of two queries, or all would share the same cache sets
 constexpr std::int64_t kFirstLines = 512;  // bytes of a row to ask for early: the processor then sees the stream
 
 // What one thread needs; grows to its size once.
 struct GroupScratch {
     Encoded encoded[kMostGroup / kQuad];
-    Buffer<double> rows;  // the queries in double
+    Buffer<double> rows;         // the queries in double
+    Buffer<std::int8_t> bytes;   // their coarse codes, one query after the other
+    Buffer<std::int16_t> words;  // the same, widened
     Buffer<std::int32_t> keys, best;
     std::vector<std::int32_t> order;
     Buffer<std::uint64_t> bits;   // (kQuad, segment): the points of each strip that the coarse bound leaves over
@@ -68,8 +71,10 @@ class GroupSearch {
     void search(Matrix<const Q> query, const std::int64_t* ids, int n, std::int64_t k,
                 std::vector<std::uint8_t>& hard) {
         const std::int64_t columns = bank_.cols, dims = view_.sketch->coarse_dims(), strips = view_.strips->strips();
-        const std::int64_t segment = std::min(view_.segment, strips), stride = segment * kStrip;
+        const std::int64_t segment = std::min(view_.segment, strips), stride = segment * kStrip + kKeyGap;
         scratch_.rows.resize(view_.group * columns);
+        scratch_.bytes.resize(view_.group * dims);
+        scratch_.words.resize(view_.group * dims);
         scratch_.keys.resize(view_.group * stride);
         scratch_.best.resize(view_.group * segment);
         scratch_.bits.resize(kQuad * segment);
@@ -91,19 +96,16 @@ class GroupSearch {
             const double* rows[kQuad] = {};
             const int m = std::min<int>(kQuad, n - b * kQuad);
             for (int q = 0; q < m; ++q) rows[q] = scratch_.rows.data() + (b * kQuad + q) * columns;
-            view_.sketch->encode(rows, m, scratch_.encoded[b]);
+            Encoded& encoded = scratch_.encoded[b];
+            view_.sketch->encode(rows, m, encoded);
+            std::copy_n(encoded.coarse.data(), kQuad * dims, scratch_.bytes.data() + b * kQuad * dims);
+            std::copy_n(encoded.words.data(), kQuad * dims, scratch_.words.data() + b * kQuad * dims);
         }
+        const QueryCodes codes = {scratch_.bytes.data(), scratch_.words.data(), quads * kQuad, dims};
         for (std::int64_t begin = 0; begin < strips; begin += segment) {
             const std::int64_t here = std::min(segment, strips - begin);
-            for (std::int64_t s = 0; s < here; ++s) {
-                for (int b = 0; b < quads; ++b) {
-                    const Encoded& encoded = scratch_.encoded[b];
-                    kernels_.keys(view_.strips->strip(begin + s), encoded.coarse.data(), encoded.words.data(), dims,
-                                  view_.strips->half_norms(begin + s),
-                                  scratch_.keys.data() + b * kQuad * stride + s * kStrip, stride,
-                                  scratch_.best.data() + b * kQuad * segment + s, segment);
-                }
-            }
+            kernels_.keys(view_.strips->strip(begin), here, codes, view_.strips->half_norms(begin),
+                          scratch_.keys.data(), stride, scratch_.best.data(), segment);
             for (int b = 0; b < quads; ++b) {
                 bool active[kQuad] = {};
                 const int m = std::min<int>(kQuad, n - b * kQuad);

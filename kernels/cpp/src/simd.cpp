@@ -5,19 +5,10 @@
 #include <cstring>
 #include <initializer_list>
 
-#if defined(TTT4AS_HAVE_X86_VARIANTS)
-#include <cpuid.h>
-#endif
+#include "processor.hpp"
 
 namespace ttt4as {
 namespace {
-
-#if defined(TTT4AS_HAVE_X86_VARIANTS)
-bool has_f16c() noexcept {  // which __builtin_cpu_supports of GCC 10 and Clang 16 does not know
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
-}
-#endif
 
 Isa detect() noexcept {
     Isa best = Isa::generic;
@@ -27,12 +18,12 @@ Isa detect() noexcept {
         best = Isa::avx2;
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-            best = Isa::avx512;
+            best = __builtin_cpu_supports("avx512vnni") && has_amx() ? Isa::amx : Isa::avx512;
         }
     }
 #endif
     if (const char* name = std::getenv("TTT4AS_ISA")) {
-        for (Isa lesser : {Isa::generic, Isa::avx2}) {
+        for (Isa lesser : {Isa::generic, Isa::avx2, Isa::avx512}) {
             if (lesser < best && std::strcmp(name, isa_name(lesser)) == 0) best = lesser;
         }
     }
@@ -48,6 +39,7 @@ Isa isa() noexcept {
 
 const char* isa_name(Isa isa) noexcept {
     switch (isa) {
+        case Isa::amx: return "amx";
         case Isa::avx512: return "avx512";
         case Isa::avx2: return "avx2";
         default: return "generic";

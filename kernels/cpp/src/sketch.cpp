@@ -4,12 +4,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "processor.hpp"
 #include "sketch_errors.hpp"
 #include "ttt4as/simd.hpp"
-
-#if defined(TTT4AS_HAVE_AVX_VNNI)
-#include <cpuid.h>
-#endif
 
 namespace ttt4as {
 namespace {
@@ -30,19 +27,21 @@ double moved_by(float squared, std::int64_t n, double norm) {
     return std::sqrt(double(squared)) * (1.0 + double(n + 16) * kUnit) + 4 * kUnit * norm;
 }
 
-#if defined(TTT4AS_HAVE_AVX_VNNI)
-bool has_avx_vnni() noexcept {  // which __builtin_cpu_supports of older compilers does not know
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
-}
-#endif
-
 }  // namespace
 
 const SketchKernels& sketch_kernels() noexcept {
+#if defined(TTT4AS_HAVE_AMX)
+    static const bool tiles = isa() == Isa::amx && request_amx();
+    static const SketchKernels with_tiles = [] {
+        SketchKernels table = avx512::sketch_table_vnni;
+        table.keys = avx512::keys_by_tiles;
+        return table;
+    }();
+    if (tiles) return with_tiles;
+#endif
 #if defined(TTT4AS_HAVE_X86_VARIANTS)
     static const bool vnni = __builtin_cpu_supports("avx512vnni");
-    if (isa() == Isa::avx512) return vnni ? avx512::sketch_table_vnni : avx512::sketch_table;
+    if (isa() >= Isa::avx512) return vnni ? avx512::sketch_table_vnni : avx512::sketch_table;
 #if defined(TTT4AS_HAVE_AVX_VNNI)
     static const bool avx_vnni = has_avx_vnni();
     if (isa() == Isa::avx2 && avx_vnni) return avx2::sketch_table_vnni;

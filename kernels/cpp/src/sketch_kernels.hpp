@@ -27,13 +27,21 @@ struct FineBound {
     double level, coarse, fine, error, reach;
 };
 
+// The codes of `count` queries, one after the other, as bytes and widened. `dims`, as everywhere, is a multiple of 4,
+// and above 64 one of 64.
+struct QueryCodes {
+    const std::int8_t* bytes;
+    const std::int16_t* words;
+    std::int64_t count, dims;
+};
+
 // Codes of a strip: for every four dimensions, 64 points times 4 bytes, each code + 128.
 struct SketchKernels {
-    // keys[q * key_stride + p] = sum_d strip[d][p] * query_q[d] - offset[p] for 4 queries; best[q * best_stride] = the
-    // greatest of the 64. `dims` is a multiple of 4. `bytes` and `words` hold the queries, one after the other.
-    void (*keys)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words, std::int64_t dims,
-                 const std::int32_t* offset, std::int32_t* keys, std::int64_t key_stride, std::int32_t* best,
-                 std::int64_t best_stride);
+    // Of strips that lie one after the other, and a multiple of 4 queries:
+    // keys[q * key_stride + s * kStrip + p] = sum_d strip_s[d][p] * query_q[d] - offset[s * kStrip + p], and
+    // best[q * best_stride + s] = the greatest of a strip's.
+    void (*keys)(const std::uint8_t* codes, std::int64_t strips, const QueryCodes& queries, const std::int32_t* offset,
+                 std::int32_t* keys, std::int64_t key_stride, std::int32_t* best, std::int64_t best_stride);
     // The points of a strip whose key for one query reaches `least`, one bit a point, point 0 lowest.
     std::uint64_t (*reach)(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t* words,
                            std::int64_t dims, const std::int32_t* offset, std::int32_t least);
@@ -94,6 +102,10 @@ extern const SketchKernels sketch_table_vnni;  // where the compiler knows AVX-V
 namespace avx512 {
 extern const SketchKernels sketch_table;
 extern const SketchKernels sketch_table_vnni;
+// SketchKernels::keys on AMX, where the compiler knows it and the processor and the system allow it.
+void keys_by_tiles(const std::uint8_t* codes, std::int64_t strips, const QueryCodes& queries,
+                   const std::int32_t* offset, std::int32_t* keys, std::int64_t key_stride, std::int32_t* best,
+                   std::int64_t best_stride);
 }  // namespace avx512
 
 }  // namespace ttt4as

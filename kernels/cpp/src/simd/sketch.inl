@@ -77,9 +77,9 @@ TTT4AS_INLINE void accumulate(const std::uint8_t* codes, const std::int8_t* byte
     }
 }
 
-void keys(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
-          const std::int32_t* offset, std::int32_t* out, std::int64_t key_stride, std::int32_t* best,
-          std::int64_t best_stride) {
+void keys_of_quad(const std::uint8_t* strip, const std::int8_t* bytes, const std::int16_t*, std::int64_t dims,
+                  const std::int32_t* offset, std::int32_t* out, std::int64_t key_stride, std::int32_t* best,
+                  std::int64_t best_stride) {
     Sums most[kQuad];
 #pragma GCC unroll 4
     for (int p = 0; p < kStrip; p += kLanes * kTogether) {
@@ -207,9 +207,9 @@ constexpr int kTogether = 4;  // queries whose sums fit the registers
 constexpr int kTogether = 2;
 #endif
 
-void keys(const std::uint8_t* strip, const std::int8_t*, const std::int16_t* words, std::int64_t dims,
-          const std::int32_t* offset, std::int32_t* out, std::int64_t key_stride, std::int32_t* best,
-          std::int64_t best_stride) {
+void keys_of_quad(const std::uint8_t* strip, const std::int8_t*, const std::int16_t* words, std::int64_t dims,
+                  const std::int32_t* offset, std::int32_t* out, std::int64_t key_stride, std::int32_t* best,
+                  std::int64_t best_stride) {
     for (int q = 0; q < kQuad; q += kTogether) {
         std::int32_t most[kTogether];
         for (int p = 0; p < kStrip; p += 8) {
@@ -259,6 +259,17 @@ std::uint64_t reach(const std::uint8_t* strip, const std::int8_t*, const std::in
 }
 
 #endif
+
+void keys(const std::uint8_t* codes, std::int64_t strips, const QueryCodes& queries, const std::int32_t* offset,
+          std::int32_t* out, std::int64_t key_stride, std::int32_t* best, std::int64_t best_stride) {
+    for (std::int64_t s = 0; s < strips; ++s) {
+        for (std::int64_t q = 0; q < queries.count; q += kQuad) {
+            keys_of_quad(codes + s * queries.dims * kStrip, queries.bytes + q * queries.dims,
+                         queries.words + q * queries.dims, queries.dims, offset + s * kStrip,
+                         out + q * key_stride + s * kStrip, key_stride, best + q * best_stride + s, best_stride);
+        }
+    }
+}
 
 float quantise(const float* x, std::int64_t n, float step, std::int8_t* codes) {
     typedef std::int8_t vb __attribute__((vector_size(kF)));
