@@ -7,6 +7,7 @@ installed are named as absent.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -261,6 +262,51 @@ def tiles(bench: Bench) -> Row:
     return row
 
 
+REFINING = [(warps, registers) for warps in (1, 2, 4) for registers in (128, 80)]
+"""Warps a query and registers a thread at most: those that are tried."""
+
+
+def refining(bench: Bench) -> Row:
+    """What measures the proposals, by its launch: which one kernels/knn/gpu.py should have for how many queries."""
+    from ttt4as_fast import kernels
+    from ttt4as_fast.kernels.knn.gpu import REFINE_REGISTERS, refine_warps
+
+    row = Row("k-NN refined, by warps a query and registers, 784 queries x 16384 x 1024, k 9", "the launch by queries")
+    n_bank, dim = bench.size(16384, 70), bench.size(1024, 12)
+    few, many = bench.size(784, 2), bench.size(25088, 3)
+    both = network_like((n_bank + many, dim), 7, bench.device)
+    part = kernels.KnnIndex(both[:n_bank].contiguous(), backend=bench.backend)._parts[0]
+    row.correct, row.notes["milliseconds"] = True, {}
+    clock = bench.clock if bench.small else Clock(bench.device, budget_s=0.3)
+    for count, k in ((few, 9), (few, 1), (many, 9)):
+        query = both[n_bank : n_bank + count].contiguous()
+        low, facts = part._prepare(query, part.largest)
+        least, second = (torch.empty((count, part.n_groups), dtype=torch.int32, device=bench.device) for _ in range(2))
+        part._propose(low, facts, least, second)
+        distances = torch.empty((count, k), dtype=torch.float32, device=bench.device)
+        indices = torch.empty((count, k), dtype=torch.int64, device=bench.device)
+        chosen = (refine_warps(count, 16 if k > 1 else 2), REFINE_REGISTERS)
+        expected: torch.Tensor | None = None
+        for launch in sorted(REFINING, key=lambda launch: launch != chosen):
+            work = functools.partial(part._refine, query, k, facts, least, second, distances, indices, *launch)
+            name = "{} warps, {} registers".format(*launch)
+            try:
+                time = clock.captured_time(work, [()])
+            except Exception as error:  # it does not fit this architecture
+                row.peers[name] = f"not measured: {type(error).__name__}: {error}"[:300]
+                continue
+            row.notes["milliseconds"].setdefault(f"{count} queries, k {k}", {})[name] = time.p50
+            if expected is None:  # the launch in use comes first
+                expected = indices.clone()
+                row.ours = row.ours or time
+            elif (count, k) == (few, 9):
+                row.peers[name] = time
+            # Sums in another order may swap what ties.
+            row.correct = row.correct and float((indices == expected).float().mean()) > 0.999
+    row.floor = floor_ms(bench.limits, few * (8 * part.n_groups + 10 * dim * both.element_size()), 0)
+    return row
+
+
 # --- coreset ---
 
 
@@ -402,5 +448,6 @@ ROWS: dict[str, Case] = {
     "knn-crossover": Case(crossover, 5),
     **{f"knn-{q}-{k}-1536": _knn_case(q, k, 1536) for q in (784, 784 * 32) for k in (1, 9)},
     "knn-tiles": Case(tiles, 8),
+    "knn-refining": Case(refining, 25),
 }
 """What `python -m benchmarks.gpu` measures, in this order."""

@@ -238,15 +238,29 @@ class Index:
         second = torch.empty_like(least)
         propose = self._propose_gemm if (self.takes_gemm(n) if gemm is None else gemm) else self._propose
         propose(low, facts, least, second)
+        self._refine(query, k, facts, least, second, distances, indices)
+
+    def _refine(
+        self,
+        query: torch.Tensor,
+        k: int,
+        facts: torch.Tensor,
+        least: torch.Tensor,
+        second: torch.Tensor,
+        distances: torch.Tensor,
+        indices: torch.Tensor,
+        warps: int | None = None,
+        registers: int = REFINE_REGISTERS,
+    ) -> None:
         list_size = max(2, power_of_two(k))
-        warps = refine_warps(n, list_size)
+        warps = refine_warps(len(query), list_size) if warps is None else warps
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         unit = unit_of(self.dim, q_n, b_n)
-        refine_kernel[(n,)](
+        refine_kernel[(len(query),)](
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
             q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size,
             **refine_blocks(list_size, self.n_groups, self.dim, self.bank.dtype, warps),
-            num_warps=warps, maxnreg=REFINE_REGISTERS, **FUSED,
+            num_warps=warps, maxnreg=registers, **FUSED,
         )  # fmt: skip
 
     def _propose(
