@@ -1,7 +1,7 @@
 // The loops of sketch_kernels.hpp, compiled once per instruction set (see ttt4as/simd.hpp).
 //
 // `keys` is where a search spends its time: dims multiply-adds a pair, of which one VNNI instruction does 64 (AVX-512)
-// or 32 (AVX-VNNI), AVX2 16 in two instructions and SSE2 8. All paths compute the same integers.
+// or 32 (AVX-VNNI), AVX2 16 in two instructions and SSE2 8. All paths, and sketch_amx.cpp, compute the same integers.
 #include "simd/candidates.inl"
 #include "simd/vec.hpp"
 #include "sketch_kernels.hpp"
