@@ -70,6 +70,37 @@ void check_arithmetic() {
 }
 #endif
 
+// Only the thread that wants to be asked is, before each of its tasks, and what it throws ends the call.
+void check_between_tasks() {
+    const std::thread::id self = std::this_thread::get_id();
+    int asked = 0, own = 0;
+    const auto work = [&](std::int64_t, int worker) {
+        CHECK((worker == 0) == (std::this_thread::get_id() == self));
+        if (worker == 0) ++own;
+    };
+    for (int threads : {1, 4}) {
+        asked = own = 0;
+        ttt4as::BetweenTasks outer([&] { ++asked; });
+        parallel_for(100, threads, work);
+        CHECK(asked == own);
+        bool caught = false;
+        try {
+            ttt4as::BetweenTasks inner([] { throw std::runtime_error("stop"); });
+            parallel_for(100, threads, [](std::int64_t, int) { parallel_for(100, 1, [](std::int64_t, int) {}); });
+        } catch (const std::runtime_error&) {
+            caught = true;
+        }
+        // The others may have taken every task.
+        CHECK(caught || threads > 1);
+        CHECK(asked == own);
+        parallel_for(100, 1, work);
+        CHECK(asked == own);
+    }
+    const int before = asked;
+    parallel_for(100, 1, work);
+    CHECK(asked == before);
+}
+
 }  // namespace
 
 int main() {
@@ -98,6 +129,7 @@ int main() {
     }
     CHECK(caught);
     every_task_once(100, 4);  // the pool is usable after an exception
+    check_between_tasks();
 
     std::atomic<int> inner{0};
     parallel_for(8, 4, [&](std::int64_t, int) { parallel_for(8, 4, [&](std::int64_t, int) { inner.fetch_add(1); }); });

@@ -374,6 +374,17 @@ def test_a_long_selection_hears_ctrl_c(core: ModuleType, rng: np.random.Generato
     assert len(selection.pick(1)) == 1  # there is something left to pick
 
 
+@pytest.mark.parametrize("kind", ["KnnIndex", "GreedyCoreset"])
+def test_long_preparations_hear_ctrl_c(core: ModuleType, rng: np.random.Generator, kind: str) -> None:
+    points, made = rng.standard_normal((60_000, 320), dtype=np.float32), []
+    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        made.extend(map(getattr(core, kind), [points]))  # no Python in between: what was made whole would be kept
+    timer.join()
+    assert not made
+
+
 def test_coreset_keeps_no_copy_and_measures_little(core: ModuleType, rng: np.random.Generator) -> None:
     points = low_rank(rng, 30_000, 344)
     selection = core.GreedyCoreset(points, 0)

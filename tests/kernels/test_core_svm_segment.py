@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -291,6 +292,22 @@ def test_a_long_fit_hears_ctrl_c(rng):
     finally:
         signal.signal(signal.SIGINT, before)
     assert in_time == [True]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_large_batch_hears_ctrl_c(rng, threads):
+    maps, features = rng.random((40_000, 16, 16), dtype=np.float32), rng.standard_normal((1, 64, 4, 4))
+    features = np.broadcast_to(features.astype(np.float32), (len(maps), 64, 4, 4))
+    found, order = [], np.arange(256)
+    segment = partial(
+        native.core().segment, candidates=order, limit=50, C=1.0, loss="hinge", tol=1e-6, max_iter=1000, threads=threads
+    )
+    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(map(segment, [maps], [features], [99.0], [1]))  # no Python in between: a result would be kept
+    timer.join()
+    assert not found
 
 
 def test_the_handler_of_a_signal_may_fit_within_a_fit(rng):

@@ -8,6 +8,7 @@
 
 #include "matrix.hpp"
 #include "signals.hpp"
+#include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 namespace {
@@ -26,7 +27,9 @@ struct PyGreedyCoreset {
                                       std::to_string(start));
             }
             rows = view.rows;
+            Signals signals;
             py::gil_scoped_release release;
+            const BetweenTasks ask([&] { signals.check(); });
             coreset = std::make_unique<GreedyCoreset>(view, start, threads);
         });
     }

@@ -8,6 +8,7 @@
 
 #include "matrix.hpp"
 #include "signals.hpp"
+#include "ttt4as/threads.hpp"
 
 namespace ttt4as {
 namespace {
@@ -21,7 +22,9 @@ struct PyKnnIndex {
 
     PyKnnIndex(py::array array, int threads) : bank(std::move(array)) {
         with_matrix(bank, "bank", [&](auto view) {
+            Signals signals;
             py::gil_scoped_release release;
+            const BetweenTasks ask([&] { signals.check(); });
             index = std::make_unique<KnnIndex>(view, threads);
         });
     }

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "bindings.hpp"
+#include "signals.hpp"
 #include "ttt4as/robust.hpp"
 #include "ttt4as/segmenter.hpp"
 #include "ttt4as/threads.hpp"
@@ -118,6 +118,7 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
     first.limit = candidates.limit;
     std::vector<SegmentResult> results(static_cast<std::size_t>(batch));
     {
+        Signals signals;
         py::gil_scoped_release release;
         const int threads = resolve_threads(options.threads);
         const int workers = static_cast<int>(std::min<std::int64_t>(threads, batch));
@@ -125,6 +126,7 @@ py::tuple segment(const py::array_t<T, py::array::c_style>& map, py::array featu
         each.threads = batch > 1 ? 1 : threads;
         std::vector<std::unique_ptr<SegmenterOf<T, Options>>> segmenters(static_cast<std::size_t>(workers));
         parallel_for(batch, workers, [&](std::int64_t i, int worker) {
+            if (worker == 0) signals.check();  // the thread that called
             if (skip && skip[i]) {
                 std::fill_n(mask_out + i * size, size, std::uint8_t{0});
                 std::fill_n(decision_out + i * size, size, 0.0f);

@@ -17,6 +17,12 @@ class Signals {
         next_ = Clock::now() + kApart;
         return raised_;
     }
+    // Throws what a signal's handler has raised, looking for one first. Without the GIL.
+    void check() {
+        if (!(*this)()) return;
+        py::gil_scoped_acquire acquire;
+        rethrow();
+    }
     // Throws what a signal's handler has raised. With the GIL.
     void rethrow() const {
         if (raised_) throw py::error_already_set();

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "late.hpp"
 
@@ -85,6 +86,12 @@ int default_threads() noexcept {
 
 std::atomic<int> limit{0};              // 0: default_threads()
 thread_local bool inside_task = false;  // a nested call must not wait for the pool it runs in
+thread_local const std::function<void()>* between_tasks = nullptr;
+
+void run_task(detail::Task task, void* context, std::int64_t i, int worker) {
+    if (between_tasks) (*between_tasks)();
+    task(context, i, worker);
+}
 
 class Pool {
   public:
@@ -139,7 +146,7 @@ class Pool {
             const std::int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
             if (i >= n_tasks_) break;
             try {
-                task_(context_, i, worker);
+                run_task(task_, context_, i, worker);
             } catch (...) {
                 next_.store(n_tasks_, std::memory_order_relaxed);
                 std::lock_guard<std::mutex> lock(mutex_);
@@ -226,13 +233,18 @@ int resolve_threads(int requested) noexcept {
     return requested < 1 || requested > most ? most : requested;
 }
 
+BetweenTasks::BetweenTasks(std::function<void()> ask)
+    : ask_(std::move(ask)), outer_(std::exchange(between_tasks, &ask_)) {}
+
+BetweenTasks::~BetweenTasks() { between_tasks = outer_; }
+
 std::mutex& making() { return pool().making; }
 
 void detail::run_tasks(std::int64_t n_tasks, int threads, Task task, void* context) {
     threads = resolve_threads(threads);
     if (threads > n_tasks) threads = static_cast<int>(n_tasks);
     if (threads > 1 && !inside_task && pool().run(n_tasks, threads, task, context)) return;
-    for (std::int64_t i = 0; i < n_tasks; ++i) task(context, i, 0);
+    for (std::int64_t i = 0; i < n_tasks; ++i) run_task(task, context, i, 0);
 }
 
 }  // namespace ttt4as

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <type_traits>
 
 #include "ttt4as/common.hpp"
@@ -38,7 +39,7 @@ TTT4AS_API void run_tasks(std::int64_t n_tasks, int threads, Task task, void* co
 // out in order, one at a time. Returns when all are done. The first exception thrown by a task stops the handing out
 // and is thrown again here. A call from inside a task that the pool runs stays on that task's thread. A task that the
 // caller runs alone, because it is the only one or because other callers have the pool, may use the pool itself.
-// Allocates nothing once the pool's threads exist.
+// The caller is worker 0. Allocates nothing once the pool's threads exist.
 template <class Body>
 void parallel_for(std::int64_t n_tasks, int threads, Body&& body) {
     using Plain = std::remove_reference_t<Body>;
@@ -47,5 +48,19 @@ void parallel_for(std::int64_t n_tasks, int threads, Body&& body) {
         [](void* context, std::int64_t task, int worker) { (*static_cast<Plain*>(context))(task, worker); },
         const_cast<void*>(static_cast<const void*>(&body)));
 }
+
+// While it lives, its thread calls `ask` before every task that it takes of any parallel_for. What `ask` throws ends
+// that call as an exception of the task does.
+class TTT4AS_API BetweenTasks {
+  public:
+    explicit BetweenTasks(std::function<void()> ask);
+    ~BetweenTasks();
+    BetweenTasks(const BetweenTasks&) = delete;
+    BetweenTasks& operator=(const BetweenTasks&) = delete;
+
+  private:
+    std::function<void()> ask_;
+    const std::function<void()>* outer_;
+};
 
 }  // namespace ttt4as
