@@ -289,6 +289,31 @@ def test_a_bad_query_is_refused_however_many_vectors_there_are(n, kind):
             index.search(kind(query), 5)
 
 
+def test_errors_name_the_arguments_of_faiss(tmp_path):
+    bank, narrow = np.ones((4, 3), np.float32), np.ones((1, 2), np.float32)
+    index, nn = IndexFlatL2(3), FaissNN()
+    index.add(bank)
+    nn.fit(bank)
+    (tmp_path / "junk").write_bytes(b"junk")
+    for says, call in (
+        ("d: expected an integer", lambda: IndexFlatL2(0)),
+        ("x: expected 3 channels", lambda: index.add(narrow)),
+        ("x: expected 3 channels", lambda: index.search(narrow, 1)),
+        ("k: expected an integer", lambda: index.search(bank, 0)),
+        ("path: expected an NPY file", lambda: IndexFlatL2.read(tmp_path / "junk")),
+        ("features: expected finite values", lambda: nn.fit(bank * np.nan)),
+        ("query_features: expected 3 channels", lambda: nn.run(1, narrow)),
+        ("n_nearest_neighbours: expected an integer", lambda: nn.run(0, bank)),
+        ("index_features: expected finite values", lambda: nn.run(1, bank, bank * np.nan)),
+        ("query_features: expected 2 channels", lambda: nn.run(1, bank, narrow)),
+        ("filename: expected an NPY file", lambda: nn.load(tmp_path / "junk")),
+    ):
+        with pytest.raises(ValueError, match="^" + says):
+            call()
+    with pytest.raises(TypeError, match=r"^x: expected dtype"):
+        index.add(bank.astype(complex))
+
+
 def test_squares_beyond_float32_are_infinite(recwarn):
     index = IndexFlatL2(2)
     index.add(np.array([[0, 0], [3e25, 4e25]], np.float32))

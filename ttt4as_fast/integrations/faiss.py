@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,18 @@ if TYPE_CHECKING:
     from ..kernels.arrays import Array
 
 __all__ = ["FaissNN", "IndexFlatL2"]
+
+
+@contextlib.contextmanager
+def _renaming(**names: str) -> Iterator[None]:
+    """Errors about arguments of what is called within name those that it was given from: ``names[called] = given``."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        name, colon, text = str(error).partition(": ")
+        if name not in names:
+            raise
+        raise type(error)(names[name] + colon + text) from error
 
 
 class IndexFlatL2:
@@ -46,6 +60,7 @@ class IndexFlatL2:
 
     is_trained = True
 
+    @_renaming(dim="d")
     def __init__(self, d: int, *, backend: str = "auto") -> None:
         self._index = kernels.KnnIndex(dim=d, backend=backend)
         self.d = self._index.dim
@@ -58,10 +73,12 @@ class IndexFlatL2:
     def train(self, x: Array) -> None:
         """Nothing: a flat index has nothing to learn."""
 
+    @_renaming(points="x")
     def add(self, x: Array) -> None:
         """Append a copy of vectors, (n, d); see `KnnIndex.add`."""
         self._index.add(x)
 
+    @_renaming(query="x")
     def search(self, x: Array, k: int) -> tuple[Array, Array]:
         """Squared distances (n, k) float32, infinity where missing, and indices (n, k) int64, -1 where missing.
 
@@ -129,6 +146,7 @@ class FaissNN:
         self.num_workers = num_workers
         self.search_index: IndexFlatL2 | None = None
 
+    @_renaming(x="features")
     def fit(self, features: np.ndarray) -> None:
         """Search `features`, (N, D), from now on."""
         self.search_index = IndexFlatL2(features.shape[-1])
@@ -146,11 +164,14 @@ class FaissNN:
         """
         if index_features is not None:
             index = IndexFlatL2(index_features.shape[-1])
-            index.add(index_features)
-            return index.search(query_features, n_nearest_neighbours)
-        if self.search_index is None:
+            with _renaming(x="index_features"):
+                index.add(index_features)
+        elif self.search_index is None:
             raise ValueError("index_features: expected features to search, got None and nothing was fitted")
-        return self.search_index.search(query_features, n_nearest_neighbours)
+        else:
+            index = self.search_index
+        with _renaming(x="query_features", k="n_nearest_neighbours"):
+            return index.search(query_features, n_nearest_neighbours)
 
     def save(self, filename: str | os.PathLike) -> None:
         """Save the fitted features."""
@@ -158,6 +179,7 @@ class FaissNN:
             raise ValueError("filename: nothing was fitted, so there is nothing to save")
         self.search_index.write(filename)
 
+    @_renaming(path="filename")
     def load(self, filename: str | os.PathLike) -> None:
         """Load what `save` wrote."""
         self.search_index = IndexFlatL2.read(filename)
