@@ -62,13 +62,13 @@ def _name(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
+def as_float_array(x: Any, name: str, ndim: tuple[int, ...], *, meta: bool = False) -> Array:
     """`x` as a floating-point array or detached tensor with one of the ranks in `ndim` and no empty axis.
 
     Lists become arrays, and integers floats: float32, which holds 16 bits, else float64. Arrays get the byte order of
-    the machine. Values are not read: see `check_finite`.
+    the machine. Values are not read: see `check_finite`. `meta` as in `check_dense`.
     """
-    check_dense(x, name)
+    check_dense(x, name, meta=meta)
     if not is_tensor(x):
         try:
             x = np.asarray(x)
@@ -95,10 +95,11 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...]) -> Array:
     return x
 
 
-def check_dense(x: Any, name: str) -> None:
-    """Raise TypeError for an array with masked values, or a sparse or nested tensor.
+def check_dense(x: Any, name: str, *, meta: bool = False) -> None:
+    """Raise TypeError for an array with masked values, or a sparse or nested tensor, ValueError for one without values.
 
-    Tensors on the meta device pass: torch runs operators on them to find the shapes of results.
+    Those are tensors on the meta device. With `meta` they pass: torch runs operators on them to find the shapes of
+    results.
     """
     if is_tensor(x):
         import torch
@@ -106,6 +107,8 @@ def check_dense(x: Any, name: str) -> None:
         if x.is_nested or x.layout is not torch.strided:
             kind = "a nested one" if x.is_nested else f"the layout {str(x.layout).removeprefix('torch.')}"
             raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+        if x.device.type == "meta" and not meta:
+            raise ValueError(f"{name}: expected a tensor with values, got one on the device meta, which has none")
     elif type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise TypeError(f"{name}: expected an array without masked values, got {np.ma.count_masked(x)} masked")
 

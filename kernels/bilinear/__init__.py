@@ -45,7 +45,7 @@ def bilinear_upsample(features: Array, size: int | tuple[int, int], *, backend: 
     Moves B*C*(h*w + H*W) elements and does 8 operations an output element: bandwidth is the floor. Non-finite values
     propagate, as in torch: a check would cost a pass over the features.
     """
-    features = arrays.as_float_array(features, "features", (3, 4))
+    features = arrays.as_float_array(features, "features", (3, 4), meta=True)
     height, width = arrays.check_size(size)
     if arrays.is_tensor(features):
         from .. import torch_ops
@@ -84,7 +84,7 @@ def bilinear_sample(
     -----
     Reads at most 4*N*C elements and writes N*C: the dense (C, H, W) tensor is never built.
     """
-    features = arrays.as_float_array(features, "features", (3,))
+    features = arrays.as_float_array(features, "features", (3,), meta=True)
     height, width = arrays.check_size(size)
     rows = _coordinates(rows, "rows", features)
     cols = _coordinates(cols, "cols", features)
@@ -109,7 +109,7 @@ def run_sample(features: Array, height: int, width: int, rows: Array, cols: Arra
 
 def _coordinates(values: Any, name: str, features: Array) -> Array:
     """`values` as 1-D int64 of the kind and device of `features`."""
-    arrays.check_dense(values, name)
+    arrays.check_dense(values, name, meta=arrays.device_type(features) == "meta")
     if arrays.is_tensor(values) and arrays.is_tensor(features):
         import torch
 

@@ -57,7 +57,7 @@ def k_center_greedy(
     ----------
     Gonzalez, Clustering to minimize the maximum intercluster distance, 1985. Roth et al., CVPR 2022 (PatchCore).
     """
-    points = arrays.as_float_array(points, "points", (2,))
+    points = arrays.as_float_array(points, "points", (2,), meta=True)
     n_samples = arrays.check_int(n_samples, "n_samples", 1, points.shape[0])
     start = arrays.check_int(start, "start", 0, points.shape[0] - 1)
     if progress is not None and not callable(progress):

@@ -46,8 +46,8 @@ def nearest_neighbors(query: Array, bank: Array, k: int = 1, *, backend: str = "
     Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022 (PatchCore).
     """
     if arrays.is_tensor(query) and arrays.is_tensor(bank):
-        query = arrays.as_float_array(query, "query", (2,))
-        bank = arrays.as_float_array(bank, "bank", (2,))
+        query = arrays.as_float_array(query, "query", (2,), meta=True)
+        bank = arrays.as_float_array(bank, "bank", (2,), meta=True)
         if query.shape[1] != bank.shape[1]:
             raise ValueError(f"query: expected {bank.shape[1]} channels as in bank, got shape {tuple(query.shape)}")
         if query.device != bank.device:

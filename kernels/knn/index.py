@@ -286,7 +286,7 @@ class KnnIndex:
 
     def check_vectors(self, x: Array, name: str) -> Array:
         """`x` (M, D) as an array of floats that lies where the bank does; its values are not read."""
-        x = arrays.as_float_array(x, name, (2,))
+        x = arrays.as_float_array(x, name, (2,), meta=self._module is not None)  # whose device is compared
         if x.shape[1] != self.dim:
             raise ValueError(f"{name}: expected {self.dim} channels as in the bank, got shape {tuple(x.shape)}")
         if self._module is not None and _place(self._module, x) != self._device:

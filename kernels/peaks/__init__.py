@@ -40,7 +40,7 @@ def local_maxima(anomaly_map: Array, percentile: float = 99.0, *, backend: str =
     ValueError, TypeError
         Wrong rank or dtype, empty axis, non-finite value, percentile out of range, unknown backend.
     """
-    anomaly_map = arrays.as_float_array(anomaly_map, "anomaly_map", (2, 3))
+    anomaly_map = arrays.as_float_array(anomaly_map, "anomaly_map", (2, 3), meta=True)
     percentile = arrays.check_float(percentile, "percentile", 0.0, 100.0)
     if arrays.is_tensor(anomaly_map):
         from .. import torch_ops
@@ -85,7 +85,7 @@ def dilate(mask: Any, radius: int, *, backend: str = "auto") -> Array:
     ValueError, TypeError
         `mask` is not boolean, has the wrong rank or an empty axis; negative radius; unknown backend.
     """
-    arrays.check_dense(mask, "mask")
+    arrays.check_dense(mask, "mask", meta=True)
     if not arrays.is_tensor(mask):
         mask = np.asarray(mask)
     if arrays.dtype_name(mask) != "bool":

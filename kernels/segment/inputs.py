@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def check_inputs(anomaly_map: Any, features: Any, pred_score: Any) -> tuple[Array, Array, Array | None, bool]:
     """(B, H, W), (B, C, h, w) and (B,) or None of one kind on one device, and whether a single image was given."""
-    anomaly_map = arrays.as_float_array(anomaly_map, "anomaly_map", (2, 3))
-    features = arrays.as_float_array(features, "features", (anomaly_map.ndim + 1,))
+    anomaly_map = arrays.as_float_array(anomaly_map, "anomaly_map", (2, 3), meta=True)
+    features = arrays.as_float_array(features, "features", (anomaly_map.ndim + 1,), meta=True)
     if arrays.is_tensor(anomaly_map) != arrays.is_tensor(features):
         raise TypeError("features: expected the kind of anomaly_map (both NumPy arrays or both torch tensors)")
     if arrays.is_tensor(features) and features.device != anomaly_map.device:
@@ -39,7 +39,7 @@ def _scores(pred_score: Any, anomaly_map: Array) -> Array | None:
     """`pred_score` as (B,) and of the kind of `anomaly_map`, on the device where it was; None stays None."""
     if pred_score is None:
         return None
-    score = arrays.as_float_array(pred_score, "pred_score", (0, 1))
+    score = arrays.as_float_array(pred_score, "pred_score", (0, 1), meta=arrays.device_type(anomaly_map) == "meta")
     if arrays.is_tensor(score) != arrays.is_tensor(anomaly_map):
         import torch
 

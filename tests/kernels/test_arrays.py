@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ttt4as_fast import TTT4AS, kernels
+from ttt4as_fast import TTT4AS, PatchCore, baselines, kernels, metrics
 from ttt4as_fast.kernels import arrays
 
 WIDE = ("int32", "uint32", "int64", "uint64")
@@ -103,6 +103,30 @@ def test_a_masked_array_that_masks_nothing_is_an_array():
 
 def test_shapes_on_the_device_meta_go_through():
     assert kernels.local_maxima(torch.zeros((4, 5), device="meta")).shape == (4, 5)
+
+
+def meta(*shape):
+    return torch.zeros(shape, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("X", lambda: kernels.fit_linear_svm(meta(4, 2), [0, 1, 0, 1])),
+        ("y", lambda: kernels.fit_linear_svm(np.eye(4), meta(4))),
+        ("sample_weight", lambda: kernels.fit_linear_svm(np.eye(4), [0, 1, 0, 1], sample_weight=meta(4))),
+        ("bank", lambda: kernels.KnnIndex(meta(4, 2))),
+        ("points", lambda: kernels.KnnIndex(dim=2).add(meta(4, 2))),
+        ("rows", lambda: kernels.bilinear_sample(torch.ones(3, 2, 2), 4, meta(1).long(), torch.tensor([1]))),
+        ("pred_score", lambda: TTT4AS(image_threshold=1.0)(torch.ones(8, 8), torch.ones(3, 2, 2), meta(1))),
+        ("images", lambda: PatchCore().predict(meta(1, 3, 8, 8))),
+        ("maps", lambda: baselines.otsu_mask(meta(4, 4))),
+        ("pred_mask", lambda: metrics.mask_counts(meta(4, 4).bool(), np.eye(4, dtype=bool))),
+    ],
+)
+def test_what_reads_values_refuses_the_device_meta(name, call):
+    with pytest.raises(ValueError, match=f"^{name}: expected a tensor with values, got one on the device meta"):
+        call()
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["large", "small"])
