@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from ttt4as_fast import installation
 from ttt4as_fast.demo import TEXTURES, DemoPlan, load_texture, make_defects, run_demo, texture_crops
 
 GREY = np.full((3, 64, 80), 100, np.uint8)
@@ -145,6 +147,7 @@ def test_demo_summary_is_what_it_returns_and_adds_up(ran: tuple[Path, dict, list
     assert summary["f1_threshold"] == pytest.approx(np.mean([row["thr"]["f1"] for row in defective]))
     assert all(0.029 < row["defect_share"] < 0.051 for row in defective)
     assert summary["seed"] == 2
+    assert summary["commit"] == installation.commit() and date.fromisoformat(summary["measured"]) > date(2020, 1, 1)
     assert all(value > 0 for value in summary["milliseconds"].values())
     for row in summary["images"]:
         if not row["detected"]:

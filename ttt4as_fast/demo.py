@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .installation import versions
+from .installation import origin, versions
 from .io import atomic_path, check_folder
 from .kernels.arrays import check_float, check_int, check_option, to_numpy
 from .progress import Progress, silent
@@ -275,7 +275,7 @@ def run_demo(
     dict
         The content of ``summary.json``: ``f1_threshold`` and ``f1_ttt4as`` (means over the defective crops of all
         textures), the same with precision and recall for each texture and each crop, ``milliseconds`` a stage and
-        image, versions, seed.
+        image, versions, seed, and the checkout's commit, None outside one, with the day it was measured.
 
     Raises
     ------
@@ -304,6 +304,7 @@ def run_demo(
         "seed": seed,
         "plan": asdict(plan),
         "versions": versions(),
+        **origin(),
         "images": rows,
     }
     with atomic_path(output / "summary.json") as temporary:
