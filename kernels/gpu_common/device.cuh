@@ -23,6 +23,9 @@ typedef unsigned long long u64;
 
 namespace ttt4as {
 
+// Codes of a segmentation; those of kernels/segment/__init__.py.
+enum Status { OK = 0, NOMINAL = 1, DEGENERATE = 2, NOT_CONVERGED = 3, NON_FINITE = 4 };
+
 // 16 bytes to shared memory, or zeros where nothing exists, without waiting; both addresses are multiples of 16.
 __device__ inline void copy_async(float4* to, const float* from, bool exists) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

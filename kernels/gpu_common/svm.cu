@@ -26,9 +26,6 @@
 
 using namespace ttt4as;
 
-#define OK 0
-#define NOT_CONVERGED 3
-#define NON_FINITE 4
 #define MAX_THREADS 512
 #define ROWS 4            // of K that a thread has a part of at a time
 #define HELD 2            // float4 of each of them that a thread can keep for a whole direction

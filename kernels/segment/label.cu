@@ -4,12 +4,6 @@
 
 using namespace ttt4as;
 
-// Codes of a segmentation; those of kernels/segment/__init__.py.
-#define OK 0
-#define NOMINAL 1
-#define DEGENERATE 2
-#define NON_FINITE 4
-
 // The cells of a bilinear upsampling along one axis: see gpu_common/geometry.py.
 struct Axis {
     const int* lower;
