@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -179,13 +180,19 @@ def known_options(*values: Any, **named: Any) -> SegmentOptions:
 
 def run(anomaly_map: Array, features: Array, pred_score: Any, options: SegmentOptions, backend: str) -> Segmentation:
     """`segment` with its options validated already."""
+    return run_by("segment", run_batch, anomaly_map, features, pred_score, options, backend)
+
+
+def run_by(
+    operator: str, batch: Callable, anomaly_map: Array, features: Array, pred_score: Any, options: Any, backend: str
+) -> Segmentation:
+    """One image or a batch through an operator of `torch_ops`, or as arrays through `batch`."""
     anomaly_map, features, score, single = check_inputs(anomaly_map, features, pred_score)
     if arrays.is_tensor(anomaly_map):
         from .. import torch_ops
 
-        mask, decision, labels, codes = torch_ops.segment(anomaly_map, features, score, options, backend)
-    else:
-        mask, decision, labels, codes = run_batch(anomaly_map, features, score, options, backend)
+        batch = getattr(torch_ops, operator)
+    mask, decision, labels, codes = batch(anomaly_map, features, score, options, backend)
     if single:
         mask, decision, labels, codes = mask[0], decision[0], labels[0], codes[0]
     return Segmentation(mask, decision, labels, codes)

@@ -33,7 +33,7 @@ import numpy as np
 from .. import arrays
 from ..dispatch import Operation
 from ..linear_svm import LOSSES
-from ..segment import Segmentation, check_finite, check_inputs, gate
+from ..segment import Segmentation, check_finite, gate, run_by
 
 if TYPE_CHECKING:
     from ..arrays import Array
@@ -189,16 +189,7 @@ def segment_robust(
 
 def run(anomaly_map: Array, features: Array, pred_score: Any, options: RobustOptions, backend: str) -> Segmentation:
     """`segment_robust` with its options validated already."""
-    anomaly_map, features, score, single = check_inputs(anomaly_map, features, pred_score)
-    if arrays.is_tensor(anomaly_map):
-        from .. import torch_ops
-
-        mask, decision, labels, codes = torch_ops.segment_robust(anomaly_map, features, score, options, backend)
-    else:
-        mask, decision, labels, codes = run_batch(anomaly_map, features, score, options, backend)
-    if single:
-        mask, decision, labels, codes = mask[0], decision[0], labels[0], codes[0]
-    return Segmentation(mask, decision, labels, codes)
+    return run_by("segment_robust", run_batch, anomaly_map, features, pred_score, options, backend)
 
 
 def run_batch(
