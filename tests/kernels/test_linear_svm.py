@@ -141,10 +141,22 @@ def test_layout_and_repetition_change_nothing(backend, rng):
         assert got.intercept == want.intercept
 
 
-def test_constant_columns_and_equal_samples(backend):
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("C", [1.0, 100.0])
+@pytest.mark.parametrize("n", [2, 10])
+def test_constant_columns_and_equal_samples(backend, n, C, loss):
     """No direction separates the classes: every margin is equal, and nothing divides by zero."""
-    got = kernels.fit_linear_svm(np.ones((10, 3), np.float32), [0, 1] * 5, 1.0, backend=backend)
+    got = kernels.fit_linear_svm(np.ones((n, 3), np.float32), [0, 1] * (n // 2), C, loss, backend=backend)
     np.testing.assert_allclose([*got.coef, got.intercept], 0, atol=1e-6)
+
+
+def test_hinge_of_a_large_weight_keeps_its_word(backend, rng):
+    """What a margin misses costs C times as much: the tolerance of margins has to follow C."""
+    X, y, C = rng.standard_normal((6, 50)), np.array([1, -1, 1, -1, 1, 1]), 1e4
+    alpha = np.linalg.solve((X @ X.T + 1) * np.outer(y, y), np.ones(6))  # every sample a support vector, margins met
+    got = kernels.fit_linear_svm(X, y, C, "hinge", max_iter=20_000, backend=backend)
+    assert (alpha > 0).all() and got.converged
+    assert objective(X, y, got.coef, got.intercept, C, "hinge") <= 0.5 * alpha.sum() * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
