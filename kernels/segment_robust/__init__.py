@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 CONSTANT = 1e-5
 """A channel whose deviation is below this share of its root mean square is constant: rounding is not standardised. Nor
-is a difference of that many margins between the classes stretched."""
+is a difference of no more than so many margins between the classes stretched."""
 
 OPERATION = Operation("segment_robust", host=("cpu", "reference"), cuda=("cpu", "reference"))
 
@@ -150,7 +150,8 @@ def segment_robust(
         Standardise each channel by its mean and deviation in the image. Default True.
     recentre : bool
         Move and scale the SVM's decision such that its mean over the anomalous samples is 1 and over the nominal ones
-        -1. Default True.
+        -1. Default True. It stays as it is where the first mean is not above the second by more than 1e-5, as for
+        constant features.
     score_weight : float
         >= 0, default 1: what the score counts for in the decision, in units of the SVM's margin at the peak.
     C : float

@@ -268,6 +268,22 @@ def test_recentred_means_are_one_and_minus_one(backend, rng, loss):
     assert np.corrcoef(plain.decision_map.ravel(), got.decision_map.ravel())[0, 1] > 1 - 1e-6
 
 
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_means_that_do_not_differ_as_they_should_are_left_alone(backend, loss, slope):
+    """Equal for constant features; the wrong way round where the features serve the penalised intercept."""
+    rows, cols = np.mgrid[:64, :64]
+    psi = np.exp(-((rows - 30) ** 2 + (cols - 34) ** 2) / 72).astype(np.float32)
+    features = 0.5 + slope * psi[None, 4::8, 4::8]
+    options = {"standardize": False, "score_weight": 0.0, "loss": loss, "C": 1e-4, "backend": backend}
+    got = kernels.segment_robust(psi, features, **options)
+    plain = kernels.segment_robust(psi, features, recentre=False, **options)
+    high, low = (plain.decision_map[plain.pseudo_labels == side].mean() for side in (1, -1))
+    assert high == pytest.approx(low, abs=1e-7) if slope == 0 else high < low - 1e-4
+    assert got.status == "ok"
+    np.testing.assert_array_equal(got.decision_map, plain.decision_map)
+
+
 @pytest.mark.parametrize(("n_wide", "factor"), [(0, 1.3), (4, 2**0.3), (8, 1.0), (20, 0.4**0.3), (90, 0.7)])
 def test_a_narrow_peak_raises_the_level_and_a_wide_one_lowers_it(n_wide, factor):
     values = np.zeros(100)
