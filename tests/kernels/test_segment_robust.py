@@ -378,6 +378,18 @@ def test_statuses(backend, rng):
     assert short.status == "not_converged"
 
 
+@pytest.mark.parametrize("size", [1.0, 2.0**30])
+def test_the_rounding_of_a_constant_channel_tells_nothing(backend, rng, size):
+    """A unit in the last place of a large number is large itself."""
+    psi, features = smooth_map(rng, 48, 48), structured_features(rng, 6, 12, 12)
+    rounding = np.where(rng.random((1, 12, 12)) < 0.5, 1, 1 + 2.0**-23)
+    decisions = []
+    for channel in (size * rounding, np.ones((1, 12, 12))):
+        deep = np.concatenate([features, channel.astype(np.float32)])
+        decisions.append(kernels.segment_robust(psi, deep, backend=backend).decision_map)
+    np.testing.assert_allclose(*decisions, atol=1e-4)
+
+
 def test_constant_features_leave_the_score_alone(backend, rng):
     psi = smooth_map(rng, 30, 30)
     got = kernels.segment_robust(psi, np.ones((4, 5, 5), np.float32), backend=backend)

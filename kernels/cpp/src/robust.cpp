@@ -118,7 +118,7 @@ bool BasicRobustSegmenter<T>::State::standard(const PointMatrix<T>& features, st
     down[channel] = shrink;
     const double variance = std::max(square / count - moved * moved, 0.0);
     const double spread = std::sqrt(variance), size = std::sqrt(variance + centre[channel] * centre[channel]);
-    scale[channel] = spread > kConstant * size ? 1 / spread : 1;
+    scale[channel] = 1 / (spread > kConstant * size ? spread : size > 0 ? size : 1);  // a constant one by its size
     if (!options.standardize) centre[channel] = 0, scale[channel] = down[channel] = 1;
     return true;
 }
