@@ -151,7 +151,7 @@ def segment_robust(
     recentre : bool
         Move and scale the SVM's decision such that its mean over the anomalous samples is 1 and over the nominal ones
         -1. Default True. It stays as it is where the first mean is not above the second by more than 1e-5, as for
-        constant features.
+        constant features; a large `C` in float32 may leave more than that open where the two coincide.
     score_weight : float
         >= 0, default 1: what the score counts for in the decision, in units of the SVM's margin at the peak.
     C : float
