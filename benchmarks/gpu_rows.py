@@ -290,7 +290,7 @@ def refining(bench: Bench) -> Row:
         indices = torch.empty((count, k), dtype=torch.int64, device=bench.device)
         chosen = (refine_warps(count, 16 if k > 1 else 2), REFINE_REGISTERS)
         expected: torch.Tensor | None = None
-        for launch in sorted(REFINING, key=lambda launch: launch != chosen):
+        for launch in sorted(REFINING[-3:] if bench.small else REFINING, key=lambda launch: launch != chosen):
             work = functools.partial(part._refine, query, k, facts, least, second, distances, indices, *launch)
             name = "{} warps, {} registers".format(*launch)
             try:
