@@ -272,6 +272,7 @@ REFINING = [(warps, registers) for warps in (1, 2, 4) for registers in (128, 80)
 def refining(bench: Bench) -> Row:
     """What measures the proposals, by its launch: which one kernels/knn/gpu.py should have for how many queries."""
     from ttt4as_fast import kernels
+    from ttt4as_fast.kernels.gpu_common.units import power_of_two
     from ttt4as_fast.kernels.knn.gpu import REFINE_REGISTERS, refine_warps
 
     row = Row("k-NN refined, by warps a query and registers, 784 queries x 16384 x 1024, k 9", "the launch by queries")
@@ -288,11 +289,12 @@ def refining(bench: Bench) -> Row:
         part._propose(low, facts, least, second)
         distances = torch.empty((count, k), dtype=torch.float32, device=bench.device)
         indices = torch.empty((count, k), dtype=torch.int64, device=bench.device)
-        chosen = (refine_warps(count, 16 if k > 1 else 2), REFINE_REGISTERS)
+        chosen = (refine_warps(count, max(2, power_of_two(k))), REFINE_REGISTERS)
         expected: torch.Tensor | None = None
         for launch in sorted(REFINING[-3:] if bench.small else REFINING, key=lambda launch: launch != chosen):
             work = functools.partial(part._refine, query, k, facts, least, second, distances, indices, *launch)
             name = "{} warps, {} registers".format(*launch)
+            indices.fill_(-1)  # what another launch found is no answer
             try:
                 time = clock.captured_time(work, [()])
             except Exception as error:  # it does not fit this architecture

@@ -1,6 +1,6 @@
 // Vectors as wide as the instruction set this file is compiled for: 64, 32 or 16 bytes. GCC and Clang vector
 // extensions, so that + - * / and comparisons are operators, the 16-byte case is SSE2 and NEON alike, and a*b+c becomes
-// a fused multiply-add where there is one. For use in src/simd/*.inl only; everything has internal linkage (see
+// a fused multiply-add where there is one. For use in src/simd only; everything has internal linkage (see
 // simd.hpp).
 #pragma once
 
