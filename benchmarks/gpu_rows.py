@@ -189,32 +189,39 @@ def nearest(bench: Bench, n_query: int, k: int, dim: int) -> Row:
 
 
 def crossover(bench: Bench) -> Row:
-    """Both ways to propose candidates over a range of queries: where the table of kernels/knn/gpu.py has its step."""
+    """The ways to propose candidates over a range of queries: where kernels/knn/gpu.py should change from one to another."""
     from ttt4as_fast import kernels
+    from ttt4as_fast.kernels.knn import hopper
 
-    row = Row("1-NN proposals, fused or GEMM, 98 to 25088 queries x 16384 x 1024", "a row of gemm_from.json")
+    row = Row("1-NN by way to propose, 98 to 25088 queries x 16384 x 1024", "a row of gemm_from.json; HOPPER_UNTIL")
     n_bank, dim = bench.size(16384, 70), bench.size(1024, 12)
     counts = [2, 3] if bench.small else [98 << i for i in range(9)]
     both = network_like((n_bank + counts[-1], dim), 7, bench.device)
     part = kernels.KnnIndex(both[:n_bank].contiguous(), backend=bench.backend)._parts[0]
+    ways = {"Triton": part._propose, "cuBLAS and a minimum": part._propose_gemm}
+    if hopper.usable(bench.device):
+        ways["propose.cu"] = part._propose_hopper
     row.correct, times = True, []
 
-    def search(query: torch.Tensor, gemm: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(query: torch.Tensor, way: str) -> tuple[torch.Tensor, torch.Tensor]:
         distances = torch.empty((len(query), 1), dtype=torch.float32, device=query.device)
         indices = torch.empty((len(query), 1), dtype=torch.int64, device=query.device)
-        part._search(query, 1, distances, indices, gemm=gemm)
+        part._search(query, 1, distances, indices, ways[way])
         return distances, indices
 
+    clock = bench.clock if bench.small else Clock(bench.device, budget_s=0.15)
     for count in counts:
         query = both[n_bank : n_bank + count].contiguous()
-        fused, product = search(query, False), search(query, True)
-        row.correct = row.correct and all(torch.equal(a, b) for a, b in zip(fused, product, strict=True))
-        times.append([bench.clock.captured_time(search, [(query, gemm)]) for gemm in (False, True)])
-    row.ours, row.peers["cuBLAS and a minimum"] = times[-1]
+        want, *others = (search(query, way) for way in ways)
+        row.correct = row.correct and all(torch.equal(a, b) for found in others for a, b in zip(want, found, strict=True))
+        times.append({way: clock.captured_time(search, [(query, way)]) for way in ways})
+    row.ours, row.peers["cuBLAS and a minimum"] = times[-1]["Triton"], times[-1]["cuBLAS and a minimum"]
     row.floor = floor_ms(bench.limits, 2 * dim * (counts[-1] + n_bank), 2 * counts[-1] * n_bank * dim)
-    wins = [product.p50 < fused.p50 for fused, product in times]
+    row.notes["milliseconds"] = {
+        str(n): {way: time.p50 for way, time in found.items()} for n, found in zip(counts, times, strict=True)
+    }
+    wins = [min(found, key=lambda way: found[way].p50) == "cuBLAS and a minimum" for found in times]
     least = next((i for i in range(len(wins)) if all(wins[i:])), None)
-    row.notes["fused_and_gemm_ms"] = {str(n): [a.p50, b.p50] for n, (a, b) in zip(counts, times, strict=True)}
     row.notes["gemm_from"] = None if least is None else counts[least] * n_bank
     return row
 

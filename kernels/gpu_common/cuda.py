@@ -10,11 +10,12 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from . import driver
 from .capability import not_while_capturing, reason_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -22,8 +23,19 @@ OPTIONS = ("--std=c++17",)
 THREADS = 1024
 """Threads of a block where one block has a whole map to itself."""
 
-Launcher = Callable[[str, str, int, int, int, tuple], None]
-"""``launcher(file, kernel, blocks, threads, shared_bytes, arguments)``."""
+
+class Unit(NamedTuple):
+    """What is compiled: a ``.cu`` file below the package, the text before it, and options of its own."""
+
+    file: str
+    prelude: str = ""
+    options: tuple[str, ...] = ()
+    overlapping: bool = False
+    """Whether its kernels wait themselves for the results of what was launched before, and may begin sooner."""
+
+
+Launcher = Callable[[Unit, str, int, int, int, tuple], None]
+"""``launcher(unit, kernel, blocks, threads, shared_bytes, arguments)``."""
 
 
 @functools.cache
@@ -53,7 +65,16 @@ def unavailable(device: str) -> str | None:
 
 
 def launch(
-    device: torch.device, file: str, kernel: str, blocks: int, threads: int, *arguments: Any, shared_bytes: int = 0
+    device: torch.device,
+    file: str,
+    kernel: str,
+    blocks: int,
+    threads: int,
+    *arguments: Any,
+    shared_bytes: int = 0,
+    prelude: str = "",
+    options: tuple[str, ...] = (),
+    overlapping: bool = False,
 ) -> None:
     """Launch `kernel` of `file` over `blocks` blocks of `threads` threads on the current stream of `device`.
 
@@ -67,16 +88,22 @@ def launch(
         One-dimensional grid and block; no blocks, no launch.
     *arguments
         In the kernel's order and of exactly its types: contiguous tensors (or None) for pointers, ``np.int32`` for int,
-        ``np.float64`` for double.
+        ``np.float64`` for double, an array for a structure.
     shared_bytes : int
         Dynamic shared memory of a block.
+    prelude : str
+        Text before that of the file: definitions.
+    options : tuple of str
+        The compiler's, beside `OPTIONS`.
+    overlapping : bool
+        See `Unit`.
     """
     if blocks:
-        LAUNCHERS[device.type](file, kernel, blocks, threads, shared_bytes, arguments)
+        LAUNCHERS[device.type](Unit(file, prelude, options, overlapping), kernel, blocks, threads, shared_bytes, arguments)
 
 
 def addresses(arguments: tuple) -> tuple:
-    """`arguments` with every tensor as its address, None as the null pointer; scalars must be NumPy's."""
+    """`arguments` with every tensor as its address, None as the null pointer; the others must be NumPy's."""
     converted = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
@@ -84,7 +111,7 @@ def addresses(arguments: tuple) -> tuple:
             argument = np.uint64(argument.data_ptr())
         elif argument is None:
             argument = np.uint64(0)
-        assert isinstance(argument, np.generic), f"a kernel takes tensors and NumPy scalars, not {argument!r}"
+        assert isinstance(argument, np.generic | np.ndarray), f"a kernel takes tensors and NumPy's, not {argument!r}"
         converted.append(argument)
     return tuple(converted)
 
@@ -97,27 +124,31 @@ def shared_memory_limit(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
-def _cupy_launch(file: str, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
+def _cupy_launch(unit: Unit, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
     with torch.cuda.device(device):
-        function = _cupy_kernel(file, kernel, device)
-        with _cupy_stream(device.index, torch.cuda.current_stream(device).cuda_stream):
+        function = _cupy_kernel(unit, kernel, device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+        if unit.overlapping:
+            driver.launch(function.kernel.ptr, blocks, threads, shared_bytes, stream, addresses(arguments))
+            return
+        with _cupy_stream(device.index, stream):
             function((blocks,), (threads,), addresses(arguments), shared_mem=shared_bytes)
 
 
 @functools.cache
-def _cupy_module(file: str) -> Any:
+def _cupy_module(unit: Unit) -> Any:
     import cupy
 
-    return cupy.RawModule(code=source(file), options=OPTIONS, backend="nvrtc")
+    return cupy.RawModule(code=unit.prelude + source(unit.file), options=OPTIONS + unit.options, backend="nvrtc")
 
 
 @functools.cache
-def _cupy_kernel(file: str, kernel: str, device: torch.device) -> Any:
+def _cupy_kernel(unit: Unit, kernel: str, device: torch.device) -> Any:
     import cupy
 
     cupy.cuda.Device(device.index).use()  # binds the device's context, which a thread that is new does not have yet
-    function = _cupy_module(file).get_function(kernel)
+    function = _cupy_module(unit).get_function(kernel)
     # The bound belongs to the loaded function, which all launches share, whatever each asks for; and without it a
     # block has 48 KB less the static part. So once, to all that there is.
     function.max_dynamic_shared_size_bytes = shared_memory_limit(device) - function.shared_size_bytes
@@ -158,7 +189,7 @@ def _probe(device: int) -> str | None:
         out = torch.zeros_like(mask)
         scratch = torch.empty(6, dtype=torch.int32, device="cuda")
         scalars = (np.int32(3), np.int32(3), np.int32(1))
-        _cupy_launch("peaks/peaks.cu", "dilate", 1, 32, 0, (mask, out, scratch, *scalars))
+        _cupy_launch(Unit("peaks/peaks.cu"), "dilate", 1, 32, 0, (mask, out, scratch, *scalars))
         return None if bool(out.all()) else "a CuPy kernel ran here with a wrong result"
     except Exception as error:  # whatever NVRTC, the driver or CuPy has to say
         return reason_of(error, "CuPy")

@@ -28,6 +28,7 @@ from ..gpu_common.graphs import Graphs
 from ..gpu_common.layout import dense
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
+from . import hopper
 from .gpu_kernels import (
     BLOCK,
     GROUP,
@@ -61,6 +62,8 @@ TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8,
 
 All others take that of 8, which fits the 99 KiB of shared memory that a block has on 8.6, 8.9 and 12.
 """
+HOPPER_UNTIL = 4096
+"""Queries from which on Triton's kernel is used on compute capability 9.0, too: its larger tiles take less power."""
 MANY_QUERIES = 4096
 """Queries from which `refine_kernel` has one warp for each instead of four: they fill the device, and never wait for
 each other.
@@ -151,7 +154,10 @@ class Index:
     def _prepare(self, x: torch.Tensor, largest: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """float16 copy and facts of the bank; of queries, where the `largest` facts of the bank are given."""
         n, device = x.shape[0], x.device
-        low = torch.empty((n, self.padded), dtype=torch.float16, device=device)
+        rows = n if largest is not None else blocks(n, BLOCK) * BLOCK  # `hopper.propose` reads whole blocks of a bank
+        low = torch.empty((rows, self.padded), dtype=torch.float16, device=device)
+        low[n:] = 0
+        low = low[:n]
         facts = torch.empty((n, 4), dtype=torch.float64, device=device)
         block_d = min(1024, power_of_two(self.padded))
         x_n, x_d = _strides(x)
@@ -230,13 +236,18 @@ class Index:
         return capability in GEMM_FROM and n_query * self.size >= GEMM_FROM[capability]
 
     def _search(
-        self, query: torch.Tensor, k: int, distances: torch.Tensor, indices: torch.Tensor, gemm: bool | None = None
+        self,
+        query: torch.Tensor,
+        k: int,
+        distances: torch.Tensor,
+        indices: torch.Tensor,
+        propose: Callable[..., None] | None = None,
     ) -> None:
         low, facts = self._prepare(query, self.largest)
         n = query.shape[0]
         least = torch.empty((n, self.n_groups), dtype=torch.int32, device=query.device)
         second = torch.empty_like(least)
-        propose = self._propose_gemm if (self.takes_gemm(n) if gemm is None else gemm) else self._propose
+        propose = self._way_to_propose(n) if propose is None else propose
         propose(low, facts, least, second)
         self._refine(query, k, facts, least, second, distances, indices)
 
@@ -262,6 +273,18 @@ class Index:
             **refine_blocks(list_size, self.n_groups, self.dim, self.bank.dtype, warps),
             num_warps=warps, maxnreg=registers, **FUSED,
         )  # fmt: skip
+
+    def _way_to_propose(self, n_query: int) -> Callable[..., None]:
+        if self.takes_gemm(n_query):
+            return self._propose_gemm
+        if n_query < HOPPER_UNTIL and hopper.usable(self.bank.device):
+            return self._propose_hopper
+        return self._propose
+
+    def _propose_hopper(
+        self, low: torch.Tensor, facts: torch.Tensor, least: torch.Tensor, second: torch.Tensor
+    ) -> None:
+        hopper.propose(low, self.low, facts, self.norm, least, second)
 
     def _propose(
         self,

@@ -40,7 +40,7 @@ def device(request, monkeypatch) -> Iterator[torch.device]:
     require_interpreter()
     from triton.runtime.interpreter import GridExecutor
 
-    from ttt4as_fast.kernels.gpu_common import cuda
+    from ttt4as_fast.kernels.gpu_common import cuda, driver
 
     from . import emulator
 
@@ -48,6 +48,7 @@ def device(request, monkeypatch) -> Iterator[torch.device]:
     monkeypatch.setattr(GridExecutor, "__call__", untraced()(GridExecutor.__call__))
     if emulator.compiler():
         monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator())
+        monkeypatch.setattr(driver, "tensor_map", emulator.tensor_map)
     dispatch._why_not.cache_clear()
     yield torch.device("cpu")
     dispatch._why_not.cache_clear()

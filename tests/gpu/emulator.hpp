@@ -6,7 +6,7 @@
 
 #define ALL_STORE(place, value) ((place) = (value))
 
-alignas(16) static char dynamic_shared[256 * 1024];
+alignas(1024) static char dynamic_shared[256 * 1024];
 static Dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace host {
@@ -25,6 +25,16 @@ alignas(16) static char slots[1024][16];  // what a thread shows its warp
 static void meet(int kind) {
     const int self = current;
     fibers[self].meeting = kind;
+    swapcontext(&fibers[self].context, &scheduler);
+    threadIdx.x = unsigned(self);
+}
+
+// A thread that waits for what others do lets them run; where nobody does anything, the block hangs.
+static long changes;
+static bool paused;
+static inline void pause() {
+    const int self = current;
+    paused = true;
     swapcontext(&fibers[self].context, &scheduler);
     threadIdx.x = unsigned(self);
 }
@@ -51,13 +61,15 @@ static int run_block(int threads, bool backwards) {
     }
     while (true) {
         int running = 0;
+        const long before = changes;
         for (int k = 0; k < threads; ++k) {
             const int i = backwards ? threads - 1 - k : k;
             if (fibers[i].done || fibers[i].meeting) continue;
             current = i;
             threadIdx.x = unsigned(i);
+            paused = false;
             swapcontext(&scheduler, &fibers[i].context);
-            ++running;
+            running += !paused;
         }
         bool finished = true, block = true;
         for (const Fiber& fiber : fibers) {
@@ -77,7 +89,7 @@ static int run_block(int threads, bool backwards) {
             for (Fiber& fiber : fibers) fiber.meeting = 0;
             released = true;
         }
-        if (!released && !running) return 1;
+        if (!released && !running && changes == before) return 1;
     }
 }
 

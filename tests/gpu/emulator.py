@@ -15,11 +15,20 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+
+    from ttt4as_fast.kernels.gpu_common.cuda import Unit
+
 SHIM = Path(__file__).with_name("emulator.hpp")
+HOPPER = SHIM.with_name("hopper.hpp")
+"""What a kernel for compute capability 9.0 alone needs besides."""
 THREADS = 32
 """Threads of a block unless a test says otherwise: fewer are faster, and loops run longer."""
 
@@ -37,23 +46,49 @@ def kernels_of(text: str) -> list[str]:
     return names
 
 
+def shim_of(unit: Unit) -> Path:
+    """What stands in for CUDA where `unit` is built."""
+    return HOPPER if "-arch=sm_90a" in unit.options else SHIM
+
+
+def tensor_map(x: torch.Tensor, shape: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> np.ndarray:
+    """`driver.tensor_map` for the host: the ``TensorMap`` of hopper.hpp."""
+    found = np.zeros(1, dtype=_TENSOR_MAP)
+    rank = len(shape)
+    found["address"], found["rank"] = x.data_ptr(), rank
+    found["dims"][0, :rank], found["strides"][0, 1:rank], found["box"][0, :rank] = shape, strides, box
+    return found
+
+
+_TENSOR_MAP = np.dtype(
+    [
+        ("address", np.int64),
+        ("dims", np.int64, 5),
+        ("strides", np.int64, 5),
+        ("box", np.int32, 5),
+        ("rank", np.int32),
+    ]
+)
+
+
 @functools.cache
-def library(file: str) -> ctypes.CDLL:
-    """The kernels of `file`, built for the host; ``host_NAME`` launches kernel NAME."""
+def library(unit: Unit) -> ctypes.CDLL:
+    """The kernels of `unit`, built for the host; ``host_NAME`` launches kernel NAME."""
     from ttt4as_fast.kernels.gpu_common import cuda
 
-    text = cuda.source(file)
+    text = cuda.source(unit.file)
     launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels_of(text))
-    whole = f'#include "{SHIM}"\n{text}\n{launchers}\n'
+    shim = shim_of(unit)
+    whole = f'#include "{shim}"\n{unit.prelude}{text}\n{launchers}\n'
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
-    return ctypes.CDLL(str(build(whole, SHIM, Path(file).stem, ".so", flags)))
+    return ctypes.CDLL(str(build(whole, shim, Path(unit.file).stem, ".so", flags)))
 
 
 def build(text: str, shim: Path, name: str, suffix: str, flags: list[str]) -> Path:
     """What the compiler makes of a C++ unit that includes `shim`; made once for each text."""
     folder = Path(tempfile.gettempdir()) / f"ttt4as-emulator-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    everything = text + shim.read_text() + shim.with_name("intrinsics.hpp").read_text() + " ".join(flags)
+    everything = text + " ".join(flags) + "".join(path.read_text() for path in sorted(shim.parent.glob("*.hpp")))
     built = folder / f"{name}-{hashlib.sha256(everything.encode()).hexdigest()[:16]}{suffix}"
     if not built.exists():
         unit = folder / f"{built.stem}-{os.getpid()}.cpp"
@@ -72,17 +107,17 @@ class Emulator:
         self.threads = threads
         self.backwards = backwards
 
-    def __call__(self, file: str, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
+    def __call__(self, unit: Unit, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
         from ttt4as_fast.kernels.gpu_common import cuda
 
         values = cuda.addresses(arguments)
         holders = [np.array([value]) for value in values]
         pointers = (ctypes.c_void_p * len(holders))(*(holder.ctypes.data for holder in holders))
-        launcher = getattr(library(file), f"host_{kernel}")
+        launcher = getattr(library(unit), f"host_{kernel}")
         launcher.restype = ctypes.c_int
         code = launcher(
             ctypes.c_int(blocks),
-            ctypes.c_int(min(threads, self.threads)),
+            ctypes.c_int(threads if shim_of(unit) == HOPPER else min(threads, self.threads)),
             ctypes.c_longlong(shared_bytes),
             ctypes.c_int(self.backwards),
             ctypes.c_int(len(holders)),

@@ -71,9 +71,9 @@ def knn(guard: Guard) -> None:
         bank = guard.like(torch.from_numpy(rng.standard_normal((n_bank, dim))).to(dtype))
         query = guard.like(torch.from_numpy(rng.standard_normal((n_query, dim))).to(dtype))
         index = gpu.Index(bank)
-        for gemm in (False, True):
+        for propose in (index._propose, index._propose_gemm):
             found = guard.empty(n_query, k), guard.empty(n_query, k, dtype=torch.int64)
-            index._search(query, k, *found, gemm=gemm)
+            index._search(query, k, *found, propose)
             want = torch.cdist(query.double(), bank.double()).topk(k, largest=False).indices
             assert torch.equal(found[1], want)
 

@@ -13,11 +13,15 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from . import emulator
+
+if TYPE_CHECKING:
+    from ttt4as_fast.kernels.gpu_common.cuda import Unit
 
 SHIM = Path(__file__).with_name("host_threads.hpp")
 FLAGS = ("-std=c++17", "-O1", "-g", "-pthread", "-ffp-contract=off", "-Wno-unknown-pragmas")
@@ -66,7 +70,7 @@ class Sanitizer(emulator.Emulator):
         super().__init__(threads)
         self.kind = kind
 
-    def __call__(self, file: str, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
+    def __call__(self, unit: Unit, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
         parts = [np.array([blocks, min(threads, self.threads), shared_bytes, len(arguments)], np.int64).tobytes()]
         for argument in arguments:
             content = b"" if argument is None else np.asarray(argument).tobytes()
@@ -75,9 +79,9 @@ class Sanitizer(emulator.Emulator):
         with tempfile.NamedTemporaryFile() as written:
             written.write(b"".join(parts))
             written.flush()
-            command = [str(program(file, self.kind)), kernel, written.name]
+            command = [str(program(unit.file, self.kind)), kernel, written.name]
             options = {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | options)
         if done.returncode:
             raise SanitizerError(f"{kernel}: status {done.returncode}: {done.stderr[:6000]}")
-        super().__call__(file, kernel, blocks, threads, shared_bytes, arguments)
+        super().__call__(unit, kernel, blocks, threads, shared_bytes, arguments)

@@ -15,6 +15,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__
 #define __shared__ static
 #define __isShared(pointer) true
@@ -31,6 +32,9 @@ struct double2 {
 };
 struct float4 {
     float x, y, z, w;
+};
+struct int4 {
+    int x, y, z, w;
 };
 struct uint4 {
     unsigned x, y, z, w;
@@ -67,6 +71,9 @@ static inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 static inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline float __fdividef(float a, float b) { return a / b; }
+static inline int min(int a, int b) { return b < a ? b : a; }
+static inline int max(int a, int b) { return a < b ? b : a; }
+static inline int __vimin3_s32(int a, int b, int c) { return min(min(a, b), c); }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline double __dmul_rn(double a, double b) { return a * b; }
 static inline double __dadd_rn(double a, double b) { return a + b; }

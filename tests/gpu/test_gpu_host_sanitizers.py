@@ -60,11 +60,11 @@ def test_what_is_wrong_is_found(checked, tmp_path, monkeypatch, body, wrong):
         cache.cache_clear()
     x = torch.arange(64, dtype=torch.int32)
     if wrong is None:
-        checked("turn.cu", "turn", 1, 64, 256, (x,))
+        checked(cuda.Unit("turn.cu"), "turn", 1, 64, 256, (x,))
         assert x.tolist() == ([*range(1, 64), 0] if checked.kind == "races" else list(range(1, 65)))
     else:
         with pytest.raises(host_sanitizers.SanitizerError, match=wrong):
-            checked("turn.cu", "turn", 1, 64, 256, (x,))
+            checked(cuda.Unit("turn.cu"), "turn", 1, 64, 256, (x,))
     for cache in caches:
         cache.cache_clear()
 
@@ -74,9 +74,9 @@ def test_peaks(checked, rng, kind):
     x = torch.from_numpy((np.round(rng.standard_normal((1, 23, 41)) * 3)).astype(kind))
     out, scratch = torch.zeros(x.shape, dtype=torch.bool), torch.zeros(2 * 23 * 2, dtype=torch.int32)
     name = f"local_maxima_f{x.element_size() * 8}"
-    checked("peaks/peaks.cu", name, 1, 1024, 0, (x, out, np.int32(23), np.int32(41), np.float64(95.0)))
+    checked(Unit("peaks/peaks.cu"), name, 1, 1024, 0, (x, out, np.int32(23), np.int32(41), np.float64(95.0)))
     grown = torch.zeros_like(out)
-    checked("peaks/peaks.cu", "dilate", 1, 1024, 0, (out, grown, scratch, np.int32(23), np.int32(41), np.int32(3)))
+    checked(Unit("peaks/peaks.cu"), "dilate", 1, 1024, 0, (out, grown, scratch, np.int32(23), np.int32(41), np.int32(3)))
     assert 0 < out.sum() < grown.sum()
 
 

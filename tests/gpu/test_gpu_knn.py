@@ -90,10 +90,10 @@ def test_product_in_memory_gives_the_same(device, rng, k):
     query = torch.from_numpy(rng.standard_normal((5, 12)).astype(np.float32)).to(device)
     index = gpu.Index(torch.from_numpy(rng.standard_normal((101, 12)).astype(np.float32)).to(device))
     found = []
-    for gemm in (False, True):
+    for propose in (index._propose, index._propose_gemm):
         distances = torch.empty((5, k), dtype=torch.float32, device=device)
         indices = torch.empty((5, k), dtype=torch.int64, device=device)
-        index._search(query, k, distances, indices, gemm=gemm)
+        index._search(query, k, distances, indices, propose)
         found.append((distances, indices))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
@@ -119,6 +119,35 @@ def test_tiles_by_descriptors_give_the_same(device, rng, monkeypatch, shape):
         index._propose(low, facts, *found[-1], tile=(16, 128, 64, 4, 2) if device.type == "cpu" else None)
     for one, other in zip(*found, strict=True):
         assert float((one >> 8 == other >> 8).float().mean()) > 0.99 and not (other == -7).any()
+
+
+@pytest.mark.usefixtures("cuda_source")
+@pytest.mark.parametrize("shape", [(1, 1, 1), (37, 300, 70), (60, 270, 600)], ids=str)
+def test_proposals_by_the_hardware_of_hopper_are_the_same(device, rng, monkeypatch, shape):
+    """Tiles of several numbers of queries, several of them to each warpgroup, and more channels than stages hold."""
+    from ttt4as_fast.kernels.knn import gpu, hopper
+
+    if device.type == "cuda" and not hopper.usable(device):
+        pytest.skip("not of compute capability 9.0")
+    n_query, n_bank, dim = shape
+    query = torch.from_numpy(rng.standard_normal((n_query, dim)).astype(np.float32)).to(device)
+    index = gpu.Index(torch.from_numpy(rng.standard_normal((n_bank, dim)).astype(np.float32)).to(device))
+    low, facts = index._prepare(query, index.largest)
+    want = [torch.empty((n_query, index.n_groups), dtype=torch.int32, device=device) for _ in range(2)]
+    index._propose(low, facts, *want)
+    monkeypatch.setattr(hopper, "processors", lambda device: 2)
+    for sizes in [hopper.QUERIES] if device.type == "cpu" else [hopper.QUERIES, *((n,) for n in hopper.QUERIES)]:
+        monkeypatch.setattr(hopper, "QUERIES", sizes)
+        found = [torch.full_like(x, -7) for x in want]
+        hopper.propose(low, index.low, facts, index.norm, *found)
+        for one, other in zip(want, found, strict=True):
+            assert float((one >> 8 == other >> 8).float().mean()) > 0.99 and not (other == -7).any()
+
+
+def test_queries_of_a_tile_leave_little_of_the_last_one_empty():
+    hopper = pytest.importorskip("ttt4as_fast.kernels.knn.hopper", reason="torch is not installed")
+    assert [hopper.queries_of(n) for n in (1, 56, 57, 136, 137, 784, 1024)] == [56, 56, 88, 136, 88, 136, 136]
+    assert all(size % 8 == 0 and f"m64n{size}k16" in hopper.prelude(size) for size in hopper.QUERIES)
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -34,15 +34,18 @@ def test_bilinear(device, rng):
     )
 
 
-@pytest.mark.parametrize("gemm", [False, True], ids=["fused", "gemm"])
-def test_knn(device, rng, gemm):
+@pytest.mark.parametrize("way", ["_propose", "_propose_gemm", "_propose_hopper"])
+def test_knn(device, rng, way):
     from ttt4as_fast.kernels.knn import gpu
 
     bank = torch.from_numpy(rng.standard_normal((133, 21)).astype(np.float32))
     query = torch.from_numpy(rng.standard_normal((3, 21)).astype(np.float32))
     distances = torch.empty((3, 2), dtype=torch.float32, device=device)
     indices = torch.empty((3, 2), dtype=torch.int64, device=device)
-    gpu.Index(bank.to(device))._search(query.to(device), 2, distances, indices, gemm=gemm)
+    if way == "_propose_hopper" and not gpu.hopper.usable(device):
+        pytest.skip("not of compute capability 9.0, or no CuPy")
+    index = gpu.Index(bank.to(device))
+    index._search(query.to(device), 2, distances, indices, getattr(index, way))
     want, order = kernels.nearest_neighbors(query, bank, 2, backend="reference")
     close(distances, want)
     assert torch.equal(indices.cpu(), order)
