@@ -272,23 +272,19 @@ def tiles(bench: Bench) -> Row:
     return row
 
 
-REFINING = [(warps, registers) for warps in (1, 2, 4) for registers in (128, 80)]
-"""Warps a query and registers a thread at most: those that are tried."""
-
-
 def refining(bench: Bench) -> Row:
-    """What measures the proposals, by its launch: which one kernels/knn/gpu.py should have for how many queries."""
+    """What measures the proposals, in the language in use and in Triton, which serves where CuPy is not installed."""
     from ttt4as_fast import kernels
-    from ttt4as_fast.kernels.gpu_common.units import power_of_two
-    from ttt4as_fast.kernels.knn.gpu import REFINE_REGISTERS, refine_warps
 
-    row = Row("k-NN refined, by warps a query and registers, 784 queries x 16384 x 1024, k 9", "the launch by queries")
+    row = Row("k-NN refined, 784 queries x 16384 x 1024, k 9", "no slower than in Triton")
     n_bank, dim = bench.size(16384, 70), bench.size(1024, 12)
     few, many = bench.size(784, 2), bench.size(25088, 3)
     both = network_like((n_bank + many, dim), 7, bench.device)
     part = kernels.KnnIndex(both[:n_bank].contiguous(), backend=bench.backend)._parts[0]
     row.correct, row.notes["milliseconds"] = True, {}
     clock = bench.clock if bench.small else Clock(bench.device, budget_s=0.3)
+    languages = {"CUDA": part._refine_cuda} if part._fits_cuda() else {}
+    languages["Triton"] = part._refine_triton
     for count, k in ((few, 9), (few, 1), (many, 9)):
         query = both[n_bank : n_bank + count].contiguous()
         low, facts = part._prepare(query, part.largest)
@@ -296,19 +292,13 @@ def refining(bench: Bench) -> Row:
         part._propose(low, facts, least, second)
         distances = torch.empty((count, k), dtype=torch.float32, device=bench.device)
         indices = torch.empty((count, k), dtype=torch.int64, device=bench.device)
-        chosen = (refine_warps(count, max(2, power_of_two(k))), REFINE_REGISTERS)
         expected: torch.Tensor | None = None
-        for launch in sorted(REFINING[-3:] if bench.small else REFINING, key=lambda launch: launch != chosen):
-            work = functools.partial(part._refine, query, k, facts, least, second, distances, indices, *launch)
-            name = "{} warps, {} registers".format(*launch)
+        for name, refine in languages.items():
+            work = functools.partial(refine, query, k, facts, least, second, distances, indices)
             indices.fill_(-1)  # what another launch found is no answer
-            try:
-                time = clock.captured_time(work, [()])
-            except Exception as error:  # it does not fit this architecture
-                row.peers[name] = f"not measured: {type(error).__name__}: {error}"[:300]
-                continue
+            time = clock.captured_time(work, [()])
             row.notes["milliseconds"].setdefault(f"{count} queries, k {k}", {})[name] = time.p50
-            if expected is None:  # the launch in use comes first
+            if expected is None:  # the language in use comes first
                 expected = indices.clone()
                 row.ours = row.ours or time
             elif (count, k) == (few, 9):

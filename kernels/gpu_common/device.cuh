@@ -63,6 +63,14 @@ __device__ inline void next_may_begin() {
 #endif
 }
 
+// Tell the L2 cache that `bytes` are wanted; both are multiples of 16.
+__device__ inline void prefetch(const void* from, int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    const u64 place = u64(__cvta_generic_to_global(from));
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(place), "r"(bytes) : "memory");
+#endif
+}
+
 // Operations, each with an element that changes no result: `neutral`, given one of the values that are combined.
 struct Add {
     template <typename V>
@@ -100,6 +108,15 @@ template <typename V, typename Op>
 __device__ V warp_reduce(V value, Op op) {
     for (int distance = 16; distance; distance >>= 1) value = op(value, __shfl_xor_sync(FULL_WARP, value, distance));
     return value;
+}
+
+// The least of one key a lane, by one instruction; every lane gets it.
+__device__ inline u32 warp_min(u32 key) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_min_sync(FULL_WARP, key);
+#else
+    return warp_reduce(key, Min());
+#endif
 }
 
 // Combine one value a thread; every thread gets the result.
@@ -222,6 +239,16 @@ __device__ inline double exact(float x) {
     return bits >> 31 ? -size : size;
 }
 __device__ inline double exact(double x) { return x; }
+// The float32 nearest to x, subnormal numbers too.
+__device__ inline float to_float(double x) {
+#ifdef __CUDA_ARCH__
+    float nearest;
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(nearest) : "d"(x));
+    return nearest;
+#else
+    return float(x);
+#endif
+}
 
 // Unsigned keys in the order of the numbers: a < b exactly where key(a) < key(b).
 template <typename T>

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in Triton: float16 tensor cores propose, float64 differences decide.
+"""Exact nearest neighbours in Triton and CUDA: float16 tensor cores propose, float64 differences decide.
 
 1. Every vector is centred near the bank's mean (distances do not change, norms shrink), scaled by a power of two and
    rounded to float16; the norm of what rounding lost is kept.
@@ -9,6 +9,9 @@
    group, or all of it where its second best qualifies too. The result is exact whatever the data; hard data costs time.
 
 float16 carries three more bits than bfloat16 at the same rate, which leaves fewer rows to measure.
+
+All but the third step is Triton's. That one is CUDA C++ (``refine.cu``) where CuPy can compile it, else Triton's too
+(`gpu_kernels.refine_kernel`), which has the same result more slowly.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ..gpu_common import FUSED
-from ..gpu_common.capability import processors
-from ..gpu_common.capability import triton_unavailable as unavailable
+from ..gpu_common import FUSED, cuda
+from ..gpu_common.capability import processors, triton_unavailable
 from ..gpu_common.graphs import Graphs
 from ..gpu_common.layout import dense
 from ..gpu_common.memory import chunks, in_chunks
@@ -48,9 +51,13 @@ __all__ = ["ARRAYS", "Index", "unavailable"]
 
 ARRAYS = "torch"
 MAX_K = 64
-"""Neighbours up to which the list of a query stays in registers; more are searched exhaustively."""
+"""Neighbours up to which a kernel keeps the list of a query; more are searched exhaustively."""
 SCRATCH_BYTES = 256 << 20
 """Default bound on the scratch of a search."""
+REFINE_THREADS = 128
+"""Threads of a block of ``refine.cu``, which has one query; a warp measures a row by itself."""
+REFINE_SHARED = 12 << 10
+"""Bytes of shared memory that such a block takes beside the query, of which it keeps 8 a channel."""
 GRAPHS = 4
 """CUDA graphs that an index keeps, each for searches of one number of queries and neighbours."""
 GRAPH_BYTES = 16 << 20
@@ -70,6 +77,17 @@ each other.
 """
 REFINE_REGISTERS = 128
 """Without a bound of its own ptxas spills a few bytes of `refine_kernel` to fit one more block on a multiprocessor."""
+
+
+def unavailable(device: str) -> str | None:
+    """Why the search cannot serve tensors on `device`; None if it can, with CuPy or without.
+
+    CuPy is tried here because a search, which may be the first, may be captured in a CUDA graph.
+    """
+    reason = triton_unavailable(device)
+    if reason is None:
+        cuda.unavailable(device)
+    return reason
 
 
 def read_gemm_from(path: Path) -> dict[tuple[int, int], int]:
@@ -249,9 +267,43 @@ class Index:
         second = torch.empty_like(least)
         propose = self._way_to_propose(n) if propose is None else propose
         propose(low, facts, least, second)
-        self._refine(query, k, facts, least, second, distances, indices)
+        refine = self._refine_cuda if self._fits_cuda() else self._refine_triton
+        refine(query, k, facts, least, second, distances, indices)
 
-    def _refine(
+    def _fits_cuda(self) -> bool:
+        """Whether ``refine.cu`` runs on the device and can keep a query in shared memory."""
+        device = self.bank.device
+        if cuda.unavailable(device.type) is not None:
+            return False
+        return self._query_bytes() <= cuda.shared_memory_limit(device) - REFINE_SHARED
+
+    def _query_bytes(self) -> int:
+        """Shared memory for a query in float64, filled up as ``refine.cu`` says."""
+        return 8 * blocks(self.dim, 512) * 512
+
+    def _refine_cuda(
+        self,
+        query: torch.Tensor,
+        k: int,
+        facts: torch.Tensor,
+        least: torch.Tensor,
+        second: torch.Tensor,
+        distances: torch.Tensor,
+        indices: torch.Tensor,
+    ) -> None:
+        (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
+        size = self.bank.element_size()
+        whole = b_d == 1 and not any(x % 16 for x in (self.bank.data_ptr(), b_n * size, self.dim * size))
+        kernel = f"refine_{str(self.bank.dtype).removeprefix('torch.')}{'' if whole else '_single'}"
+        cuda.launch(
+            self.bank.device, "knn/refine.cu", kernel, len(query), REFINE_THREADS,
+            _span(query), _span(self.bank), least, second, facts, distances, indices,
+            *(np.int32(x) for x in (_KINDS.index(query.dtype), self.size, self.dim, self.n_groups, k)),
+            *(np.int64(x) for x in (q_n, q_d, b_n, b_d)),
+            shared_bytes=self._query_bytes(),
+        )  # fmt: skip
+
+    def _refine_triton(
         self,
         query: torch.Tensor,
         k: int,
@@ -344,6 +396,16 @@ class Index:
 def _strides(x: torch.Tensor) -> tuple[int, int]:
     """Strides of a matrix. A single row counts as contiguous: its first stride has no meaning."""
     return (x.shape[1] if len(x) == 1 else x.stride(0)), x.stride(1)
+
+
+_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # numbered as in refine.cu
+
+
+def _span(x: torch.Tensor) -> torch.Tensor:
+    """The memory from the first to the last element of a matrix, whose strides say what is where."""
+    if x.is_contiguous():
+        return x
+    return x.as_strided((1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)),), (1,))
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from unittest import mock
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Of a block; those beside `ARCHITECTURES` for the kernels alone whose tiles depend on the device."""
-SOURCES = ("peaks/peaks.cu", "segment/label.cu", "gpu_common/gram.cu", "gpu_common/svm.cu")
+SOURCES = ("peaks/peaks.cu", "segment/label.cu", "gpu_common/gram.cu", "gpu_common/svm.cu", "knn/refine.cu")
 
 _POINTERS = {"f16": "*fp16", "bf16": "*bf16", "f32": "*fp32", "f64": "*fp64"}
 _ONE = {"f16": (90,), "bf16": (80,), "f64": (90,)}

@@ -24,6 +24,9 @@
 struct int2 {
     int x, y;
 };
+struct int4 {
+    int x, y, z, w;
+};
 struct float2 {
     float x, y;
 };

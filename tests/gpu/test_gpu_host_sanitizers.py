@@ -10,6 +10,7 @@ from ttt4as_fast.kernels.segment import nominal_candidates
 
 from . import emulator, host_sanitizers
 from .conftest import require_interpreter
+from .test_gpu_knn import TestRefining
 from .test_gpu_segment import inputs
 
 pytestmark = pytest.mark.interpret
@@ -78,6 +79,13 @@ def test_peaks(checked, rng, kind):
     grown = torch.zeros_like(out)
     checked(Unit("peaks/peaks.cu"), "dilate", 1, 1024, 0, (out, grown, scratch, np.int32(23), np.int32(41), np.int32(3)))
     assert 0 < out.sum() < grown.sum()
+
+
+def test_knn(checked, rng):
+    """Seeds, single rows, whole groups in several rounds; rows read 16 bytes at a time and number by number."""
+    bank = torch.from_numpy(rng.integers(0, 4, (150, 16)).astype(np.float32))
+    for rows, bound in ((bank, 4.0), (bank[:, 1:], 1e6)):
+        TestRefining().check(rows[:1] + 0.5, rows, 5, "cuda", torch.device("cpu"), bound=bound)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import torch
 
 from ttt4as_fast import kernels
 
+from . import emulator
+
 CASES = [  # queries, bank, channels, neighbours, dtype
     (1, 1, 1, 1, "float32"),
     (5, 70, 3, 1, "float32"),
@@ -29,6 +31,26 @@ def check(query: torch.Tensor, bank: torch.Tensor, k: int, device: torch.device)
     assert torch.allclose(distances.cpu(), want, rtol=1e-6, atol=0)
 
 
+@pytest.fixture(params=["cuda", "triton"])
+def refined_by(request, device, monkeypatch) -> str:
+    """The language of the kernel that measures what the proposals cannot exclude."""
+    from ttt4as_fast.kernels.knn import gpu
+
+    if request.param == "cuda":
+        request.getfixturevalue("cuda_source")
+    else:
+        monkeypatch.setattr(gpu.Index, "_fits_cuda", lambda self: False)
+    return request.param
+
+
+@pytest.fixture
+def refined_by_triton(monkeypatch) -> None:
+    """Where sums in another order could tell copies of a row apart, which those of the kernel in CUDA cannot."""
+    gpu = pytest.importorskip("ttt4as_fast.kernels.knn.gpu", reason="Triton is not installed")
+    monkeypatch.setattr(gpu.Index, "_fits_cuda", lambda self: False)
+
+
+@pytest.mark.usefixtures("refined_by")
 @pytest.mark.parametrize(("n_query", "n_bank", "dim", "k", "dtype"), CASES)
 def test_search(device, rng, n_query, n_bank, dim, k, dtype):
     kind = getattr(torch, dtype)
@@ -37,6 +59,7 @@ def test_search(device, rng, n_query, n_bank, dim, k, dtype):
     check(query, bank, k, device)
 
 
+@pytest.mark.usefixtures("refined_by_triton")
 @pytest.mark.parametrize("k", [1, 5])
 def test_ties_go_to_the_lowest_index(device, rng, k):
     query = torch.from_numpy(rng.integers(0, 2, (4, 2)).astype(np.float32))
@@ -44,6 +67,7 @@ def test_ties_go_to_the_lowest_index(device, rng, k):
     check(query, bank, k, device)
 
 
+@pytest.mark.usefixtures("refined_by_triton")
 @pytest.mark.parametrize("k", [1, 6])
 def test_copies_of_a_row_go_to_the_lowest_index_however_each_is_measured(device, rng, k):
     """Seeds, single rows and whole groups are summed in other orders: rounding must not tell copies apart."""
@@ -53,6 +77,7 @@ def test_copies_of_a_row_go_to_the_lowest_index_however_each_is_measured(device,
     check(torch.cat((torch.from_numpy(near), bank[100:102])), bank, k, device)
 
 
+@pytest.mark.usefixtures("refined_by_triton")
 def test_copies_of_a_long_row_are_a_tie_though_sums_lose_what_their_order_makes_them_lose(device):
     """Squares below half the last place of the first: a thread's sum drops them one by one, a sum of them counts."""
     row = np.full((1, 8192), np.sqrt(0.99 * 2.0**-53), np.float32)
@@ -238,6 +263,136 @@ def test_a_query_that_is_not_finite_gets_nothing_and_spares_the_others(device, r
     distances, indices = index.search(query, 4)
     assert len(index._parts) == 2 and indices[0, :2].tolist() == [0, 3]
     assert indices[1].tolist() == [-1] * 4 and torch.isnan(distances[1]).all()
+
+
+class TestRefining:
+    """The kernel that measures, on proposals made here: whatever a bound of any width leaves, and no more than that."""
+
+    @staticmethod
+    def proposals(query: torch.Tensor, bank: torch.Tensor, bound: float, slack: float) -> tuple[torch.Tensor, ...]:
+        """Facts of queries, least and second of each group: off by up to the bound; the low bits hold the place."""
+        squared = torch.cdist(query.double(), bank.double()).square()
+        noise = torch.rand(squared.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        place = torch.arange(32)
+        row = torch.arange(-(-len(bank) // 128) * 4)[:, None]
+        row = row // 4 * 128 + place // 2 * 8 + row % 4 * 2 + place % 2
+        off = (squared + bound * (1.98 * noise - 0.99)).float()
+        padded = torch.nn.functional.pad(off, (0, row.numel() - len(bank)), value=float("inf"))
+        packed = (padded[:, row].view(torch.int32) & ~31) | place.int()
+        least, second = packed.sort(2).values[..., :2].unbind(2)
+        facts = torch.tensor([1.0, 0.0, bound, 1.0], dtype=torch.float64).repeat(len(query), 1)
+        facts[:, 2] += slack * squared.amax(1)  # for the low bits; NaN where the query has one
+        return facts, least.contiguous(), second.contiguous()
+
+    def refine(self, query, bank, k, by, device, bound=0.0, slack=1e-5) -> tuple[torch.Tensor, torch.Tensor]:
+        from ttt4as_fast.kernels.knn import gpu
+
+        index = gpu.Index.__new__(gpu.Index)
+        facts, least, second = (x.to(device) for x in self.proposals(query.cpu(), bank.cpu(), bound, slack))
+        index.bank, (index.size, index.dim), index.n_groups = bank, bank.shape, least.shape[1]
+        distances = torch.full((len(query), k), -7.0, device=device)
+        indices = torch.full((len(query), k), -7, device=device)
+        getattr(index, f"_refine_{by}")(query, k, facts, least, second, distances, indices)
+        return distances.cpu(), indices.cpu()
+
+    def check(self, query, bank, k, by, device, **options) -> None:
+        distances, indices = self.refine(query, bank, k, by, device, **options)
+        want, order = kernels.nearest_neighbors(query.cpu(), bank.cpu(), k, backend="reference")
+        assert torch.equal(indices, order)
+        assert torch.allclose(distances, want, rtol=1e-6, atol=0)
+
+    @pytest.mark.usefixtures("cuda_source")
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+    @pytest.mark.parametrize(
+        ("n_bank", "dim", "k"), [(1, 1, 1), (70, 64, 9), (131, 37, 3), (300, 2056, 5), (90, 520, 64), (40, 3, 40)]
+    )
+    def test_types_and_shapes(self, device, rng, dtype, n_bank, dim, k):
+        """Rows of multiples of 16 bytes are read so, others number by number; the query has a type of its own."""
+        kinds = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+        kind = getattr(torch, dtype)
+        other = kinds[(kinds.index(kind) + n_bank) % 4]
+        bank = torch.from_numpy(rng.standard_normal((n_bank, dim)) + 3).to(device, kind)
+        query = torch.from_numpy(rng.standard_normal((2, dim)) + 3).to(device, other)
+        self.check(query, bank, k, "cuda", device)
+
+    @pytest.mark.usefixtures("cuda_source")
+    @pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64])
+    def test_layouts(self, device, rng, kind):
+        x = torch.from_numpy(rng.standard_normal((180, 48))).to(device, kind)
+        y = torch.from_numpy(rng.standard_normal((8, 180))).to(device, kind)
+        for bank in (x[:, 16:32], x[::2, 8:], x[1:, 1:17], x[:, ::3], y.T, x[:1].expand(50, 48)):
+            query = torch.from_numpy(rng.standard_normal((bank.shape[1], 2))).to(device, kind).T
+            self.check(query, bank, min(3, len(bank)), "cuda", device)
+
+    @pytest.mark.parametrize("k", [1, 7, 64])
+    @pytest.mark.parametrize("bound", [0.0, 2.0, 1e6])
+    def test_ties(self, device, rng, refined_by, k, bound):
+        """Rows of few values, of which a bound leaves some, whole groups, or all."""
+        if refined_by == "triton" and (k, bound) != (7, 2.0):
+            pytest.skip("one of them is enough of Triton's")
+        query = torch.from_numpy(rng.integers(0, 3, (2, 4)).astype(np.float32)).to(device)
+        bank = torch.from_numpy(rng.integers(0, 3, (400, 4)).astype(np.float32)).to(device)
+        for rows in (bank, bank[:1].repeat(130, 1)):  # whose distances are whole numbers: no bound but the given one
+            self.check(query, rows, k, refined_by, device, bound=bound, slack=0.0)
+
+    @pytest.mark.usefixtures("cuda_source")
+    def test_more_groups_than_are_looked_at_at_once(self, device, rng):
+        """The nearest fill several groups at the start and at the end of the bank."""
+        bank = torch.from_numpy(rng.standard_normal((140_000 if device.type == "cuda" else 35_000, 2))).to(device)
+        bank[40:100] /= 1e3
+        bank[-60:] /= 1e3
+        self.check(torch.zeros_like(bank[:2]), bank, 64, "cuda", device, bound=1e-6)
+
+    @pytest.mark.usefixtures("cuda_source")
+    def test_subnormal_numbers_and_distances(self, device):
+        """float32's least numbers are numbers, though CuPy has arithmetic of float32 take them for 0."""
+        bank = (torch.arange(1, 41, dtype=torch.float64) * 3e-44)[:, None].float().to(device)
+        query = torch.zeros((1, 1), device=device)
+        distances, indices = self.refine(query, bank, 4, "cuda", device, bound=1.0)
+        assert indices.tolist() == [[0, 1, 2, 3]] and torch.equal(distances[0], bank[:4, 0].cpu())
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_a_query_that_is_not_a_number(self, device, rng, refined_by, bad):
+        bank = torch.from_numpy(rng.standard_normal((70, 5)).astype(np.float32)).to(device)
+        query = bank[:3].clone()
+        query[1, 2] = bad
+        distances, indices = self.refine(query, bank, 3, refined_by, device)
+        assert indices[:, 0].tolist() == [0, -1, 2] and (indices[1] == -1).all()
+        assert torch.isnan(distances[1]).all() and not torch.isnan(distances[[0, 2]]).any()
+
+    @pytest.mark.interpret
+    @pytest.mark.parametrize(("threads", "backwards"), [(64, True), (128, False), (128, True)])
+    def test_no_result_depends_on_the_order_of_threads(self, rng, monkeypatch, threads, backwards):
+        pytest.importorskip("triton", reason="Triton is not installed")
+        if emulator.compiler() is None:
+            pytest.skip("no C++ compiler to build CUDA sources for the host with")
+        from ttt4as_fast.kernels.gpu_common import cuda
+
+        monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator(threads, backwards))
+        query = torch.from_numpy(rng.integers(0, 4, (2, 16)).astype(np.float32))
+        bank = torch.from_numpy(rng.integers(0, 4, (300, 16)).astype(np.float32))
+        for rows, k, bound in ((bank, 9, 1.0), (bank, 9, 1e6), (bank[:130], 64, 1e6)):
+            self.check(query, rows, k, "cuda", torch.device("cpu"), bound=bound)
+
+
+def test_where_cupy_is_not_there_triton_refines(device, rng, monkeypatch):
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    monkeypatch.setattr(cuda, "unavailable", lambda device: "CuPy is not installed")
+    monkeypatch.setattr(cuda, "launch", None)
+    bank = torch.from_numpy(rng.standard_normal((30, 4)).astype(np.float32))
+    check(bank[:2] + 0.1, bank, 2, device)
+
+
+@pytest.mark.usefixtures("cuda_source")
+def test_a_query_beyond_shared_memory_is_refined_by_triton(device, monkeypatch):
+    from ttt4as_fast.kernels.knn import gpu
+
+    bank = torch.eye(3, 1025, device=device)
+    index = gpu.Index(bank)
+    assert index._fits_cuda()
+    monkeypatch.setattr(gpu.cuda, "shared_memory_limit", lambda device: gpu.REFINE_SHARED + 8 * 1535)
+    assert not index._fits_cuda()
 
 
 class TestStreams:

@@ -35,9 +35,13 @@ def test_bilinear(device, rng):
 
 
 @pytest.mark.parametrize("way", ["_propose", "_propose_gemm", "_propose_hopper"])
-def test_knn(device, rng, way):
+@pytest.mark.parametrize("triton", [False, True], ids=["cuda", "triton"])
+def test_knn(device, rng, monkeypatch, way, triton):
+    """By each way to propose; refined in CUDA where CuPy is there, and in Triton."""
     from ttt4as_fast.kernels.knn import gpu
 
+    if triton:
+        monkeypatch.setattr(gpu.Index, "_fits_cuda", lambda self: False)
     bank = torch.from_numpy(rng.standard_normal((133, 21)).astype(np.float32))
     query = torch.from_numpy(rng.standard_normal((3, 21)).astype(np.float32))
     distances = torch.empty((3, 2), dtype=torch.float32, device=device)
