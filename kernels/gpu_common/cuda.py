@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from . import driver
 from .capability import not_while_capturing, reason_of
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -30,8 +29,6 @@ class Unit(NamedTuple):
     file: str
     prelude: str = ""
     options: tuple[str, ...] = ()
-    overlapping: bool = False
-    """Whether its kernels wait themselves for the results of what was launched before, and may begin sooner."""
 
 
 Launcher = Callable[[Unit, str, int, int, int, tuple], None]
@@ -74,7 +71,6 @@ def launch(
     shared_bytes: int = 0,
     prelude: str = "",
     options: tuple[str, ...] = (),
-    overlapping: bool = False,
 ) -> None:
     """Launch `kernel` of `file` over `blocks` blocks of `threads` threads on the current stream of `device`.
 
@@ -95,11 +91,9 @@ def launch(
         Text before that of the file: definitions.
     options : tuple of str
         The compiler's, beside `OPTIONS`.
-    overlapping : bool
-        See `Unit`.
     """
     if blocks:
-        LAUNCHERS[device.type](Unit(file, prelude, options, overlapping), kernel, blocks, threads, shared_bytes, arguments)
+        LAUNCHERS[device.type](Unit(file, prelude, options), kernel, blocks, threads, shared_bytes, arguments)
 
 
 def addresses(arguments: tuple) -> tuple:
@@ -128,11 +122,7 @@ def _cupy_launch(unit: Unit, kernel: str, blocks: int, threads: int, shared_byte
     device = next(argument.device for argument in arguments if isinstance(argument, torch.Tensor))
     with torch.cuda.device(device):
         function = _cupy_kernel(unit, kernel, device)
-        stream = torch.cuda.current_stream(device).cuda_stream
-        if unit.overlapping:
-            driver.launch(function.kernel.ptr, blocks, threads, shared_bytes, stream, addresses(arguments))
-            return
-        with _cupy_stream(device.index, stream):
+        with _cupy_stream(device.index, torch.cuda.current_stream(device).cuda_stream):
             function((blocks,), (threads,), addresses(arguments), shared_mem=shared_bytes)
 
 

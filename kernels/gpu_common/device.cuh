@@ -49,20 +49,6 @@ __device__ void copies_wait() {
 #endif
 }
 
-// A kernel that is launched as overlapping begins before the one before it is over: it may touch what others write, and
-// write what others read, past this only.
-__device__ inline void wait_for_results() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// The next one, if it is such a kernel, may begin where all blocks have come this far and there is room.
-__device__ inline void next_may_begin() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // Tell the L2 cache that `bytes` are wanted; both are multiples of 16.
 __device__ inline void prefetch(const void* from, int bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

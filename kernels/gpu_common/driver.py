@@ -1,4 +1,4 @@
-"""What CuPy does not offer of the CUDA driver: descriptions of tensors that hardware copies, and launches that overlap."""
+"""What CuPy does not offer of the CUDA driver: descriptions of tensors of which hardware copies boxes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 TENSOR_MAP = np.dtype([("opaque", np.uint64, 16)])
 """The driver's ``CUtensorMap``."""
-_FLOAT16, _SWIZZLE_128B, _L2_256B, _PROGRAMMATIC_STREAM_SERIALIZATION = 6, 3, 3, 6  # of the driver's enumerations
+_FLOAT16, _SWIZZLE_128B, _L2_256B = 6, 3, 3  # of the driver's enumerations
 
 
 def tensor_map(x: torch.Tensor, shape: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> np.ndarray:
@@ -47,48 +47,6 @@ def tensor_map(x: torch.Tensor, shape: Sequence[int], strides: Sequence[int], bo
     if code:
         raise RuntimeError(f"cuTensorMapEncodeTiled: error {code} for {shape}, strides {strides}, box {box}")
     return found
-
-
-def launch(
-    function: int, blocks: int, threads: int, shared_bytes: int, stream: int, arguments: Sequence[np.generic]
-) -> None:
-    """Launch a kernel that may begin before the one before it on the stream is over, whose results it waits for itself.
-
-    Parameters
-    ----------
-    function, stream : int
-        The driver's handles.
-    blocks, threads, shared_bytes : int
-    arguments : sequence of NumPy scalars, or arrays of one structure
-        In the kernel's order and of its types.
-
-    Raises
-    ------
-    RuntimeError
-        The driver refuses.
-    """
-    values = [np.array([x]) for x in arguments]
-    pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
-    overlap = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
-    overlap.value[0] = 1
-    config = _Config(blocks, 1, 1, threads, 1, 1, shared_bytes, stream, ctypes.pointer(overlap), 1)
-    code = _library().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function), pointers, None)
-    if code:
-        raise RuntimeError(f"cuLaunchKernelEx: error {code}")
-
-
-class _Attribute(ctypes.Structure):  # CUlaunchAttribute
-    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int * 16))
-
-
-class _Config(ctypes.Structure):  # CUlaunchConfig
-    _fields_ = (
-        *((f"{what}_{axis}", ctypes.c_uint) for what in ("grid", "block") for axis in "xyz"),
-        ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.POINTER(_Attribute)),
-        ("count", ctypes.c_uint),
-    )
 
 
 @functools.cache

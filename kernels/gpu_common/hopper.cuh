@@ -40,8 +40,8 @@ __device__ inline void barrier_wait(Barrier* barrier, u32 parity) {
 // where there is nothing.
 __device__ inline void copy_box(void* to, const TensorMap& map, Barrier* barrier, int column, int row) {
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-            shared_address(to)),
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+        "[%4];" ::"r"(shared_address(to)),
         "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
         : "memory");
 }
@@ -78,12 +78,8 @@ __device__ inline void warpgroup_meets(int warpgroup) {
     asm volatile("bar.sync %0, 128;" ::"r"(warpgroup + 1) : "memory");
 }
 // Two warpgroups take turns: one waits until the other, number 0 or 1, says that its own is over.
-__device__ inline void turn_begins(int warpgroup) {
-    asm volatile("bar.sync %0, 256;" ::"r"(warpgroup + 3) : "memory");
-}
-__device__ inline void turn_ends(int warpgroup) {
-    asm volatile("bar.arrive %0, 256;" ::"r"(4 - warpgroup) : "memory");
-}
+__device__ inline void turn_begins(int warpgroup) { asm volatile("bar.sync %0, 256;" ::"r"(warpgroup + 3) : "memory"); }
+__device__ inline void turn_ends(int warpgroup) { asm volatile("bar.arrive %0, 256;" ::"r"(4 - warpgroup) : "memory"); }
 #endif
 
 // Rows of 128 bytes in shared memory, their 16-byte parts in the order that copies and products have (swizzled), as a

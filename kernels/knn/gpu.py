@@ -75,6 +75,8 @@ MANY_QUERIES = 4096
 """Queries from which `refine_kernel` has one warp for each instead of four: they fill the device, and never wait for
 each other.
 """
+FEW_NEIGHBORS = 4
+"""Neighbours up to which many queries are Triton's (measured on an H200: k 1 and 9)."""
 REFINE_REGISTERS = 128
 """Without a bound of its own ptxas spills a few bytes of `refine_kernel` to fit one more block on a multiprocessor."""
 
@@ -267,8 +269,14 @@ class Index:
         second = torch.empty_like(least)
         propose = self._way_to_propose(n) if propose is None else propose
         propose(low, facts, least, second)
-        refine = self._refine_cuda if self._fits_cuda() else self._refine_triton
-        refine(query, k, facts, least, second, distances, indices)
+        refine = self._refine_cuda if self._takes_cuda(n, k) else self._refine_triton
+        refine(query, k, (low, facts, least, second), distances, indices)
+
+    def _takes_cuda(self, n_query: int, k: int) -> bool:
+        """Whether ``refine.cu`` is faster than Triton's kernel: the one for its short chains, the other for many queries
+        of few rows each, which a warp has to itself.
+        """
+        return self._fits_cuda() and not (n_query >= MANY_QUERIES and k <= FEW_NEIGHBORS)
 
     def _fits_cuda(self) -> bool:
         """Whether ``refine.cu`` runs on the device and can keep a query in shared memory."""
@@ -285,20 +293,19 @@ class Index:
         self,
         query: torch.Tensor,
         k: int,
-        facts: torch.Tensor,
-        least: torch.Tensor,
-        second: torch.Tensor,
+        proposed: tuple[torch.Tensor, ...],
         distances: torch.Tensor,
         indices: torch.Tensor,
     ) -> None:
+        low, facts, least, second = proposed
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         size = self.bank.element_size()
         whole = b_d == 1 and not any(x % 16 for x in (self.bank.data_ptr(), b_n * size, self.dim * size))
         kernel = f"refine_{str(self.bank.dtype).removeprefix('torch.')}{'' if whole else '_single'}"
         cuda.launch(
             self.bank.device, "knn/refine.cu", kernel, len(query), REFINE_THREADS,
-            _span(query), _span(self.bank), least, second, facts, distances, indices,
-            *(np.int32(x) for x in (_KINDS.index(query.dtype), self.size, self.dim, self.n_groups, k)),
+            _span(query), _span(self.bank), low, self.low, self.norm, least, second, facts, distances, indices,
+            *(np.int32(x) for x in (_KINDS.index(query.dtype), self.size, self.dim, self.padded, self.n_groups, k)),
             *(np.int64(x) for x in (q_n, q_d, b_n, b_d)),
             shared_bytes=self._query_bytes(),
         )  # fmt: skip
@@ -307,14 +314,13 @@ class Index:
         self,
         query: torch.Tensor,
         k: int,
-        facts: torch.Tensor,
-        least: torch.Tensor,
-        second: torch.Tensor,
+        proposed: tuple[torch.Tensor, ...],
         distances: torch.Tensor,
         indices: torch.Tensor,
         warps: int | None = None,
         registers: int = REFINE_REGISTERS,
     ) -> None:
+        _, facts, least, second = proposed
         list_size = max(2, power_of_two(k))
         warps = refine_warps(len(query), list_size) if warps is None else warps
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)

@@ -42,6 +42,10 @@ def prepare_kernel(
     channel = tl.arange(0, BLOCK_D)
     x = _centred(x_ptr, centre_ptr, channel, dim, x_d)
     if QUERY:
+        bank_norm = tl.sqrt(tl.load(largest_ptr))  # here, where nothing waits for them
+        bank_rounded = tl.load(largest_ptr + 1)
+        bank_lost = tl.load(largest_ptr + 2)
+        bank_scale = tl.load(largest_ptr + 3)
         largest = tl.abs(x).to(tl.float32)
         for first in range(BLOCK_D, dim, BLOCK_D):
             rest = _centred(x_ptr, centre_ptr, first + channel, dim, x_d)
@@ -74,10 +78,6 @@ def prepare_kernel(
     rounded_norm = norm + lost_norm
     facts = facts_ptr + row * 4
     if QUERY:
-        bank_norm = tl.sqrt(tl.load(largest_ptr))
-        bank_rounded = tl.load(largest_ptr + 1)
-        bank_lost = tl.load(largest_ptr + 2)
-        bank_scale = tl.load(largest_ptr + 3)
         unit = 0.5 * inverse / bank_scale
         # By Cauchy and Schwarz what rounding does to a product; then float32 sums of the tensor cores, which truncate;
         # then norms summed in float32 by 128 threads, the arithmetic after them and the bits that carry the place.

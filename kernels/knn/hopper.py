@@ -51,7 +51,7 @@ def propose(
         low.device, "knn/propose.cu", "propose", min(processors(low.device), tiles), THREADS,
         query_boxes(low, queries), bank_boxes(bank_low), facts, norm, least, second,
         *(np.int32(i) for i in (n_query, n_bank, padded, n_groups)),
-        shared_bytes=SHARED - 88 * queries, prelude=prelude(queries), options=("-arch=sm_90a",), overlapping=True,
+        shared_bytes=SHARED - 88 * queries, prelude=prelude(queries), options=("-arch=sm_90a",),
     )  # fmt: skip
 
 

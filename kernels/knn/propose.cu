@@ -17,7 +17,7 @@ using namespace ttt4as;
 #define STAGE_BYTES (128 * (BANK + QUERIES))     // 64 channels of all
 #define ROOM (226 * 1024 - 1024 - 88 * QUERIES)  // bytes of shared memory for stages, past what aligns them
 #define STAGES (ROOM / STAGE_BYTES)
-#define WARPGROUPS 2                             // that multiply, a tile each
+#define WARPGROUPS 2  // that multiply, a tile each
 #define THREADS (128 * WARPGROUPS + 128)
 #define PER_THREAD (QUERIES / 2)
 
@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const float* norm, int* least, int* second, int n_query, int n_bank, int padded_dim, int n_groups) {
     DYNAMIC_SHARED(char, shared);
     __shared__ Barrier full[STAGES], empty[STAGES];
-    __shared__ float2 all_terms[WARPGROUPS][QUERIES];  // of a query: the scale of the bank's norms, and its own norm
+    __shared__ float2 all_terms[WARPGROUPS][QUERIES];   // of a query: the scale of the bank's norms, and its own norm
     __shared__ int4 all_found[WARPGROUPS][2][QUERIES];  // of the four groups
     char* const stages = shared + (1024 - reinterpret_cast<u64>(shared) % 1024) % 1024;
     const int tiles_q = (n_query + QUERIES - 1) / QUERIES, tiles_n = (n_bank + BANK - 1) / BANK;
@@ -79,8 +79,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         barriers_made();
     }
     __syncthreads();
-    next_may_begin();
-    wait_for_results();
     if (warpgroup == WARPGROUPS) {
         give_registers<24>();
         if (threadIdx.x > 128 * WARPGROUPS) return;

@@ -120,6 +120,41 @@ __device__ double measure(const double* query, const typename T::Bits* row, long
     return warp_reduce((sums[0] + sums[1]) + (sums[2] + sums[3]), Add());
 }
 
+__device__ inline float of_half(u32 bits) {
+#ifdef __CUDA_ARCH__
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((unsigned short)bits));
+    return value;
+#else
+    return float(F16::raw((unsigned short)bits) * F16::scale);
+#endif
+}
+
+// The product of two float16 rows by 8 lanes beside each other, each of which gets it. Of rows, the lanes of a warp
+// have four; `exists` is whether these have one.
+__device__ float product_of_low(const uint4* a, const uint4* b, int padded, bool exists) {
+    constexpr int AHEAD = 8;  // reads in flight
+    const int pieces = exists ? padded / 8 : 0;
+    float sums[2] = {0, 0};
+    for (int first = threadIdx.x & 7; first < pieces; first += 8 * AHEAD) {
+        uint4 read[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j) read[j] = first + 8 * j < pieces ? b[first + 8 * j] : uint4{0, 0, 0, 0};
+#pragma unroll
+        for (int j = 0; j < AHEAD; ++j) {
+            const uint4 other = first + 8 * j < pieces ? a[first + 8 * j] : uint4{0, 0, 0, 0};
+            const u32 x[4] = {other.x, other.y, other.z, other.w}, y[4] = {read[j].x, read[j].y, read[j].z, read[j].w};
+            for (int i = 0; i < 4; ++i) {
+                sums[0] = fmaf(of_half(x[i] & 0xffffu), of_half(y[i] & 0xffffu), sums[0]);
+                sums[1] = fmaf(of_half(x[i] >> 16), of_half(y[i] >> 16), sums[1]);
+            }
+        }
+    }
+    float sum = sums[0] + sums[1];
+    for (int distance = 4; distance; distance >>= 1) sum += __shfl_xor_sync(FULL_WARP, sum, distance);
+    return sum;
+}
+
 // See `_column`.
 __device__ int column(int group, int place) {
     return (group >> 2) * 128 + (place >> 1) * 8 + (group & 3) * 2 + (place & 1);
@@ -162,9 +197,10 @@ __device__ int limit_of(const Found& found, int half, int k, double bound, doubl
 }
 
 template <typename T, int N>
-__device__ void refine(const void* queries, const typename T::Bits* bank, const int* least, const int* second,
-                       const double* facts, float* distances, long long* indices, int kind, int n_bank, int dim,
-                       int n_groups, int k, long long q_n, long long q_d, long long b_n, long long b_d) {
+__device__ void refine(const void* queries, const typename T::Bits* bank, const uint4* low, const uint4* bank_low,
+                       const float* norm, const int* least, const int* second, const double* facts, float* distances,
+                       long long* indices, int kind, int n_bank, int dim, int padded, int n_groups, int k,
+                       long long q_n, long long q_d, long long b_n, long long b_d) {
     DYNAMIC_SHARED(double2, pairs);
     double* const query = reinterpret_cast<double*>(pairs);
     __shared__ Found found;
@@ -273,6 +309,7 @@ __device__ void refine(const void* queries, const typename T::Bits* bank, const 
         }
         const int left = rows + 32 * wholes - task;
         count = left < ROUND ? left : ROUND;
+        const int alone = rows > task ? rows - task : 0;  // the others are of whole groups
         for (int i = thread; i < count; i += threads) {
             int row;
             if (task + i < rows) {
@@ -286,6 +323,19 @@ __device__ void refine(const void* queries, const typename T::Bits* bank, const 
             found.row[half][k + i] = row < n_bank ? row : -1;
         }
         task += count;
+        __syncthreads();
+        if (alone >= count) continue;
+        // What the proposals do not say of a group's other rows is found anew, to spare the most of them the measure.
+        const int limit = limit_of(found, half, k, bound, unit);
+        const float ratio = float(facts[block * 4]), own = float(facts[block * 4 + 1]);
+        for (int first = alone + 4 * warp; first < count; first += 4 * warps) {
+            const int i = first + lane / 8, row = i < count ? found.row[half][k + i] : -1;
+            const long long pieces = padded / 8;
+            const float product = product_of_low(low + block * pieces, bank_low + row * pieces, padded, row >= 0);
+            if (row < 0 || lane & 7) continue;
+            const int value = int(__float_as_uint(fmaf(norm[row], ratio, own) - product));
+            if ((value & ~31) > limit) found.row[half][k + i] = -1;
+        }
         __syncthreads();
     }
 
@@ -308,13 +358,14 @@ __device__ void refine(const void* queries, const typename T::Bits* bank, const 
 
 // Of BLOCKS blocks that share a multiprocessor none spills registers; of seven, 784 are one wave on 132 of them. `kind`
 // is the query's type: 0 float16, 1 bfloat16, 2 float32, 3 float64.
-#define REFINE_KERNEL(name, T, N, BLOCKS)                                                                             \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS, BLOCKS)                                                 \
-        name(const void* queries, const T::Bits* bank, const int* least, const int* second, const double* facts,      \
-             float* distances, long long* indices, int kind, int n_bank, int dim, int n_groups, int k, long long q_n, \
-             long long q_d, long long b_n, long long b_d) {                                                           \
-        refine<T, N>(queries, bank, least, second, facts, distances, indices, kind, n_bank, dim, n_groups, k, q_n,    \
-                     q_d, b_n, b_d);                                                                                  \
+#define REFINE_KERNEL(name, T, N, BLOCKS)                                                                              \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS, BLOCKS)                                                  \
+        name(const void* queries, const T::Bits* bank, const uint4* low, const uint4* bank_low, const float* norm,     \
+             const int* least, const int* second, const double* facts, float* distances, long long* indices, int kind, \
+             int n_bank, int dim, int padded, int n_groups, int k, long long q_n, long long q_d, long long b_n,        \
+             long long b_d) {                                                                                          \
+        refine<T, N>(queries, bank, low, bank_low, norm, least, second, facts, distances, indices, kind, n_bank, dim,  \
+                     padded, n_groups, k, q_n, q_d, b_n, b_d);                                                         \
     }
 
 // Rows whose numbers lie beside each other, from addresses and in numbers that are multiples of 16 bytes.

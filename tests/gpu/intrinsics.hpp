@@ -36,9 +36,6 @@ struct double2 {
 struct float4 {
     float x, y, z, w;
 };
-struct int4 {
-    int x, y, z, w;
-};
 struct uint4 {
     unsigned x, y, z, w;
 };

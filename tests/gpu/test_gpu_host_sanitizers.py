@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from ttt4as_fast.kernels.gpu_common.cuda import Unit
 from ttt4as_fast.kernels.segment import nominal_candidates
 
-from . import emulator, host_sanitizers
+from . import emulator, host_sanitizers, test_gpu_knn
 from .conftest import require_interpreter
-from .test_gpu_knn import TestRefining
 from .test_gpu_segment import inputs
 
 pytestmark = pytest.mark.interpret
@@ -61,11 +61,11 @@ def test_what_is_wrong_is_found(checked, tmp_path, monkeypatch, body, wrong):
         cache.cache_clear()
     x = torch.arange(64, dtype=torch.int32)
     if wrong is None:
-        checked(cuda.Unit("turn.cu"), "turn", 1, 64, 256, (x,))
+        checked(Unit("turn.cu"), "turn", 1, 64, 256, (x,))
         assert x.tolist() == ([*range(1, 64), 0] if checked.kind == "races" else list(range(1, 65)))
     else:
         with pytest.raises(host_sanitizers.SanitizerError, match=wrong):
-            checked(cuda.Unit("turn.cu"), "turn", 1, 64, 256, (x,))
+            checked(Unit("turn.cu"), "turn", 1, 64, 256, (x,))
     for cache in caches:
         cache.cache_clear()
 
@@ -85,7 +85,7 @@ def test_knn(checked, rng):
     """Seeds, single rows, whole groups in several rounds; rows read 16 bytes at a time and number by number."""
     bank = torch.from_numpy(rng.integers(0, 4, (150, 16)).astype(np.float32))
     for rows, bound in ((bank, 4.0), (bank[:, 1:], 1e6)):
-        TestRefining().check(rows[:1] + 0.5, rows, 5, "cuda", torch.device("cpu"), bound=bound)
+        test_gpu_knn.TestRefining().check(rows[:1] + 0.5, rows, 5, "cuda", torch.device("cpu"), bound=bound)
 
 
 @pytest.mark.parametrize(

@@ -290,9 +290,12 @@ class TestRefining:
         index = gpu.Index.__new__(gpu.Index)
         facts, least, second = (x.to(device) for x in self.proposals(query.cpu(), bank.cpu(), bound, slack))
         index.bank, (index.size, index.dim), index.n_groups = bank, bank.shape, least.shape[1]
+        # By what is known of the rows of a group but the two least, none is too far.
+        index.padded, index.norm = 64, torch.zeros(len(bank), device=device)
+        low, index.low = (torch.zeros((len(x), 64), dtype=torch.float16, device=device) for x in (query, bank))
         distances = torch.full((len(query), k), -7.0, device=device)
         indices = torch.full((len(query), k), -7, device=device)
-        getattr(index, f"_refine_{by}")(query, k, facts, least, second, distances, indices)
+        getattr(index, f"_refine_{by}")(query, k, (low, facts, least, second), distances, indices)
         return distances.cpu(), indices.cpu()
 
     def check(self, query, bank, k, by, device, **options) -> None:
@@ -382,6 +385,28 @@ def test_where_cupy_is_not_there_triton_refines(device, rng, monkeypatch):
     monkeypatch.setattr(cuda, "launch", None)
     bank = torch.from_numpy(rng.standard_normal((30, 4)).astype(np.float32))
     check(bank[:2] + 0.1, bank, 2, device)
+
+
+@pytest.mark.usefixtures("cuda_source")
+@pytest.mark.parametrize(("dim", "k"), [(64, 9), (1200, 5)])
+def test_rows_of_a_group_that_are_near_are_found_by_their_float16_copies(device, rng, dim, k):
+    """Each query has its nearest in one group: all but the two least of it are known by their copies alone."""
+    bank = 4 * torch.from_numpy(rng.standard_normal((512, dim)).astype(np.float32))
+    query = torch.from_numpy(rng.standard_normal((3, dim)).astype(np.float32))
+    for i, group in enumerate((0, 7, 13)):
+        place = torch.from_numpy(rng.permutation(32)[:12])
+        rows = group // 4 * 128 + place // 2 * 8 + group % 4 * 2 + place % 2
+        bank[rows] = query[i] + 0.1 * torch.from_numpy(rng.standard_normal((12, dim)).astype(np.float32))
+    check(query, bank, k, device)
+
+
+def test_many_queries_of_few_neighbours_are_refined_by_triton(device, monkeypatch):
+    from ttt4as_fast.kernels.knn import gpu
+
+    index = gpu.Index(torch.eye(3, 4, device=device))
+    monkeypatch.setattr(gpu.Index, "_fits_cuda", lambda self: True)
+    many = gpu.MANY_QUERIES
+    assert [index._takes_cuda(n, k) for n, k in ((1, 1), (many, 1), (many, 9))] == [True, False, True]
 
 
 @pytest.mark.usefixtures("cuda_source")
