@@ -189,7 +189,7 @@ def nearest(bench: Bench, n_query: int, k: int, dim: int) -> Row:
 
 
 def crossover(bench: Bench) -> Row:
-    """The ways to propose candidates over a range of queries: where kernels/knn/gpu.py should change from one to another."""
+    """The ways to propose candidates over a range of queries: where kernels/knn/gpu.py should change between them."""
     from ttt4as_fast import kernels
     from ttt4as_fast.kernels.knn import hopper
 
@@ -213,7 +213,9 @@ def crossover(bench: Bench) -> Row:
     for count in counts:
         query = both[n_bank : n_bank + count].contiguous()
         want, *others = (search(query, way) for way in ways)
-        row.correct = row.correct and all(torch.equal(a, b) for found in others for a, b in zip(want, found, strict=True))
+        row.correct = row.correct and all(
+            torch.equal(a, b) for found in others for a, b in zip(want, found, strict=True)
+        )
         times.append({way: clock.captured_time(search, [(query, way)]) for way in ways})
     row.ours, row.peers["cuBLAS and a minimum"] = times[-1]["Triton"], times[-1]["cuBLAS and a minimum"]
     row.floor = floor_ms(bench.limits, 2 * dim * (counts[-1] + n_bank), 2 * counts[-1] * n_bank * dim)

@@ -273,9 +273,7 @@ class Index:
         refine(query, k, (low, facts, least, second), distances, indices)
 
     def _takes_cuda(self, n_query: int, k: int) -> bool:
-        """Whether ``refine.cu`` is faster than Triton's kernel: the one for its short chains, the other for many queries
-        of few rows each, which a warp has to itself.
-        """
+        """Whether ``refine.cu`` serves, not Triton's kernel, where a warp has a query to itself."""
         return self._fits_cuda() and not (n_query >= MANY_QUERIES and k <= FEW_NEIGHBORS)
 
     def _fits_cuda(self) -> bool:

@@ -17,8 +17,8 @@ BANK = 128
 QUERIES = (56, 88, 104, 120, 136)
 """Queries of a tile, multiples of 8: each is a kernel of its own, which takes a second to compile once."""
 THREADS = 384
-SHARED = 226 * 1024
-"""Bytes of shared memory, of which ``propose.cu`` keeps some to itself."""
+OPTIONS = ("-arch=sm_90a",)
+"""The compiler's: instructions that no other architecture has are in no other's name."""
 
 
 def usable(device: torch.device) -> bool:
@@ -51,7 +51,7 @@ def propose(
         low.device, "knn/propose.cu", "propose", min(processors(low.device), tiles), THREADS,
         query_boxes(low, queries), bank_boxes(bank_low), facts, norm, least, second,
         *(np.int32(i) for i in (n_query, n_bank, padded, n_groups)),
-        shared_bytes=SHARED - 88 * queries, prelude=prelude(queries), options=("-arch=sm_90a",),
+        shared_bytes=shared_bytes(queries), prelude=prelude(queries), options=OPTIONS,
     )  # fmt: skip
 
 
@@ -59,6 +59,11 @@ def queries_of(n_query: int) -> int:
     """Queries of a tile where there are so many: little of the last tile is empty."""
     balanced = blocks(n_query, blocks(n_query, QUERIES[-1]))
     return next(queries for queries in QUERIES if queries >= balanced)
+
+
+def shared_bytes(queries: int) -> int:
+    """Dynamic shared memory of a block, for its stages; the rest of 227 KiB is the kernel's own."""
+    return 226 * 1024 - 88 * queries
 
 
 @functools.cache

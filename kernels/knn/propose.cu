@@ -145,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         products_settle(sums[1]);
         if (lane == 0) barrier_arrive(empty + (stage ? stage : STAGES) - 1);
         for (int i = 0; i < 2; ++i)
-            if (thread + 128 * i < QUERIES) terms[thread + 128 * i] = float2{float(own[i].x), float(own[i].y)};
+            if (thread + 128 * i < QUERIES) terms[thread + 128 * i] = float2{to_float(own[i].x), to_float(own[i].y)};
         warpgroup_meets(warpgroup);
         // A thread has four rows of each of its columns, eight lanes have the group.
         Two pairs[QUERIES / 8];

@@ -327,7 +327,7 @@ __device__ void refine(const void* queries, const typename T::Bits* bank, const 
         if (alone >= count) continue;
         // What the proposals do not say of a group's other rows is found anew, to spare the most of them the measure.
         const int limit = limit_of(found, half, k, bound, unit);
-        const float ratio = float(facts[block * 4]), own = float(facts[block * 4 + 1]);
+        const float ratio = to_float(facts[block * 4]), own = to_float(facts[block * 4 + 1]);
         for (int first = alone + 4 * warp; first < count; first += 4 * warps) {
             const int i = first + lane / 8, row = i < count ? found.row[half][k + i] : -1;
             const long long pieces = padded / 8;

@@ -93,16 +93,30 @@ def test_cuda_sources_with_nvrtc(file, architecture):
         assert b"cvt.rn.f32.f64" in ptx and b"ftz.f32.f64" not in ptx
 
 
+@pytest.mark.parametrize("queries", [56, 88, 104, 120, 136])
+def test_proposals_for_hopper_with_nvrtc(queries):
+    """Products of a warpgroup, copies of boxes, as many registers as they were given, and room for its stages."""
+    hopper = pytest.importorskip("ttt4as_fast.kernels.knn.hopper", reason="torch is not installed")
+    pytest.importorskip("triton", reason="Triton, whose cuobjdump reads the result, is not installed")
+    assert queries in hopper.QUERIES and len(hopper.QUERIES) == 5
+    cubin, ptx = _compile("knn/propose.cu", 90, *CUPY_OPTIONS, *hopper.OPTIONS, prelude=hopper.prelude(queries))
+    facts = gate.resources_of(cubin)["propose"]
+    assert facts["stack"] == 0 and facts["local"] == 0, facts
+    assert facts["shared"] + hopper.shared_bytes(queries) <= gate.SHARED_LIMIT[90], facts
+    assert facts["registers"] * hopper.THREADS <= 1 << 16
+    assert ptx.count(b"wgmma.mma_async") % 8 == 0 and b"cp.async.bulk.tensor.5d" in ptx and b".target sm_90a" in ptx
+
+
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds to the options of a module."""
 
 
-def _compile(file: str, architecture: int, *options: str) -> tuple[bytes, bytes]:
+def _compile(file: str, architecture: int, *options: str, prelude: str = "") -> tuple[bytes, bytes]:
     """The cubin and the PTX that NVRTC makes of a file."""
     from ttt4as_fast.kernels.gpu_common import cuda
 
     nvrtc = _nvrtc()
-    program, text = ctypes.c_void_p(), cuda.source(file).encode()
+    program, text = ctypes.c_void_p(), (prelude + cuda.source(file)).encode()
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"unit.cu", 0, None, None) == 0
     given = [option.encode() for option in (*cuda.OPTIONS, *options, f"--gpu-architecture=sm_{architecture}")]
     code = nvrtc.nvrtcCompileProgram(program, len(given), (ctypes.c_char_p * len(given))(*given))
@@ -111,6 +125,7 @@ def _compile(file: str, architecture: int, *options: str) -> tuple[bytes, bytes]
     log = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetProgramLog(program, log)
     assert code == 0, log.value.decode()
+    assert b"C75" not in log.value, log.value.decode()  # what ptxas ignores, or lets wait for each other
     found = []
     for what in ("CUBIN", "PTX"):
         assert getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) == 0

@@ -77,7 +77,9 @@ def test_peaks(checked, rng, kind):
     name = f"local_maxima_f{x.element_size() * 8}"
     checked(Unit("peaks/peaks.cu"), name, 1, 1024, 0, (x, out, np.int32(23), np.int32(41), np.float64(95.0)))
     grown = torch.zeros_like(out)
-    checked(Unit("peaks/peaks.cu"), "dilate", 1, 1024, 0, (out, grown, scratch, np.int32(23), np.int32(41), np.int32(3)))
+    checked(
+        Unit("peaks/peaks.cu"), "dilate", 1, 1024, 0, (out, grown, scratch, np.int32(23), np.int32(41), np.int32(3))
+    )
     assert 0 < out.sum() < grown.sum()
 
 
