@@ -332,6 +332,7 @@ __device__ void refine(const void* queries, const typename T::Bits* bank, const 
             const int i = first + lane / 8, row = i < count ? found.row[half][k + i] : -1;
             const long long pieces = padded / 8;
             const float product = product_of_low(low + block * pieces, bank_low + row * pieces, padded, row >= 0);
+            __syncwarp();  // all lanes have read the row
             if (row < 0 || lane & 7) continue;
             const int value = int(__float_as_uint(fmaf(norm[row], ratio, own) - product));
             if ((value & ~31) > limit) found.row[half][k + i] = -1;

@@ -115,6 +115,14 @@ static int run(void (*kernel)(A...), const char* path) {
 }  // namespace host
 
 static inline void __syncthreads() { pthread_barrier_wait(&host::block); }
+// What its lanes wrote and read before, they see and may write after: ThreadSanitizer is told.
+static inline void __syncwarp(unsigned = 0xffffffffu) {
+    static int met[32];
+    const unsigned warp = threadIdx.x >> 5;
+    __atomic_fetch_add(&met[warp], 1, __ATOMIC_ACQ_REL);
+    host::meet();
+    __atomic_fetch_add(&met[warp], 1, __ATOMIC_ACQ_REL);
+}
 template <typename T>
 static T __shfl_xor_sync(unsigned, T value, int mask) {
     return host::exchange(value, int(threadIdx.x & 31) ^ mask);

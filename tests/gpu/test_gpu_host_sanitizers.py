@@ -90,6 +90,13 @@ def test_knn(checked, rng):
         test_gpu_knn.TestRefining().check(rows[:1] + 0.5, rows, 5, "cuda", torch.device("cpu"), bound=bound)
 
 
+def test_knn_excludes_by_float16_copies(checked, rng):
+    """Proposals of its own, whose groups hold several of the nearest."""
+    require_interpreter()
+    bank = torch.from_numpy(rng.standard_normal((130, 16)).astype(np.float32))
+    test_gpu_knn.check(bank[:2] + 0.1, bank, 9, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("options", "patches"),
     [
