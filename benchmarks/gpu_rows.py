@@ -438,20 +438,20 @@ class Case:
 
 
 def _knn_case(n_query: int, k: int, dim: int) -> Case:
-    return Case(lambda bench: nearest(bench, n_query, k, dim), 8 if n_query > 784 else 4)
+    return Case(lambda bench: nearest(bench, n_query, k, dim), 7 if n_query > 784 else 3)
 
 
 # By weight, so that a run that is cut short has what matters most.
 ROWS: dict[str, Case] = {
-    "segment-1": Case(lambda bench: segment(bench, 1), 8),
-    "segment-64": Case(lambda bench: segment(bench, 64), 7),
+    "segment-1": Case(lambda bench: segment(bench, 1), 6),
+    "segment-64": Case(lambda bench: segment(bench, 64), 5),
     **{f"knn-{q}-{k}-1024": _knn_case(q, k, 1024) for q in (784, 784 * 32) for k in (1, 9)},
-    "coreset": Case(coreset, 5),
-    "peaks": Case(peaks, 6),
-    "bilinear": Case(bilinear, 4),
-    "knn-crossover": Case(crossover, 5),
+    "coreset": Case(coreset, 4),
+    "peaks": Case(peaks, 4),
+    "bilinear": Case(bilinear, 3),
+    "knn-crossover": Case(crossover, 9),
     **{f"knn-{q}-{k}-1536": _knn_case(q, k, 1536) for q in (784, 784 * 32) for k in (1, 9)},
-    "knn-tiles": Case(tiles, 14),
-    "knn-refining": Case(refining, 25),
+    "knn-tiles": Case(tiles, 7),
+    "knn-refining": Case(refining, 8),
 }
 """What `python -m benchmarks.gpu` measures, in this order."""

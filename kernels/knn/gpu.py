@@ -132,6 +132,7 @@ class Index:
         self.bank = bank
         self.scratch_bytes = scratch_bytes
         self.in_graphs = False
+        self._hopper = hopper.usable(bank.device)  # tried here, where no CUDA graph is being captured
         self._streams: set[int] = set()  # that its memory is known to be read on
         self.size, self.dim = bank.shape
         self.padded = blocks(self.dim, _PAD) * _PAD
@@ -333,7 +334,7 @@ class Index:
     def _way_to_propose(self, n_query: int) -> Callable[..., None]:
         if self.takes_gemm(n_query):
             return self._propose_gemm
-        if n_query < HOPPER_UNTIL and hopper.usable(self.bank.device):
+        if self._hopper and n_query < HOPPER_UNTIL:
             return self._propose_hopper
         return self._propose
 
