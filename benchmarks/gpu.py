@@ -153,7 +153,7 @@ def from_checkout() -> None:
 
 def run_tests(log: Path, timeout: float) -> dict[str, Any]:
     """The tests marked ``gpu``, several processes at a time where pytest-xdist is here: most of it is compiling."""
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-v", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(14, os.cpu_count() or 1))]
     done = run(command, log, timeout)
@@ -161,11 +161,25 @@ def run_tests(log: Path, timeout: float) -> dict[str, Any]:
     return done | {"summary": re.sub(r"=+", "", lines[-1]).strip(), "outcomes": outcomes(lines)}
 
 
-def outcomes(lines: Sequence[str]) -> dict[str, int]:
-    """How many tests ended how, by pytest's progress: known of a run that was stopped, too."""
-    marks = "".join(found[1] for line in lines if (found := re.fullmatch(r"([.sFExX]+)( +\[ *\d+%\])?", line)))
-    names = {".": "passed", "s": "skipped", "F": "failed", "E": "error", "x": "xfailed", "X": "xpassed"}
-    return {name: marks.count(mark) for mark, name in names.items() if mark in marks}
+def outcomes(lines: Sequence[str]) -> dict[str, Any]:
+    """How many tests ended how, and the names of those that failed, by pytest's progress: of a run that was stopped,
+    too.
+    """
+    names = {"PASSED": "passed", "SKIPPED": "skipped", "FAILED": "failed", "ERROR": "error"}
+    names |= {"XFAIL": "xfailed", "XPASS": "xpassed"}
+    ends = "|".join(names)
+    counts: dict[str, Any] = {}
+    failures = []
+    for line in lines:
+        found = re.match(rf"\[gw\d+\] \[ *\d+%\] (?P<end>{ends}) (?P<test>.+)", line)  # by pytest-xdist
+        found = found or re.match(rf"(?P<test>\S+::.+?) (?P<end>{ends})\b", line)
+        if found is None:
+            continue
+        name = names[found["end"]]
+        counts[name] = counts.get(name, 0) + 1
+        if name in ("failed", "error"):
+            failures.append(found["test"].strip())
+    return counts | ({"failures": failures} if failures else {})
 
 
 def tail(log: Path, lines: int = 40) -> str:

@@ -69,8 +69,10 @@ TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8,
 
 All others take that of 8, which fits the 99 KiB of shared memory that a block has on 8.6, 8.9 and 12.
 """
-HOPPER_UNTIL = 4096
-"""Queries from which on Triton's kernel is used on compute capability 9.0, too: its larger tiles take less power."""
+HOPPER_UNTIL = 2048
+"""Queries from which on Triton's kernel is used on compute capability 9.0, too: its larger tiles take less power, which
+is what bounds large searches (``knn-crossover`` in benchmarks/results/gpu.json).
+"""
 MANY_QUERIES = 4096
 """Queries from which `refine_kernel` has one warp for each instead of four: they fill the device, and never wait for
 each other.
@@ -300,13 +302,12 @@ class Index:
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         size = self.bank.element_size()
         whole = b_d == 1 and not any(x % 16 for x in (self.bank.data_ptr(), b_n * size, self.dim * size))
-        kernel = f"refine_{str(self.bank.dtype).removeprefix('torch.')}{'' if whole else '_single'}"
         cuda.launch(
-            self.bank.device, "knn/refine.cu", kernel, len(query), REFINE_THREADS,
+            self.bank.device, "knn/refine.cu", "refine", len(query), REFINE_THREADS,
             _span(query), _span(self.bank), low, self.low, self.norm, least, second, facts, distances, indices,
             *(np.int32(x) for x in (_KINDS.index(query.dtype), self.size, self.dim, self.padded, self.n_groups, k)),
             *(np.int64(x) for x in (q_n, q_d, b_n, b_d)),
-            shared_bytes=self._query_bytes(),
+            shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, whole),
         )  # fmt: skip
 
     def _refine_triton(
@@ -404,6 +405,22 @@ def _strides(x: torch.Tensor) -> tuple[int, int]:
 
 
 _KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # numbered as in refine.cu
+_REFINED = {
+    torch.float16: ("F16", 8, 7),
+    torch.bfloat16: ("BF16", 8, 7),
+    torch.float32: ("F32", 4, 7),
+    torch.float64: ("F64", 2, 5),
+}
+_REFINED_SINGLE = (1, 5)  # where rows cannot be read 16 bytes at a time
+
+
+def refine_prelude(dtype: torch.dtype, whole: bool) -> str:
+    """What ``refine.cu`` needs defined for a bank of `dtype`, whose rows are read by 16 bytes (`whole`) or number by
+    number: each is a kernel of its own, which is compiled when it is first used.
+    """
+    kind, *rest = _REFINED[dtype]
+    width, most_blocks = rest if whole else _REFINED_SINGLE
+    return f"#define TYPE {kind}\n#define WIDTH {width}\n#define BLOCKS {most_blocks}\n"
 
 
 def _span(x: torch.Tensor) -> torch.Tensor:

@@ -197,10 +197,10 @@ __device__ int limit_of(const Found& found, int half, int k, double bound, doubl
 }
 
 template <typename T, int N>
-__device__ void refine(const void* queries, const typename T::Bits* bank, const uint4* low, const uint4* bank_low,
-                       const float* norm, const int* least, const int* second, const double* facts, float* distances,
-                       long long* indices, int kind, int n_bank, int dim, int padded, int n_groups, int k,
-                       long long q_n, long long q_d, long long b_n, long long b_d) {
+__device__ void find(const void* queries, const typename T::Bits* bank, const uint4* low, const uint4* bank_low,
+                     const float* norm, const int* least, const int* second, const double* facts, float* distances,
+                     long long* indices, int kind, int n_bank, int dim, int padded, int n_groups, int k, long long q_n,
+                     long long q_d, long long b_n, long long b_d) {
     DYNAMIC_SHARED(double2, pairs);
     double* const query = reinterpret_cast<double*>(pairs);
     __shared__ Found found;
@@ -357,26 +357,20 @@ __device__ void refine(const void* queries, const typename T::Bits* bank, const 
 
 }  // namespace
 
-// Of BLOCKS blocks that share a multiprocessor none spills registers; of seven, 784 are one wave on 132 of them. `kind`
-// is the query's type: 0 float16, 1 bfloat16, 2 float32, 3 float64.
-#define REFINE_KERNEL(name, T, N, BLOCKS)                                                                              \
-    extern "C" __global__ void __launch_bounds__(MAX_THREADS, BLOCKS)                                                  \
-        name(const void* queries, const T::Bits* bank, const uint4* low, const uint4* bank_low, const float* norm,     \
-             const int* least, const int* second, const double* facts, float* distances, long long* indices, int kind, \
-             int n_bank, int dim, int padded, int n_groups, int k, long long q_n, long long q_d, long long b_n,        \
-             long long b_d) {                                                                                          \
-        refine<T, N>(queries, bank, low, bank_low, norm, least, second, facts, distances, indices, kind, n_bank, dim,  \
-                     padded, n_groups, k, q_n, q_d, b_n, b_d);                                                         \
-    }
+// Defined by gpu.py: the bank's type, how many of its numbers one instruction reads (16 bytes where rows allow that),
+// and blocks that share a multiprocessor without spilling registers; of seven, 784 are one wave on 132 of them.
+#ifndef TYPE
+#define TYPE F32
+#define WIDTH 4
+#define BLOCKS 7
+#endif
 
-// Rows whose numbers lie beside each other, from addresses and in numbers that are multiples of 16 bytes.
-REFINE_KERNEL(refine_float16, F16, 8, 7)
-REFINE_KERNEL(refine_bfloat16, BF16, 8, 7)
-REFINE_KERNEL(refine_float32, F32, 4, 7)
-REFINE_KERNEL(refine_float64, F64, 2, 5)
-
-// Rows in any layout.
-REFINE_KERNEL(refine_float16_single, F16, 1, 5)
-REFINE_KERNEL(refine_bfloat16_single, BF16, 1, 5)
-REFINE_KERNEL(refine_float32_single, F32, 1, 5)
-REFINE_KERNEL(refine_float64_single, F64, 1, 5)
+// `kind` is the query's type: 0 float16, 1 bfloat16, 2 float32, 3 float64.
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, BLOCKS)
+    refine(const void* queries, const TYPE::Bits* bank, const uint4* low, const uint4* bank_low, const float* norm,
+           const int* least, const int* second, const double* facts, float* distances, long long* indices, int kind,
+           int n_bank, int dim, int padded, int n_groups, int k, long long q_n, long long q_d, long long b_n,
+           long long b_d) {
+    find<TYPE, WIDTH>(queries, bank, low, bank_low, norm, least, second, facts, distances, indices, kind, n_bank, dim,
+                      padded, n_groups, k, q_n, q_d, b_n, b_d);
+}

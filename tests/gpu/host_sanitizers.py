@@ -50,17 +50,17 @@ def unavailable(kind: str) -> str | None:
 
 
 @functools.cache
-def program(file: str, kind: str) -> Path:
-    """A program that runs a kernel of `file`: the first argument names it, the second a file with its arguments."""
+def program(unit: Unit, kind: str) -> Path:
+    """A program that runs a kernel of `unit`: the first argument names it, the second a file with its arguments."""
     from ttt4as_fast.kernels.gpu_common import cuda
 
-    text = cuda.source(file)
+    text = unit.prelude + cuda.source(unit.file)
     runs = "".join(
         f'    if (!std::strcmp(arguments[1], "{name}")) return host::run({name}, arguments[2]);\n'
         for name in emulator.kernels_of(text)
     )
-    unit = f'#include "{SHIM}"\n{text}\nint main(int, char** arguments) {{\n{runs}    return 2;\n}}\n'
-    return emulator.build(unit, SHIM, f"{Path(file).stem}-{kind}", "", [*FLAGS, *SANITIZERS[kind]])
+    whole = f'#include "{SHIM}"\n{text}\nint main(int, char** arguments) {{\n{runs}    return 2;\n}}\n'
+    return emulator.build(whole, SHIM, f"{Path(unit.file).stem}-{kind}", "", [*FLAGS, *SANITIZERS[kind]])
 
 
 class Sanitizer(emulator.Emulator):
@@ -79,7 +79,7 @@ class Sanitizer(emulator.Emulator):
         with tempfile.NamedTemporaryFile() as written:
             written.write(b"".join(parts))
             written.flush()
-            command = [str(program(unit.file, self.kind)), kernel, written.name]
+            command = [str(program(unit, self.kind)), kernel, written.name]
             options = {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "exitcode=66:detect_leaks=0"}
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | options)
         if done.returncode:

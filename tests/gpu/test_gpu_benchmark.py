@@ -192,10 +192,26 @@ def test_the_package_can_be_used_as_it_lies_in_the_checkout(monkeypatch):
 
 
 def test_outcomes_of_tests_that_were_stopped():
+    """Beside pytest-xdist and without; a test's name may hold spaces, and words that mean how one ended."""
     from ttt4as_fast.benchmarks.gpu import outcomes
 
-    log = "s..s.F.. [ 50%]\n.s.E\nERROR tests/x.py - no s..\n..\n"
-    assert outcomes(log.splitlines()) == {"passed": 9, "skipped": 3, "failed": 1, "error": 1}
+    log = (
+        "bringing up nodes...\n"
+        "[gw0] [  1%] PASSED tests/gpu/test_a.py::test_shapes[(1, 2)] \n"
+        "tests/gpu/test_a.py::test_waits \n"
+        "[gw1] [ 50%] SKIPPED tests/gpu/test_a.py::test_two_devices \n"
+        "[gw1] [ 60%] FAILED tests/gpu/test_b.py::TestB::test_PASSED[(3, 4)] \n"
+        "tests/gpu/test_c.py::test_one PASSED                 [ 70%]\n"
+        "tests/gpu/test_c.py::test_two SKIPPED (no device)    [ 80%]\n"
+        "tests/gpu/test_c.py::test_three[a b] ERROR           [ 90%]\n"
+    )
+    assert outcomes(log.splitlines()) == {
+        "passed": 2,
+        "skipped": 2,
+        "failed": 1,
+        "error": 1,
+        "failures": ["tests/gpu/test_b.py::TestB::test_PASSED[(3, 4)]", "tests/gpu/test_c.py::test_three[a b]"],
+    }
     assert outcomes(["no output"]) == {}
 
 

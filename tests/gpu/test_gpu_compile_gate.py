@@ -82,15 +82,24 @@ def test_cuda_sources_with_nvrtc(file, architecture):
         flushed = re.findall(rb"setp\.\w+\.ftz[^;]*;", ptx)
         constants = (b"0f00000000", b"0f7F800000")  # the tests for a subnormal and for a finite number themselves
         assert all(any(constant in line for constant in constants) for line in flushed), flushed
-    if file == "knn/refine.cu":  # rows are read 16 bytes at a time where they can be; distances are not flushed
-        bodies = dict(re.findall(rb"\.entry (\w+)\((.*?)(?=\.entry|\Z)", ptx, re.S))
-        wide = {
-            name: len(re.findall(rb"ld\.global[.\w]*\.v[24]\.[ubs](?:32|64)", body)) for name, body in bodies.items()
-        }
-        assert len(wide) == 8 and all(
-            wide[name] >= wide[name + b"_single"] + 4 for name in wide if b"_single" not in name
-        )
+
+
+@pytest.mark.parametrize("architecture", gate.ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_what_measures_with_nvrtc(dtype, architecture):
+    """Rows are read 16 bytes at a time where they can be; distances are not flushed."""
+    torch = pytest.importorskip("torch")
+    gpu = pytest.importorskip("ttt4as_fast.kernels.knn.gpu", reason="Triton is not installed")
+    wide = []
+    for whole in (False, True):
+        prelude = gpu.refine_prelude(getattr(torch, dtype), whole)
+        cubin, ptx = _compile("knn/refine.cu", architecture, *CUPY_OPTIONS, prelude=prelude)
+        facts = gate.resources_of(cubin)["refine"]
+        assert facts["stack"] == 0 and facts["local"] == 0, facts
+        assert facts["shared"] <= gpu.REFINE_SHARED + 1024
+        wide.append(len(re.findall(rb"ld\.global[.\w]*\.v[24]\.[ubs](?:32|64)", ptx)))
         assert b"cvt.rn.f32.f64" in ptx and b"ftz.f32.f64" not in ptx
+    assert wide[1] >= wide[0] + 4
 
 
 @pytest.mark.parametrize("queries", [56, 88, 104, 120, 136])
