@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,10 +26,48 @@ CASES = [  # queries, bank, channels, neighbours, dtype
 
 def check(query: torch.Tensor, bank: torch.Tensor, k: int, device: torch.device) -> None:
     distances, indices = kernels.nearest_neighbors(query.to(device), bank.to(device), k, backend="gpu")
-    want, order = kernels.nearest_neighbors(query, bank, k, backend="reference")
     assert distances.dtype == torch.float32 and indices.dtype == torch.int64
+    compare(distances, indices, query, bank)
+
+
+def compare(distances: torch.Tensor, indices: torch.Tensor, query: torch.Tensor, bank: torch.Tensor) -> None:
+    """The neighbours that were found with the reference's."""
+    want, order = kernels.nearest_neighbors(query.cpu(), bank.cpu(), indices.shape[1], backend="reference")
     assert torch.equal(indices.cpu(), order)
     assert torch.allclose(distances.cpu(), want, rtol=1e-6, atol=0)
+
+
+def rows_of(group: int | torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """The bank's rows at the places of a group, as `_column` of gpu_kernels."""
+    return group // 4 * 128 + place // 2 * 8 + group % 4 * 2 + place % 2
+
+
+class Proposing:
+    """A search of random vectors up to its proposals."""
+
+    def __init__(self, rng: np.random.Generator, shape: tuple[int, int, int], device: torch.device) -> None:
+        from ttt4as_fast.kernels.knn import gpu
+
+        n_query, n_bank, dim = shape
+        query = torch.from_numpy(rng.standard_normal((n_query, dim)).astype(np.float32)).to(device)
+        bank = torch.from_numpy(rng.standard_normal((n_bank, dim)).astype(np.float32)).to(device)
+        self.index = gpu.Index(bank)
+        self.low, self.facts = self.index._prepare(query, self.index.largest)
+
+    def run(self, propose: Callable[..., None], **options: object) -> tuple[torch.Tensor, ...]:
+        """The least and the second least of each group."""
+        size = (len(self.low), self.index.n_groups)
+        found = tuple(torch.full(size, -7, dtype=torch.int32, device=self.low.device) for _ in range(2))
+        propose(self.low, self.facts, *found, **options)
+        return found
+
+    @staticmethod
+    def compare(found: tuple[torch.Tensor, ...], others: tuple[torch.Tensor, ...]) -> None:
+        """Sums in another order change the last bits of a distance and, of two that are as near, the place."""
+        for one, other in zip(found, others, strict=True):
+            assert not (other == -7).any()
+            assert float((one >> 8 == other >> 8).float().mean()) > 0.99
+            assert float((one & 31 == other & 31).float().mean()) > 0.99
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -132,41 +171,29 @@ def test_tiles_by_descriptors_give_the_same(device, rng, monkeypatch, shape):
         pytest.skip("this Triton has no tensor descriptors")
     if device.type == "cuda" and not gpu.has_descriptors(device):
         pytest.skip("this device has none")
-    n_query, n_bank, dim = shape
-    query = torch.from_numpy(rng.standard_normal((n_query, dim)).astype(np.float32)).to(device)
-    index = gpu.Index(torch.from_numpy(rng.standard_normal((n_bank, dim)).astype(np.float32)).to(device))
-    low, facts = index._prepare(query, index.largest)
-    found = []
+    search, found = Proposing(rng, shape, device), []
+    monkeypatch.setattr(gpu, "processors", lambda device: 3)  # so that each has several tiles
+    tile = (16, 128, 64, 4, 2) if device.type == "cpu" else None
     for descriptors in (False, True):
         monkeypatch.setattr(gpu, "has_descriptors", lambda device, descriptors=descriptors: descriptors)
-        monkeypatch.setattr(gpu, "processors", lambda device: 3)  # so that each has several tiles
-        found.append([torch.full((n_query, index.n_groups), -7, dtype=torch.int32, device=device) for _ in range(2)])
-        index._propose(low, facts, *found[-1], tile=(16, 128, 64, 4, 2) if device.type == "cpu" else None)
-    for one, other in zip(*found, strict=True):
-        assert float((one >> 8 == other >> 8).float().mean()) > 0.99 and not (other == -7).any()
+        found.append(search.run(search.index._propose, tile=tile))
+    search.compare(*found)
 
 
 @pytest.mark.usefixtures("cuda_source")
 @pytest.mark.parametrize("shape", [(1, 1, 1), (37, 300, 70), (60, 270, 600)], ids=str)
 def test_proposals_by_the_hardware_of_hopper_are_the_same(device, rng, monkeypatch, shape):
     """Tiles of several numbers of queries, several of them to each warpgroup, and more channels than stages hold."""
-    from ttt4as_fast.kernels.knn import gpu, hopper
+    from ttt4as_fast.kernels.knn import hopper
 
     if device.type == "cuda" and not hopper.usable(device):
         pytest.skip("not of compute capability 9.0")
-    n_query, n_bank, dim = shape
-    query = torch.from_numpy(rng.standard_normal((n_query, dim)).astype(np.float32)).to(device)
-    index = gpu.Index(torch.from_numpy(rng.standard_normal((n_bank, dim)).astype(np.float32)).to(device))
-    low, facts = index._prepare(query, index.largest)
-    want = [torch.empty((n_query, index.n_groups), dtype=torch.int32, device=device) for _ in range(2)]
-    index._propose(low, facts, *want)
+    search = Proposing(rng, shape, device)
+    want = search.run(search.index._propose)
     monkeypatch.setattr(hopper, "processors", lambda device: 2)
     for sizes in [hopper.QUERIES] if device.type == "cpu" else [hopper.QUERIES, *((n,) for n in hopper.QUERIES)]:
         monkeypatch.setattr(hopper, "QUERIES", sizes)
-        found = [torch.full_like(x, -7) for x in want]
-        hopper.propose(low, index.low, facts, index.norm, *found)
-        for one, other in zip(want, found, strict=True):
-            assert float((one >> 8 == other >> 8).float().mean()) > 0.99 and not (other == -7).any()
+        search.compare(want, search.run(search.index._propose_hopper))
 
 
 def test_queries_of_a_tile_leave_little_of_the_last_one_empty():
@@ -274,8 +301,7 @@ class TestRefining:
         squared = torch.cdist(query.double(), bank.double()).square()
         noise = torch.rand(squared.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         place = torch.arange(32)
-        row = torch.arange(-(-len(bank) // 128) * 4)[:, None]
-        row = row // 4 * 128 + place // 2 * 8 + row % 4 * 2 + place % 2
+        row = rows_of(torch.arange(-(-len(bank) // 128) * 4)[:, None], place)
         off = (squared + bound * (1.98 * noise - 0.99)).float()
         padded = torch.nn.functional.pad(off, (0, row.numel() - len(bank)), value=float("inf"))
         packed = (padded[:, row].view(torch.int32) & ~31) | place.int()
@@ -299,10 +325,7 @@ class TestRefining:
         return distances.cpu(), indices.cpu()
 
     def check(self, query, bank, k, by, device, **options) -> None:
-        distances, indices = self.refine(query, bank, k, by, device, **options)
-        want, order = kernels.nearest_neighbors(query.cpu(), bank.cpu(), k, backend="reference")
-        assert torch.equal(indices, order)
-        assert torch.allclose(distances, want, rtol=1e-6, atol=0)
+        compare(*self.refine(query, bank, k, by, device, **options), query, bank)
 
     @pytest.mark.usefixtures("cuda_source")
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -355,7 +378,7 @@ class TestRefining:
         assert indices.tolist() == [[0, 1, 2, 3]] and torch.equal(distances[0], bank[:4, 0].cpu())
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-    def test_a_query_that_is_not_a_number(self, device, rng, refined_by, bad):
+    def test_a_query_that_is_not_finite(self, device, rng, refined_by, bad):
         bank = torch.from_numpy(rng.standard_normal((70, 5)).astype(np.float32)).to(device)
         query = bank[:3].clone()
         query[1, 2] = bad
@@ -394,8 +417,7 @@ def test_rows_of_a_group_that_are_near_are_found_by_their_float16_copies(device,
     bank = 4 * torch.from_numpy(rng.standard_normal((512, dim)).astype(np.float32))
     query = torch.from_numpy(rng.standard_normal((3, dim)).astype(np.float32))
     for i, group in enumerate((0, 7, 13)):
-        place = torch.from_numpy(rng.permutation(32)[:12])
-        rows = group // 4 * 128 + place // 2 * 8 + group % 4 * 2 + place % 2
+        rows = rows_of(group, torch.from_numpy(rng.permutation(32)[:12]))
         bank[rows] = query[i] + 0.1 * torch.from_numpy(rng.standard_normal((12, dim)).astype(np.float32))
     check(query, bank, k, device)
 
