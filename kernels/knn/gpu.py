@@ -11,7 +11,8 @@
 float16 carries three more bits than bfloat16 at the same rate, which leaves fewer rows to measure.
 
 Triton has a kernel for each step (`gpu_kernels`). Where CuPy can compile CUDA C++, ``refine.cu`` has the same result
-sooner, and on compute capability 9.0 ``propose.cu`` makes the proposals of a small search (`hopper`).
+sooner, but for few neighbours of many queries, and on compute capability 9.0 ``propose.cu`` makes the proposals of a
+small search (`hopper`).
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ TILES = {8: (128, 128, 64, 8, 3), 9: (128, 256, 64, 8, 3), 10: (128, 128, 64, 8,
 All others take that of 8, which fits the 99 KiB of shared memory that a block has on 8.6, 8.9 and 12.
 """
 HOPPER_UNTIL = 2048
-"""Queries from which on Triton's kernel is used on compute capability 9.0, too: its larger tiles take less power, which
-is what bounds large searches (``knn-crossover`` in benchmarks/results/gpu.json).
+"""Queries from which Triton's kernel proposes on compute capability 9.0, too: its larger tiles take less power, which
+is what bounds large searches (``knn-crossover`` in benchmarks/results/gpu.json has the times).
 """
 MANY_QUERIES = 4096
 """Queries from which `refine_kernel` has one warp for each instead of four: they fill the device, and never wait for
@@ -276,7 +277,7 @@ class Index:
         refine(query, k, (low, facts, least, second), distances, indices)
 
     def _takes_cuda(self, n_query: int, k: int) -> bool:
-        """Whether ``refine.cu`` serves, not Triton's kernel, where a warp has a query to itself."""
+        """Whether ``refine.cu`` serves: not many queries of few neighbours, each of which is one warp's in Triton."""
         return self._fits_cuda() and not (n_query >= MANY_QUERIES and k <= FEW_NEIGHBORS)
 
     def _fits_cuda(self) -> bool:
@@ -301,13 +302,13 @@ class Index:
         low, facts, least, second = proposed
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         size = self.bank.element_size()
-        whole = b_d == 1 and not any(x % 16 for x in (self.bank.data_ptr(), b_n * size, self.dim * size))
+        vectorized = b_d == 1 and not any(x % 16 for x in (self.bank.data_ptr(), b_n * size, self.dim * size))
         cuda.launch(
             self.bank.device, "knn/refine.cu", "refine", len(query), REFINE_THREADS,
             _span(query), _span(self.bank), low, self.low, self.norm, least, second, facts, distances, indices,
             *(np.int32(x) for x in (_KINDS.index(query.dtype), self.size, self.dim, self.padded, self.n_groups, k)),
             *(np.int64(x) for x in (q_n, q_d, b_n, b_d)),
-            shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, whole),
+            shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, vectorized),
         )  # fmt: skip
 
     def _refine_triton(
@@ -317,19 +318,17 @@ class Index:
         proposed: tuple[torch.Tensor, ...],
         distances: torch.Tensor,
         indices: torch.Tensor,
-        warps: int | None = None,
-        registers: int = REFINE_REGISTERS,
     ) -> None:
         _, facts, least, second = proposed
         list_size = max(2, power_of_two(k))
-        warps = refine_warps(len(query), list_size) if warps is None else warps
+        warps = refine_warps(len(query), list_size)
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         unit = unit_of(self.dim, q_n, b_n)
         refine_kernel[(len(query),)](
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
             q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size,
             **refine_blocks(list_size, self.n_groups, self.dim, self.bank.dtype, warps),
-            num_warps=warps, maxnreg=registers, **FUSED,
+            num_warps=warps, maxnreg=REFINE_REGISTERS, **FUSED,
         )  # fmt: skip
 
     def _way_to_propose(self, n_query: int) -> Callable[..., None]:
@@ -405,7 +404,7 @@ def _strides(x: torch.Tensor) -> tuple[int, int]:
 
 
 _KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # numbered as in refine.cu
-_REFINED = {
+_REFINED = {  # the type in refine.cu, its numbers in 16 bytes, blocks that share a multiprocessor
     torch.float16: ("F16", 8, 7),
     torch.bfloat16: ("BF16", 8, 7),
     torch.float32: ("F32", 4, 7),
@@ -414,12 +413,12 @@ _REFINED = {
 _REFINED_SINGLE = (1, 5)  # where rows cannot be read 16 bytes at a time
 
 
-def refine_prelude(dtype: torch.dtype, whole: bool) -> str:
-    """What ``refine.cu`` needs defined for a bank of `dtype`, whose rows are read by 16 bytes (`whole`) or number by
-    number: each is a kernel of its own, which is compiled when it is first used.
+def refine_prelude(dtype: torch.dtype, vectorized: bool) -> str:
+    """What ``refine.cu`` needs defined for a bank of `dtype`, whose rows are read 16 bytes at a time (`vectorized`) or
+    number by number: each is a kernel of its own, which is compiled when it is first used.
     """
     kind, *rest = _REFINED[dtype]
-    width, most_blocks = rest if whole else _REFINED_SINGLE
+    width, most_blocks = rest if vectorized else _REFINED_SINGLE
     return f"#define TYPE {kind}\n#define WIDTH {width}\n#define BLOCKS {most_blocks}\n"
 
 
