@@ -76,7 +76,8 @@ def prelude(queries: int) -> str:
         f"{{ .reg .pred add; setp.ne.b32 add, %{count + 2}, 0; wgmma.mma_async.sync.aligned.m64n{queries}k16"
         f".f32.f16.f16 {{{registers}}}, %{count}, %{count + 1}, add, 1, 1, 0, 0; }}"
     )
-    return f'#define QUERIES {queries}\n#define PRODUCT "{product}"\n#define SUMS {sums}\n'
+    sizes = f"#define QUERIES {queries}\n#define SHARED_BYTES {shared_bytes(queries)}\n"
+    return f'{sizes}#define PRODUCT "{product}"\n#define SUMS {sums}\n'
 
 
 def query_boxes(low: torch.Tensor, queries: int) -> np.ndarray:

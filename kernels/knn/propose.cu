@@ -4,20 +4,19 @@
 //
 // The products' rows are the bank's vectors and their columns the queries, of which a tile has any multiple of 8: 784
 // queries are six times 136 and not seven times 128. Rows are copied in such an order that a warp holds the vectors of
-// one group, those that `_place` gives it.
+// one group, as `_place` of gpu_kernels.py says.
 //
-// QUERIES (of a tile), PRODUCT (the instruction with its registers) and SUMS (those, as operands of `sums`) are defined
-// by hopper.py.
+// hopper.py defines QUERIES (of a tile), SHARED_BYTES (dynamic shared memory of a block), PRODUCT (the instruction with
+// its registers) and SUMS (those, as operands of `sums`).
 #include "hopper.cuh"
 
 using namespace ttt4as;
 
-#define BANK 128                                 // vectors of a tile
-#define GROUPS (BANK / 32)                       // of the tile, one a warp
-#define STAGE_BYTES (128 * (BANK + QUERIES))     // 64 channels of all
-#define ROOM (226 * 1024 - 1024 - 88 * QUERIES)  // bytes of shared memory for stages, past what aligns them
-#define STAGES (ROOM / STAGE_BYTES)
-#define WARPGROUPS 2  // that multiply, a tile each
+#define BANK 128                                      // vectors of a tile
+#define GROUPS (BANK / 32)                            // of the tile, one a warp
+#define STAGE_BYTES (128 * (BANK + QUERIES))          // 64 channels of all
+#define STAGES ((SHARED_BYTES - 1024) / STAGE_BYTES)  // past the bytes that align them
+#define WARPGROUPS 2                                  // that multiply, a tile each
 #define THREADS (128 * WARPGROUPS + 128)
 #define PER_THREAD (QUERIES / 2)
 

@@ -155,7 +155,7 @@ __device__ float product_of_low(const uint4* a, const uint4* b, int padded, bool
     return sum;
 }
 
-// See `_column`.
+// As `_column` of gpu_kernels.py.
 __device__ int column(int group, int place) {
     return (group >> 2) * 128 + (place >> 1) * 8 + (group & 3) * 2 + (place & 1);
 }
@@ -184,7 +184,8 @@ __device__ void each_place(const Found& found, int half, int count, Place place)
     }
 }
 
-// See `_limit`; from the upper halves of the distances, which make the worst too large by 2^-20 of it at most.
+// As `_limit` of gpu_kernels.py; from the upper halves of the distances, which make the worst too large by 2^-20 of it
+// at most.
 __device__ int limit_of(const Found& found, int half, int k, double bound, double unit) {
     u32 high = 0;
     for (int j = threadIdx.x & 31; j < k; j += 32) {
@@ -343,7 +344,7 @@ __device__ void find(const void* queries, const typename T::Bits* bank, const ui
     distances += block * k;
     indices += block * k;
     const double nan = __longlong_as_double(0x7ff8000000000000ll);
-    if (bound != bound) {  // a query that is not a number
+    if (bound != bound) {  // a query that is not finite
         for (int i = thread; i < k; i += threads) distances[i] = float(nan), indices[i] = -1;
         return;
     }
