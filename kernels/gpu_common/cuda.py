@@ -97,7 +97,7 @@ def launch(
 
 
 def addresses(arguments: tuple) -> tuple:
-    """`arguments` with every tensor as its address, None as the null pointer; the others must be NumPy's."""
+    """`arguments` with every tensor as its address, None as the null pointer; the others must be NumPy values."""
     converted = []
     for argument in arguments:
         if isinstance(argument, torch.Tensor):
@@ -105,7 +105,7 @@ def addresses(arguments: tuple) -> tuple:
             argument = np.uint64(argument.data_ptr())
         elif argument is None:
             argument = np.uint64(0)
-        assert isinstance(argument, np.generic | np.ndarray), f"a kernel takes tensors and NumPy's, not {argument!r}"
+        assert isinstance(argument, np.generic | np.ndarray), f"expected a tensor or a NumPy value, got {argument!r}"
         converted.append(argument)
     return tuple(converted)
 
