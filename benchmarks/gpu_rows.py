@@ -275,10 +275,10 @@ def tiles(bench: Bench) -> Row:
 
 
 def refining(bench: Bench) -> Row:
-    """What measures the proposals, in CUDA and in Triton: kernels/knn/gpu.py says which of them serves how many."""
+    """To measure what proposals leave, in CUDA and in Triton: where kernels/knn/gpu.py should change between them."""
     from ttt4as_fast import kernels
 
-    row = Row("k-NN refined, 784 queries x 16384 x 1024, k 9", "no slower than in Triton")
+    row = Row("k-NN refined, 784 queries x 16384 x 1024, k 9", "MANY_QUERIES; FEW_NEIGHBORS")
     n_bank, dim = bench.size(16384, 70), bench.size(1024, 12)
     few, many = bench.size(784, 2), bench.size(25088, 3)
     both = network_like((n_bank + many, dim), 7, bench.device)

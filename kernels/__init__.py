@@ -8,7 +8,7 @@ One folder an operation, and every folder has the same doors::
         __init__.py     the public function: docstring, validation, dispatch - no arithmetic
         reference.py    the plain statement of what it computes; every other file is held to it
         cpu.py          the compiled core (C++)
-        gpu.py          Triton or CuPy
+        gpu.py          Triton, CUDA C++ through CuPy, or both
                         (a further file is a further backend: numba.py, cuml.py)
     gpu_common/         what several gpu.py share: launching CUDA, CUDA graphs, capability, memory, the SVM solver
     cpp/                the C++ core that every cpu.py calls; also a library of its own
