@@ -64,17 +64,24 @@ class Guard:
 
 
 def knn(guard: Guard) -> None:
-    from ttt4as_fast.kernels.knn import gpu
+    """By each way to propose; refined in CUDA where that is built, and in Triton."""
+    from ttt4as_fast.kernels.gpu_common import cuda
+    from ttt4as_fast.kernels.knn import gpu, hopper
 
     rng = np.random.default_rng(0)
     for n_query, n_bank, dim, k, dtype in ((5, 129, 65, 3, torch.float32), (3, 70, 8, 1, torch.float16)):
         bank = guard.like(torch.from_numpy(rng.standard_normal((n_bank, dim))).to(dtype))
         query = guard.like(torch.from_numpy(rng.standard_normal((n_query, dim))).to(dtype))
-        index = gpu.Index(bank)
-        for propose in (index._propose, index._propose_gemm):
+        want = torch.cdist(query.double(), bank.double()).topk(k, largest=False).indices
+        index, refined_by_triton = gpu.Index(bank), gpu.Index(bank)
+        refined_by_triton._fits_cuda = lambda: False
+        ways = [index._propose, index._propose_gemm, refined_by_triton._propose]
+        if "cpu" in cuda.LAUNCHERS:
+            hopper.processors = lambda device: 1
+            ways.append(index._propose_hopper)
+        for propose in ways:
             found = guard.empty(n_query, k), guard.empty(n_query, k, dtype=torch.int64)
-            index._search(query, k, *found, propose)
-            want = torch.cdist(query.double(), bank.double()).topk(k, largest=False).indices
+            propose.__self__._search(query, k, *found, propose)
             assert torch.equal(found[1], want)
 
 
@@ -146,15 +153,16 @@ OPERATIONS = {f.__name__: f for f in (knn, coreset, bilinear, peaks, segment, li
 
 def main() -> None:
     """Run the operations that are named."""
-    from emulator import Emulator, compiler  # beside this script
+    from emulator import Emulator, compiler, tensor_map  # beside this script
 
-    from ttt4as_fast.kernels.gpu_common import cuda
+    from ttt4as_fast.kernels.gpu_common import cuda, driver
 
     guard = Guard(sys.argv[1])
     torch.empty = guard.empty
     torch.empty_like = lambda x, **_: guard.empty(x.shape, dtype=x.dtype)
     if compiler():
         cuda.LAUNCHERS["cpu"] = Emulator()
+        driver.tensor_map = tensor_map
     for name in sys.argv[2:]:
         OPERATIONS[name](guard)
         print(name, flush=True)
