@@ -28,7 +28,7 @@ def usable(device: torch.device) -> bool:
     with torch.cuda.device(device):
         reason = _probe(torch.cuda.current_device())
     if reason is not None:
-        warn_once(f"knn: {reason}; its proposals are Triton's, which take a little longer")
+        warn_once(f"knn: {reason}; Triton proposes, which takes a little longer")
     return reason is None
 
 

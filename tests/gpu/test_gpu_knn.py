@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -194,6 +195,18 @@ def test_proposals_by_the_hardware_of_hopper_are_the_same(device, rng, monkeypat
     for sizes in [hopper.QUERIES] if device.type == "cpu" else [hopper.QUERIES, *((n,) for n in hopper.QUERIES)]:
         monkeypatch.setattr(hopper, "QUERIES", sizes)
         search.compare(want, search.run(search.index._propose_hopper))
+
+
+def test_where_the_kernel_for_hopper_does_not_run_a_warning_says_why(monkeypatch):
+    hopper = pytest.importorskip("ttt4as_fast.kernels.knn.hopper", reason="torch is not installed")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(hopper.cuda, "unavailable", lambda device: None)
+    monkeypatch.setattr(hopper, "_probe", lambda device: "no such instruction")
+    hopper.warn_once.cache_clear()
+    with pytest.warns(kernels.BackendWarning, match="knn: no such instruction; Triton proposes"):
+        assert not hopper.usable(torch.device("cuda"))
 
 
 def test_queries_of_a_tile_leave_little_of_the_last_one_empty():
