@@ -23,9 +23,11 @@ OPTIONS = ("-arch=sm_90a",)
 
 def usable(device: torch.device) -> bool:
     """Whether the kernel can serve tensors on `device`; where it should and cannot, a warning says why."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0) or cuda.unavailable("cuda"):
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         return False
     with torch.cuda.device(device):
+        if cuda.unavailable("cuda"):
+            return False
         reason = _probe(torch.cuda.current_device())
     if reason is not None:
         warn_once(f"knn: {reason}; Triton proposes, which takes a little longer")
