@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_tests:
         done("tests", run_tests(output / "tests.log", min(240.0, max(30.0, end - planned - time.monotonic()))))
         if result["tests"]["status"] != "ok":
-            print(tail(output / "tests.log"))
+            print(tail(output / "tests.log"), *result["tests"]["outcomes"].get("failures", ()), sep="\n")
     spare = max(0.0, end - planned - time.monotonic())
     reserved = 0.0 if options.no_sanitizer or find("compute-sanitizer") is None else min(SANITIZER_S, spare)
     reserved += NCU_S if options.ncu else 0.0

@@ -6,6 +6,8 @@
 // queries are six times 136 and not seven times 128. Rows are copied in such an order that a warp holds the vectors of
 // one group, as `_place` of gpu_kernels.py says.
 //
+// 2 Q N D operations; a tile reads 2 D bytes a vector and a query, and writes 8 bytes a group and query.
+//
 // hopper.py defines QUERIES (of a tile), SHARED_BYTES (dynamic shared memory of a block), PRODUCT (the instruction with
 // its registers) and SUMS (those, as operands of `sums`).
 #include "hopper.cuh"

@@ -1,6 +1,9 @@
 // The exact neighbours of one query a block, as `refine_kernel` of gpu_kernels.py finds them. A warp measures a row by
 // itself and always in the same order: copies of a row have the same sum to the bit, warps never wait for each other
 // within a row, and (distance, row) orders all rows.
+//
+// Reads 12 bytes a group, D values for each of the k seeds and for each row that may be nearer, and 2 D bytes for each
+// row of a group that may hold several of these.
 #include "device.cuh"
 
 using namespace ttt4as;
