@@ -75,21 +75,21 @@ class Bench:
     def size(self, full: int, small: int) -> int:
         return small if self.small else full
 
-    def note_captured(self, row: Row, name: str, call: Callable[..., Any], inputs: list[tuple]) -> float:
-        """Note the time of the calls in one CUDA graph, without gaps between launches; or why it cannot be had.
+    def note_captured(self, row: Row, calls: dict[str, tuple[Callable[..., Any], list[tuple]]]) -> list[float]:
+        """Note the times of named calls, each's in one CUDA graph, without gaps between launches; or why not.
 
         Returns
         -------
-        float
-            The median in milliseconds; NaN without one.
+        list of float
+            The medians in milliseconds, by turns; NaN where they cannot be had.
         """
         try:
-            times = self.clock.captured_time(call, inputs)
+            times = self.clock.captured_by_turns(list(calls.values()))
         except Exception as error:
-            row.notes[name] = f"not measured: {type(error).__name__}: {error}"[:300]
-            return math.nan
-        row.notes[name] = as_json(times)
-        return times.p50
+            row.notes |= dict.fromkeys(calls, f"not measured: {type(error).__name__}: {error}"[:300])
+            return [math.nan] * len(calls)
+        row.notes |= {name: as_json(one) for name, one in zip(calls, times, strict=True)}
+        return [one.p50 for one in times]
 
     def peers_time(self, row: Row, peers: Peers, inputs: list[tuple]) -> None:
         """Time each peer; one that fails, for lack of memory or of a library, says why."""

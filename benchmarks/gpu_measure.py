@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 import subprocess
@@ -11,6 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+
+TURNS = 10
+"""Turns that calls take which are timed by turns."""
 
 
 @dataclass(frozen=True)
@@ -65,47 +69,70 @@ class Clock:
 
     def time(self, call: Callable[..., Any], inputs: Sequence[tuple]) -> Times:
         """Times of ``call(*inputs[i])``, i rotating; the first calls, which compile and warm up, do not count."""
-        for i in range(self.warmup):
-            call(*inputs[i % len(inputs)])
-        self.synchronize()
-        n = 1
-        if self.calls > 1:
-            start = time.perf_counter()
-            call(*inputs[0])
-            self.synchronize()
-            n = max(3, min(self.calls, int(self.budget_s / max(time.perf_counter() - start, 1e-6))))
-        if self.device.type != "cuda":
-            milliseconds = []
-            for i in range(n):
-                start = time.perf_counter()
+        return self.times_by_turns([(call, inputs)])[0]
+
+    def times_by_turns(self, calls: Sequence[tuple[Callable[..., Any], Sequence[tuple]]]) -> list[Times]:
+        """`time` of each call, a tenth of one and a tenth of the next: a device's clock, which falls as it grows warm,
+        is the same for all.
+        """
+        counts = []
+        for call, inputs in calls:
+            for i in range(self.warmup):
                 call(*inputs[i % len(inputs)])
-                milliseconds.append(1e3 * (time.perf_counter() - start))
-            return summary(milliseconds)
-        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(n)]
-        for i, (before, after) in enumerate(events):
-            before.record()
-            call(*inputs[i % len(inputs)])
-            after.record()
+            self.synchronize()
+            n = 1
+            if self.calls > 1:
+                start = time.perf_counter()
+                call(*inputs[0])
+                self.synchronize()
+                n = max(3, min(self.calls, int(self.budget_s / max(time.perf_counter() - start, 1e-6))))
+            counts.append(n)
+        readings: list[list[Callable[[], float]]] = [[] for _ in calls]
+        for turn in range(TURNS):
+            for (call, inputs), n, read in zip(calls, counts, readings, strict=True):
+                for i in range(n * turn // TURNS, n * (turn + 1) // TURNS):
+                    read.append(self._reading(call, inputs[i % len(inputs)]))
         self.synchronize()
-        return summary([before.elapsed_time(after) for before, after in events])
+        return [summary([reading() for reading in read]) for read in readings]
+
+    def _reading(self, call: Callable[..., Any], arguments: tuple) -> Callable[[], float]:
+        """Make the call; what gives its milliseconds once the device has come so far."""
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            call(*arguments)
+            elapsed = 1e3 * (time.perf_counter() - start)
+            return lambda: elapsed
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        call(*arguments)
+        after.record()
+        return functools.partial(before.elapsed_time, after)
 
     def captured_time(self, call: Callable[..., Any], inputs: Sequence[tuple]) -> Times:
         """As `time`, the calls captured in one CUDA graph, so that no launch gap is between them: for short kernels."""
+        return self.captured_by_turns([(call, inputs)])[0]
+
+    def captured_by_turns(self, calls: Sequence[tuple[Callable[..., Any], Sequence[tuple]]]) -> list[Times]:
+        """As `times_by_turns`, each call's in a CUDA graph."""
         if self.device.type != "cuda":
-            return self.time(call, inputs)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for one in inputs:
-                call(*one)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails does not give back
-            with torch.cuda.graph(graph):
-                kept = [call(*one) for one in inputs]
-        times = self.time(graph.replay, [()])
-        del kept
-        return times.scaled(1 / len(inputs))
+            return self.times_by_turns(calls)
+        graphs = [_captured(call, inputs) for call, inputs in calls]
+        times = self.times_by_turns([(graph.replay, [()]) for graph, _ in graphs])
+        return [one.scaled(1 / len(inputs)) for one, (_, inputs) in zip(times, calls, strict=True)]
+
+
+def _captured(call: Callable[..., Any], inputs: Sequence[tuple]) -> tuple[torch.cuda.CUDAGraph, list]:
+    """The calls in one CUDA graph, and what they return, whose memory it writes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for one in inputs:
+            call(*one)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.current_stream()):  # which a capture that fails does not give back
+        with torch.cuda.graph(graph):
+            return graph, [call(*one) for one in inputs]
 
 
 def summary(milliseconds: Sequence[float]) -> Times:

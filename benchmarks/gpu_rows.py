@@ -83,7 +83,7 @@ def segment(bench: Bench, batch: int) -> Row:
     row.floor = floor_ms(bench.limits, moved)
     if bench.device.type == "cuda":
         row.notes["graph_replay_alone"] = as_json(_replay_alone(bench, inputs[0]))
-        bench.note_captured(row, "in_a_graph_of_the_callers", ours, inputs[:4])
+        bench.note_captured(row, {"in_a_graph_of_the_callers": (ours, inputs[:4])})
     few = [(maps[:1], features[:1]) for maps, features in inputs[:4]]
     bench.peers_time(row, {"torch + scikit-learn (the paper's recipe)": paper_recipe}, few)
     bench.peers_time(row, {"torch + cuML": lambda *x: paper_recipe(*x, cuml=True)}, few)
@@ -162,8 +162,11 @@ def nearest(bench: Bench, n_query: int, k: int, dim: int) -> Row:
     bank_low = bank.bfloat16().T
     low = [(query.bfloat16(),) for (query,) in inputs]
     product = bench.clock.time(lambda q: q @ bank_low, low)
-    captured = bench.note_captured(row, "in_a_graph", lambda q: index.search(q, k), inputs)
-    bare = bench.note_captured(row, "bare_bf16_product_in_a_graph", lambda q: q @ bank_low, low)
+    graphs = {
+        "in_a_graph": (lambda q: index.search(q, k), inputs),
+        "bare_bf16_product_in_a_graph": (lambda q: q @ bank_low, low),
+    }
+    captured, bare = bench.note_captured(row, graphs)
     moved = 2 * dim * (n_query + n_bank) + 12 * n_query * k
     row.floor = floor_ms(bench.limits, moved, 2 * n_query * n_bank * dim)
     peers: Peers = {
@@ -278,7 +281,7 @@ def refining(bench: Bench) -> Row:
     """To measure what proposals leave, in CUDA and in Triton: where kernels/knn/gpu.py should change between them."""
     from ttt4as_fast import kernels
 
-    row = Row("k-NN refined, 784 queries x 16384 x 1024, k 9", "MANY_QUERIES; FEW_NEIGHBORS")
+    row = Row("k-NN refined, 784 queries x 16384 x 1024, k 9", "no slower than in Triton")
     n_bank, dim = bench.size(16384, 70), bench.size(1024, 12)
     few, many = bench.size(784, 2), bench.size(25088, 3)
     both = network_like((n_bank + many, dim), 7, bench.device)
@@ -422,7 +425,7 @@ def peaks(bench: Bench) -> Row:
     want = kernels.dilate(kernels.local_maxima(inputs[0][0], 99.0, backend="reference"), radius, backend="reference")
     row.correct = torch.equal(ours(*inputs[0]), want)
     row.ours = bench.clock.time(ours, inputs)
-    bench.note_captured(row, "in_a_graph", ours, inputs)
+    bench.note_captured(row, {"in_a_graph": (ours, inputs)})
     bench.peers_time(row, {"torch.quantile + max_pool2d": torch_peer, "cupyx.scipy.ndimage": cupy_peer}, inputs)
     row.floor = floor_ms(bench.limits, moved + 2 * batch * size * size)
     row.met = bool(row.ratios) and min(row.ratios.values()) >= 3

@@ -49,14 +49,6 @@ __device__ void copies_wait() {
 #endif
 }
 
-// Tell the L2 cache that `bytes` are wanted; both are multiples of 16.
-__device__ inline void prefetch(const void* from, int bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    const u64 place = u64(__cvta_generic_to_global(from));
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(place), "r"(bytes) : "memory");
-#endif
-}
-
 // Operations, each with an element that changes no result: `neutral`, given one of the values that are combined.
 struct Add {
     template <typename V>

@@ -11,8 +11,8 @@
 float16 carries three more bits than bfloat16 at the same rate, which leaves fewer rows to measure.
 
 Triton has a kernel for each step (`gpu_kernels`). Where CuPy can compile CUDA C++, ``refine.cu`` has the same result
-sooner, but for few neighbours of many queries, and on compute capability 9.0 ``propose.cu`` makes the proposals of a
-small search (`hopper`).
+sooner, and on compute capability 9.0 ``propose.cu`` makes the proposals of a small search (`hopper`): the three least
+of a group where several neighbours are asked for, so that a group is rarely measured as a whole.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ SCRATCH_BYTES = 256 << 20
 """Default bound on the scratch of a search."""
 REFINE_THREADS = 128
 """Threads of a block of ``refine.cu``, which has one query; a warp measures a row by itself."""
-REFINE_SHARED = 12 << 10
-"""Bytes of shared memory that such a block takes beside the query, of which it keeps 8 a channel."""
+REFINE_SHARED = 16 << 10
+"""Bytes of shared memory that such a block takes beside the query."""
 GRAPHS = 4
 """CUDA graphs that an index keeps, each for searches of one number of queries and neighbours."""
 GRAPH_BYTES = 16 << 20
@@ -78,8 +78,6 @@ MANY_QUERIES = 4096
 """Queries from which `refine_kernel` has one warp for each instead of four: they fill the device, and never wait for
 each other.
 """
-FEW_NEIGHBORS = 4
-"""Neighbours up to which many queries are Triton's (measured on an H200: k 1 and 9)."""
 REFINE_REGISTERS = 128
 """Without a bound of its own ptxas spills a few bytes of `refine_kernel` to fit one more block on a multiprocessor."""
 
@@ -190,7 +188,7 @@ class Index:
             x, self.centre, low, facts, facts if largest is None else largest, self.exponent,
             self.dim // unit, self.padded, x_n // unit, x_d,
             UNIT=unit, QUERY=largest is not None, BLOCK_D=block_d, WHOLE=self.padded <= block_d,
-            **FUSED,
+            num_warps=prepare_warps(x.dtype), **FUSED,
         )  # fmt: skip
         return low, facts
 
@@ -224,7 +222,8 @@ class Index:
         return n * (self._scratch_per_query(n) + moved) <= min(GRAPH_BYTES, self.scratch_bytes)
 
     def _scratch_per_query(self, n_query: int) -> int:
-        return 8 * self.n_groups + 2 * self.padded + 32 + (4 * self.size if self.takes_gemm(n_query) else 0)
+        least = 12 if self._way_to_propose(n_query) == self._propose_hopper else 8
+        return least * self.n_groups + 2 * self.padded + 32 + (4 * self.size if self.takes_gemm(n_query) else 0)
 
     def _launch(self, query: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if k > MAX_K or self.exhaustive:
@@ -271,14 +270,13 @@ class Index:
         n = query.shape[0]
         least = torch.empty((n, self.n_groups), dtype=torch.int32, device=query.device)
         second = torch.empty_like(least)
+        groups = (least, second)
         propose = self._way_to_propose(n) if propose is None else propose
-        propose(low, facts, least, second)
-        refine = self._refine_cuda if self._takes_cuda(n, k) else self._refine_triton
-        refine(query, k, (low, facts, least, second), distances, indices)
-
-    def _takes_cuda(self, n_query: int, k: int) -> bool:
-        """Whether ``refine.cu`` serves: not many queries of few neighbours, each of which is one warp's in Triton."""
-        return self._fits_cuda() and not (n_query >= MANY_QUERIES and k <= FEW_NEIGHBORS)
+        if propose == self._propose_hopper and k > 1:  # of several neighbours, two are in one group now and then
+            groups += (torch.empty_like(least),)
+        propose(low, facts, *groups)
+        refine = self._refine_cuda if self._fits_cuda() else self._refine_triton
+        refine(query, k, (low, facts, *groups), distances, indices)
 
     def _fits_cuda(self) -> bool:
         """Whether ``refine.cu`` runs on the device and can keep a query in shared memory."""
@@ -288,8 +286,8 @@ class Index:
         return self._query_bytes() <= cuda.shared_memory_limit(device) - REFINE_SHARED
 
     def _query_bytes(self) -> int:
-        """Shared memory for a query in float64, filled up as ``refine.cu`` says."""
-        return 8 * blocks(self.dim, 512) * 512
+        """Shared memory for a query in float64, filled up as ``refine.cu`` says, and for it in another type."""
+        return (8 + self.bank.element_size()) * blocks(self.dim, 512) * 512
 
     def _refine_cuda(
         self,
@@ -299,16 +297,23 @@ class Index:
         distances: torch.Tensor,
         indices: torch.Tensor,
     ) -> None:
-        low, facts, least, second = proposed
+        low, facts, least, second, *third = proposed
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         size = self.bank.element_size()
-        vectorized = b_d == 1 and not any(x % 16 for x in (self.bank.data_ptr(), b_n * size, self.dim * size))
+
+        def vectorized(x: torch.Tensor, step: int, stride: int) -> bool:
+            return stride == 1 and not any(n % 16 for n in (x.data_ptr(), step * size, self.dim * size))
+
+        wide = vectorized(self.bank, b_n, b_d)
+        same = wide and query.dtype == self.bank.dtype and vectorized(query, q_n, q_d)
+        kind = len(_KINDS) if same else _KINDS.index(query.dtype)
         cuda.launch(
             self.bank.device, "knn/refine.cu", "refine", len(query), REFINE_THREADS,
-            _span(query), _span(self.bank), low, self.low, self.norm, least, second, facts, distances, indices,
-            *(np.int32(x) for x in (_KINDS.index(query.dtype), self.size, self.dim, self.padded, self.n_groups, k)),
+            _span(query), _span(self.bank), low, self.low, self.norm, least, second, *(third or (None,)), facts,
+            distances, indices,
+            *(np.int32(x) for x in (kind, self.size, self.dim, self.padded, self.n_groups, k)),
             *(np.int64(x) for x in (q_n, q_d, b_n, b_d)),
-            shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, vectorized),
+            shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, wide),
         )  # fmt: skip
 
     def _refine_triton(
@@ -319,7 +324,7 @@ class Index:
         distances: torch.Tensor,
         indices: torch.Tensor,
     ) -> None:
-        _, facts, least, second = proposed
+        _, facts, least, second, *_ = proposed
         list_size = max(2, power_of_two(k))
         warps = refine_warps(len(query), list_size)
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
@@ -339,9 +344,14 @@ class Index:
         return self._propose
 
     def _propose_hopper(
-        self, low: torch.Tensor, facts: torch.Tensor, least: torch.Tensor, second: torch.Tensor
+        self,
+        low: torch.Tensor,
+        facts: torch.Tensor,
+        least: torch.Tensor,
+        second: torch.Tensor,
+        third: torch.Tensor | None = None,
     ) -> None:
-        hopper.propose(low, self.low, facts, self.norm, least, second)
+        hopper.propose(low, self.low, facts, self.norm, least, second, third)
 
     def _propose(
         self,
@@ -435,6 +445,11 @@ def has_descriptors(device: torch.device) -> bool:
     if TensorDescriptor is None or device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def prepare_warps(dtype: torch.dtype) -> int:
+    """Warps that `prepare_kernel` has for each vector: of float64, one would not have registers enough."""
+    return 4 if dtype == torch.float64 else 1
 
 
 def refine_warps(n_query: int, list_size: int) -> int:

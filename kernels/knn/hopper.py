@@ -41,19 +41,20 @@ def propose(
     norm: torch.Tensor,
     least: torch.Tensor,
     second: torch.Tensor,
+    third: torch.Tensor | None = None,
 ) -> None:
-    """Write the two least of each group, (Q, n_groups) each, as `gpu_kernels.propose_kernel` does.
+    """Write the two least of each group, (Q, n_groups) each, as `gpu_kernels.propose_kernel` does; or the three least.
 
     `bank_low` lies in memory of a multiple of 128 rows, zeros past its end.
     """
     (n_query, padded), n_bank, n_groups = low.shape, len(bank_low), least.shape[1]
-    queries = queries_of(n_query)
+    queries, kept = queries_of(n_query), 2 if third is None else 3
     tiles = blocks(n_query, queries) * blocks(n_bank, BANK)
     cuda.launch(
         low.device, "knn/propose.cu", "propose", min(processors(low.device), tiles), THREADS,
-        query_boxes(low, queries), bank_boxes(bank_low), facts, norm, least, second,
+        query_boxes(low, queries), bank_boxes(bank_low), facts, norm, least, second, third,
         *(np.int32(i) for i in (n_query, n_bank, padded, n_groups)),
-        shared_bytes=shared_bytes(queries), prelude=prelude(queries), options=OPTIONS,
+        shared_bytes=shared_bytes(queries, kept), prelude=prelude(queries, kept), options=OPTIONS,
     )  # fmt: skip
 
 
@@ -63,14 +64,14 @@ def queries_of(n_query: int) -> int:
     return next(queries for queries in QUERIES if queries >= balanced)
 
 
-def shared_bytes(queries: int) -> int:
+def shared_bytes(queries: int, kept: int) -> int:
     """Dynamic shared memory of a block, for its stages; the rest of 227 KiB is the kernel's own."""
-    return 226 * 1024 - 88 * queries
+    return 226 * 1024 - (24 + 32 * kept) * queries
 
 
 @functools.cache
-def prelude(queries: int) -> str:
-    """What ``propose.cu`` needs defined: the product's text names each of its registers."""
+def prelude(queries: int, kept: int) -> str:
+    """What ``propose.cu`` needs defined to keep the `kept` least of a group: the product's text names its registers."""
     count = queries // 2
     sums = ", ".join(f'"+f"(sums[{i}])' for i in range(count))
     registers = ", ".join(f"%{i}" for i in range(count))
@@ -78,7 +79,7 @@ def prelude(queries: int) -> str:
         f"{{ .reg .pred add; setp.ne.b32 add, %{count + 2}, 0; wgmma.mma_async.sync.aligned.m64n{queries}k16"
         f".f32.f16.f16 {{{registers}}}, %{count}, %{count + 1}, add, 1, 1, 0, 0; }}"
     )
-    sizes = f"#define QUERIES {queries}\n#define SHARED_BYTES {shared_bytes(queries)}\n"
+    sizes = f"#define QUERIES {queries}\n#define KEPT {kept}\n#define SHARED_BYTES {shared_bytes(queries, kept)}\n"
     return f'{sizes}#define PRODUCT "{product}"\n#define SUMS {sums}\n'
 
 

@@ -6,10 +6,10 @@
 // queries are six times 136 and not seven times 128. Rows are copied in such an order that a warp holds the vectors of
 // one group, as `_place` of gpu_kernels.py says.
 //
-// 2 Q N D operations; a tile reads 2 D bytes a vector and a query, and writes 8 bytes a group and query.
+// 2 Q N D operations; a tile reads 2 D bytes a vector and a query, and writes 4 KEPT bytes a group and query.
 //
-// hopper.py defines QUERIES (of a tile), SHARED_BYTES (dynamic shared memory of a block), PRODUCT (the instruction with
-// its registers) and SUMS (those, as operands of `sums`).
+// hopper.py defines QUERIES (of a tile), KEPT (of each group, its two or three least), SHARED_BYTES (dynamic shared
+// memory of a block), PRODUCT (the instruction with its registers) and SUMS (those, as operands of `sums`).
 #include "hopper.cuh"
 
 using namespace ttt4as;
@@ -29,30 +29,42 @@ __device__ inline void multiply(float (&sums)[PER_THREAD], u64 a, u64 b, int add
 }
 #endif
 
-// The least and the second least of what several threads have seen.
-struct Two {
-    int least, second;
-    __device__ void add(Two other) {
-        second = __vimin3_s32(max(least, other.least), second, other.second);
-        least = min(least, other.least);
+// The least of what several threads have seen, in order.
+struct Least {
+    int value[KEPT];
+    __device__ void add(const Least& other) {
+        const int *const a = value, *const b = other.value;
+        const int least = min(a[0], b[0]), second = __vimin3_s32(max(a[0], b[0]), a[1], b[1]);
+#if KEPT > 2
+        value[2] = min(__vimin3_s32(a[2], b[2], max(a[1], b[0])), max(a[0], b[1]));
+#endif
+        value[0] = least, value[1] = second;
     }
 };
 
-__device__ inline Two exchanged(Two two, int distance) {
-    return Two{__shfl_xor_sync(FULL_WARP, two.least, distance), __shfl_xor_sync(FULL_WARP, two.second, distance)};
+__device__ inline Least least_of(int a, int b) {
+    Least both;
+    both.value[0] = min(a, b), both.value[1] = max(a, b);
+    for (int i = 2; i < KEPT; ++i) both.value[i] = 0x7fffffff;
+    return both;
 }
 
-// Of the first COUNT pairs, those of even number for the lanes without `bit` in their number, and of odd number for
+__device__ inline Least exchanged(Least least, int distance) {
+    for (int i = 0; i < KEPT; ++i) least.value[i] = __shfl_xor_sync(FULL_WARP, least.value[i], distance);
+    return least;
+}
+
+// Of the first COUNT of `all`, those of even number for the lanes without `bit` in their number, and of odd number for
 // those with it, over two lanes; where the last has no partner, both have it. Half of what one would do for each.
 template <int COUNT, int N>
-__device__ void halve(Two (&pairs)[N], int bit) {
+__device__ void halve(Least (&all)[N], int bit) {
     const bool upper = threadIdx.x & bit;
 #pragma unroll
     for (int i = 0; i < COUNT; i += 2) {
-        const Two low = pairs[i], high = pairs[i + 1 < COUNT ? i + 1 : i];
-        Two own = upper ? high : low;
+        const Least low = all[i], high = all[i + 1 < COUNT ? i + 1 : i];
+        Least own = upper ? high : low;
         own.add(exchanged(upper ? low : high, bit));
-        pairs[i / 2] = own;
+        all[i / 2] = own;
     }
 }
 
@@ -64,11 +76,12 @@ __device__ inline int2 tile_of(int tile, int tiles_q, int tiles_n) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     propose(const __grid_constant__ TensorMap queries, const __grid_constant__ TensorMap bank, const double* facts,
-            const float* norm, int* least, int* second, int n_query, int n_bank, int padded_dim, int n_groups) {
+            const float* norm, int* least, int* second, int* third, int n_query, int n_bank, int padded_dim,
+            int n_groups) {
     DYNAMIC_SHARED(char, shared);
     __shared__ Barrier full[STAGES], empty[STAGES];
-    __shared__ float2 all_terms[WARPGROUPS][QUERIES];   // of a query: the scale of the bank's norms, and its own norm
-    __shared__ int4 all_found[WARPGROUPS][2][QUERIES];  // of the four groups
+    __shared__ float2 all_terms[WARPGROUPS][QUERIES];  // of a query: the scale of the bank's norms, and its own norm
+    __shared__ int4 all_found[WARPGROUPS][KEPT][QUERIES];  // of the four groups
     char* const stages = shared + (1024 - reinterpret_cast<u64>(shared) % 1024) % 1024;
     const int tiles_q = (n_query + QUERIES - 1) / QUERIES, tiles_n = (n_bank + BANK - 1) / BANK;
     const int warpgroup = threadIdx.x >> 7, steps = padded_dim / 64;
@@ -149,10 +162,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             if (thread + 128 * i < QUERIES) terms[thread + 128 * i] = float2{to_float(own[i].x), to_float(own[i].y)};
         warpgroup_meets(warpgroup);
         // A thread has four rows of each of its columns, eight lanes have the group.
-        Two pairs[QUERIES / 8];
+        Least pairs[QUERIES / 8];
 #pragma unroll
         for (int j = 0; j < QUERIES / 8; ++j) {
-            Two both[2];
+            Least both[2];
             const float2* const of_j = terms + 8 * j + 2 * (lane & 3);
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
@@ -163,11 +176,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                     const float distance = fmaf(norms[i], term.x, term.y) - sums[i >> 1][4 * j + 2 * (i & 1) + k];
                     packed[i] = int(__float_as_uint(distance) & ~31u) | places[i];
                 }
-                both[k] = Two{min(packed[0], packed[1]), max(packed[0], packed[1])};
-                both[k].add(Two{min(packed[2], packed[3]), max(packed[2], packed[3])});
+                both[k] = least_of(packed[0], packed[1]);
+                both[k].add(least_of(packed[2], packed[3]));
             }
             halve<2>(both, 16);
             pairs[j] = both[0];
+            if (KEPT > 2 && j == QUERIES / 16) __syncwarp();  // all at once would not fit the registers
         }
         halve<QUERIES / 8>(pairs, 8);
         halve<(QUERIES / 8 + 1) / 2>(pairs, 4);
@@ -175,18 +189,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
         for (int i = 0; i < (QUERIES / 8 + 3) / 4; ++i) {
             const int j = 4 * i + odd, column = 8 * j + 2 * (lane & 3) + (lane >> 4);
-            if (j < QUERIES / 8) {
-                reinterpret_cast<int*>(&found[0][column])[warp] = pairs[i].least;
-                reinterpret_cast<int*>(&found[1][column])[warp] = pairs[i].second;
-            }
+            if (j < QUERIES / 8)
+                for (int which = 0; which < KEPT; ++which)
+                    reinterpret_cast<int*>(&found[which][column])[warp] = pairs[i].value[which];
         }
         warpgroup_meets(warpgroup);
         const int out = place.y * GROUPS;
         if (out < n_groups)
             for (int column = thread; column < QUERIES && first_query + column < n_query; column += 128)
-                for (int which = 0; which < 2; ++which) {
-                    int* const to = (which ? second : least) + (long long)(first_query + column) * n_groups + out;
-                    *reinterpret_cast<int4*>(to) = found[which][column];
+                for (int which = 0; which < KEPT; ++which) {
+                    int* const to = which == 0 ? least : which == 1 ? second : third;
+                    const long long at = (long long)(first_query + column) * n_groups + out;
+                    *reinterpret_cast<int4*>(to + at) = found[which][column];
                 }
     }
 }

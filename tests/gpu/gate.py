@@ -113,6 +113,7 @@ def cases() -> list[dict]:
                 ),
                 {"x_d": 1, "UNIT": 8, "QUERY": query, "BLOCK_D": 1024, "WHOLE": True},
                 plain=("dim", "x_n"),
+                num_warps=knn.prepare_warps(kind),
             )
         few, many = 1, knn.MANY_QUERIES
         every = [(1, few), (9, few), (knn.MAX_K, few), (1, many), (16, many)]

@@ -24,6 +24,9 @@
 struct int2 {
     int x, y;
 };
+struct uint2 {
+    unsigned x, y;
+};
 struct int4 {
     int x, y, z, w;
 };

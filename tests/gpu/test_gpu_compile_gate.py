@@ -104,16 +104,17 @@ def test_refining_with_nvrtc(dtype, architecture):
     assert wide[1] >= wide[0] + 4
 
 
+@pytest.mark.parametrize("kept", [2, 3])
 @pytest.mark.parametrize("queries", [56, 88, 104, 120, 136])
-def test_proposals_for_hopper_with_nvrtc(queries):
+def test_proposals_for_hopper_with_nvrtc(queries, kept):
     """Products of a warpgroup, copies of boxes, as many registers as they were given, and room for its stages."""
     hopper = pytest.importorskip("ttt4as_fast.kernels.knn.hopper", reason="torch is not installed")
     pytest.importorskip("triton", reason="Triton, whose cuobjdump reads the result, is not installed")
     assert queries in hopper.QUERIES and len(hopper.QUERIES) == 5
-    cubin, ptx = _compile("knn/propose.cu", 90, *CUPY_OPTIONS, *hopper.OPTIONS, prelude=hopper.prelude(queries))
+    cubin, ptx = _compile("knn/propose.cu", 90, *CUPY_OPTIONS, *hopper.OPTIONS, prelude=hopper.prelude(queries, kept))
     facts = gate.resources_of(cubin)["propose"]
     assert facts["stack"] == 0 and facts["local"] == 0, facts
-    assert facts["shared"] + hopper.shared_bytes(queries) <= gate.SHARED_LIMIT[90], facts
+    assert facts["shared"] + hopper.shared_bytes(queries, kept) <= gate.SHARED_LIMIT[90], facts
     assert facts["registers"] * hopper.THREADS <= 1 << 16
     assert ptx.count(b"wgmma.mma_async") % 8 == 0 and b"cp.async.bulk.tensor.5d" in ptx and b".target sm_90a" in ptx
 

@@ -90,6 +90,12 @@ def test_knn(checked, rng):
         test_gpu_knn.TestRefining().check(rows[:1] + 0.5, rows, 5, "cuda", torch.device("cpu"), bound=bound)
 
 
+@pytest.mark.parametrize("checked", ["memory"], indirect=True)
+def test_knn_lists_two_rows_of_every_group(checked, rng):
+    checked.threads = 128  # as many as a GPU has, of which each looks at some groups at once
+    test_gpu_knn.TestRefining().test_two_rows_of_every_group(torch.device("cpu"), rng, 3)
+
+
 def test_knn_excludes_by_float16_copies(checked, rng):
     """Proposals of its own, whose groups hold several of the nearest."""
     require_interpreter()

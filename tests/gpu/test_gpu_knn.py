@@ -58,12 +58,22 @@ class Proposing:
         self.index = gpu.Index(bank.to(device))
         self.low, self.facts = self.index._prepare(query.to(device), self.index.largest)
 
-    def run(self, propose: Callable[..., None], **options: object) -> torch.Tensor:
-        """The least and the second least of each group."""
-        size = (2, len(self.low), self.index.n_groups)
+    def run(self, propose: Callable[..., None], kept: int = 2, **options: object) -> torch.Tensor:
+        """The `kept` least of each group, in order."""
+        size = (kept, len(self.low), self.index.n_groups)
         found = torch.full(size, -7, dtype=torch.int32, device=self.low.device)
         propose(self.low, self.facts, *found, **options)
         return found
+
+    def third(self) -> torch.Tensor:
+        """The third least of each group."""
+        ratio, own = self.facts.float()[:, :2, None].unbind(1)
+        product = self.low.double() @ self.index.low.double().T
+        distance = (self.index.norm * ratio + own) - product.float()
+        row = rows_of(torch.arange(self.index.n_groups)[:, None], torch.arange(32)).to(distance.device)
+        padded = torch.nn.functional.pad(distance, (0, row.numel() - distance.shape[1]), value=float("inf"))
+        packed = (padded[:, row].view(torch.int32) & ~31) | torch.arange(32, device=row.device, dtype=torch.int32)
+        return packed.sort(2).values[..., 2]
 
 
 @pytest.fixture(params=["cuda", "triton"])
@@ -196,6 +206,8 @@ def test_proposals_by_the_hardware_of_hopper_are_the_same(device, rng, monkeypat
         monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator(backwards=backwards))
         monkeypatch.setattr(hopper, "QUERIES", sizes)
         assert torch.equal(want, search.run(search.index._propose_hopper))
+        three = search.run(search.index._propose_hopper, 3)
+        assert torch.equal(want, three[:2]) and torch.equal(search.third(), three[2])
 
 
 def test_where_the_kernel_for_hopper_does_not_run_a_warning_says_why(monkeypatch):
@@ -213,7 +225,7 @@ def test_where_the_kernel_for_hopper_does_not_run_a_warning_says_why(monkeypatch
 def test_queries_of_a_tile_leave_little_of_the_last_one_empty():
     hopper = pytest.importorskip("ttt4as_fast.kernels.knn.hopper", reason="torch is not installed")
     assert [hopper.queries_of(n) for n in (1, 56, 57, 136, 137, 784, 1024)] == [56, 56, 88, 136, 88, 136, 136]
-    assert all(size % 8 == 0 and f"m64n{size}k16" in hopper.prelude(size) for size in hopper.QUERIES)
+    assert all(size % 8 == 0 and f"m64n{size}k16" in hopper.prelude(size, 2) for size in hopper.QUERIES)
 
 
 @pytest.mark.parametrize("allowed", [False, True])
@@ -311,7 +323,7 @@ class TestRefining:
 
     @staticmethod
     def proposals(query: torch.Tensor, bank: torch.Tensor, bound: float, slack: float) -> tuple[torch.Tensor, ...]:
-        """Facts of queries, least and second of each group: off by up to the bound; the low bits hold the place."""
+        """Facts of queries, the three least of each group: off by up to the bound; the low bits hold the place."""
         squared = torch.cdist(query.double(), bank.double()).square()
         noise = torch.rand(squared.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         place = torch.arange(32)
@@ -319,27 +331,29 @@ class TestRefining:
         off = (squared + bound * (1.98 * noise - 0.99)).float()
         padded = torch.nn.functional.pad(off, (0, row.numel() - len(bank)), value=float("inf"))
         packed = (padded[:, row].view(torch.int32) & ~31) | place.int()
-        least, second = packed.sort(2).values[..., :2].unbind(2)
+        least = packed.sort(2).values[..., :3].unbind(2)
         facts = torch.tensor([1.0, 0.0, bound, 1.0], dtype=torch.float64).repeat(len(query), 1)
         facts[:, 2] += slack * squared.amax(1)  # for the low bits; NaN where the query has one
-        return facts, least.contiguous(), second.contiguous()
+        return facts, *(x.contiguous() for x in least)
 
-    def refine(self, query, bank, k, by, device, bound=0.0, slack=1e-5) -> tuple[torch.Tensor, torch.Tensor]:
+    def refine(self, query, bank, k, by, device, bound=0.0, slack=1e-5, kept=2, norm=0.0) -> tuple[torch.Tensor, ...]:
         from ttt4as_fast.kernels.knn import gpu
 
         index = gpu.Index.__new__(gpu.Index)
-        facts, least, second = (x.to(device) for x in self.proposals(query.cpu(), bank.cpu(), bound, slack))
-        index.bank, (index.size, index.dim), index.n_groups = bank, bank.shape, least.shape[1]
+        facts, *least = (x.to(device) for x in self.proposals(query.cpu(), bank.cpu(), bound, slack))
+        index.bank, (index.size, index.dim), index.n_groups = bank, bank.shape, least[0].shape[1]
         # By what is known of the rows of a group but the two least, none is too far.
-        index.padded, index.norm = 64, torch.zeros(len(bank), device=device)
+        index.padded, index.norm = 64, torch.zeros(len(bank), device=device) + norm
         low, index.low = (torch.zeros((len(x), 64), dtype=torch.float16, device=device) for x in (query, bank))
         distances = torch.full((len(query), k), -7.0, device=device)
         indices = torch.full((len(query), k), -7, device=device)
-        getattr(index, f"_refine_{by}")(query, k, (low, facts, least, second), distances, indices)
+        getattr(index, f"_refine_{by}")(query, k, (low, facts, *least[:kept]), distances, indices)
         return distances.cpu(), indices.cpu()
 
     def check(self, query, bank, k, by, device, **options) -> None:
         compare(*self.refine(query, bank, k, by, device, **options), query, bank)
+        if by == "cuda":
+            compare(*self.refine(query, bank, k, by, device, kept=3, **options), query, bank)
 
     @pytest.mark.usefixtures("cuda_source")
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -384,6 +398,19 @@ class TestRefining:
         self.check(torch.zeros_like(bank[:2]), bank, 64, "cuda", device, bound=1e-6)
 
     @pytest.mark.usefixtures("cuda_source")
+    @pytest.mark.parametrize("kept", [2, 3])
+    def test_two_rows_of_every_group(self, device, rng, kept):
+        """More rows are up at once than groups are looked at."""
+        n_bank = 512 * 32
+        bank = torch.from_numpy(rng.standard_normal((n_bank, 2)) + 100).to(device)
+        near = rows_of(torch.arange(512)[:, None], torch.tensor([3, 30])).flatten().to(device)
+        bank[near] = torch.from_numpy(rng.standard_normal((len(near), 2))).to(device) / 1e3
+        compare(
+            *self.refine(torch.zeros_like(bank[:1]), bank, 64, "cuda", device, 1.0, kept=kept),
+            torch.zeros_like(bank[:1]), bank,
+        )  # fmt: skip
+
+    @pytest.mark.usefixtures("cuda_source")
     def test_subnormal_numbers_and_distances(self, device):
         """float32's least numbers are numbers, though CuPy has arithmetic of float32 take them for 0."""
         bank = (torch.arange(1, 41, dtype=torch.float64) * 3e-44)[:, None].float().to(device)
@@ -399,6 +426,20 @@ class TestRefining:
         distances, indices = self.refine(query, bank, 3, refined_by, device)
         assert indices[:, 0].tolist() == [0, -1, 2] and (indices[1] == -1).all()
         assert torch.isnan(distances[1]).all() and not torch.isnan(distances[[0, 2]]).any()
+
+    @pytest.mark.usefixtures("cuda_source")
+    @pytest.mark.parametrize("kept", [2, 3])
+    def test_what_is_not_known_of_a_group_is_asked_of_its_float16_copies(self, device, kept):
+        """By norms that are told too large no row of a group is near but those that the proposals name: group 0 has
+        more near rows than that, and group 1, of rows 2 and 3, has the two that three of a group name.
+        """
+        bank = torch.arange(64.0, device=device)[:, None].repeat(1, 4)
+        bank[rows_of(0, torch.arange(6))] /= 1e3
+        query = torch.zeros((1, 4), device=device)
+        for norm, second in ((0.0, 1), (1e9, 4 if kept == 2 else 2)):
+            norms = torch.full((64,), norm, device=device)
+            _, indices = self.refine(query, bank, 2, "cuda", device, kept=kept, norm=norms)
+            assert indices.tolist() == [[0, second]]
 
     @pytest.mark.interpret
     @pytest.mark.parametrize(("threads", "backwards"), [(64, True), (128, False), (128, True)])
@@ -436,15 +477,6 @@ def test_rows_of_a_group_that_are_near_are_found_by_their_float16_copies(device,
     check(query, bank, k, device)
 
 
-def test_many_queries_of_few_neighbours_are_refined_by_triton(device, monkeypatch):
-    from ttt4as_fast.kernels.knn import gpu
-
-    index = gpu.Index(torch.eye(3, 4, device=device))
-    monkeypatch.setattr(gpu.Index, "_fits_cuda", lambda self: True)
-    many = gpu.MANY_QUERIES
-    assert [index._takes_cuda(n, k) for n, k in ((1, 1), (many, 1), (many, 9))] == [True, False, True]
-
-
 @pytest.mark.usefixtures("cuda_source")
 def test_a_query_beyond_shared_memory_is_refined_by_triton(device, monkeypatch):
     from ttt4as_fast.kernels.knn import gpu
@@ -452,7 +484,7 @@ def test_a_query_beyond_shared_memory_is_refined_by_triton(device, monkeypatch):
     bank = torch.eye(3, 1025, device=device)
     index = gpu.Index(bank)
     assert index._fits_cuda()
-    monkeypatch.setattr(gpu.cuda, "shared_memory_limit", lambda device: gpu.REFINE_SHARED + 8 * 1535)
+    monkeypatch.setattr(gpu.cuda, "shared_memory_limit", lambda device: gpu.REFINE_SHARED + 12 * 1535)
     assert not index._fits_cuda()
 
 
