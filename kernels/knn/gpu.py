@@ -267,13 +267,10 @@ class Index:
         propose: Callable[..., None] | None = None,
     ) -> None:
         low, facts = self._prepare(query, self.largest)
-        n = query.shape[0]
-        least = torch.empty((n, self.n_groups), dtype=torch.int32, device=query.device)
-        second = torch.empty_like(least)
-        groups = (least, second)
-        propose = self._way_to_propose(n) if propose is None else propose
-        if propose == self._propose_hopper and k > 1:  # of several neighbours, two are in one group now and then
-            groups += (torch.empty_like(least),)
+        propose = self._way_to_propose(len(query)) if propose is None else propose
+        kept = 3 if propose == self._propose_hopper and k > 1 else 2  # two of several neighbours may be in one group
+        size = (len(query), self.n_groups)
+        groups = [torch.empty(size, dtype=torch.int32, device=query.device) for _ in range(kept)]
         propose(low, facts, *groups)
         refine = self._refine_cuda if self._fits_cuda() else self._refine_triton
         refine(query, k, (low, facts, *groups), distances, indices)
