@@ -35,22 +35,26 @@ def test_bilinear(device, rng):
 
 
 @pytest.mark.parametrize("way", ["_propose", "_propose_gemm", "_propose_hopper"])
-@pytest.mark.parametrize("triton", [False, True], ids=["cuda", "triton"])
-def test_knn(device, rng, monkeypatch, way, triton):
-    """By each way to propose; refined in CUDA where CuPy is there, and in Triton."""
+@pytest.mark.parametrize(("triton", "dim"), [(False, 21), (False, 24), (True, 21)], ids=["cuda", "wide", "triton"])
+def test_knn(device, rng, monkeypatch, way, triton, dim):
+    """By each way to propose; refined in CUDA where CuPy is there, number by number and 16 bytes at a time, and in
+    Triton. The first query has its neighbours in one group.
+    """
     from ttt4as_fast.kernels.knn import gpu
 
     if triton:
         monkeypatch.setattr(gpu.Index, "_fits_cuda", lambda self: False)
-    bank = torch.from_numpy(rng.standard_normal((133, 21)).astype(np.float32))
-    query = torch.from_numpy(rng.standard_normal((3, 21)).astype(np.float32))
-    distances = torch.empty((3, 2), dtype=torch.float32, device=device)
-    indices = torch.empty((3, 2), dtype=torch.int64, device=device)
+    bank = torch.from_numpy(rng.standard_normal((133, dim)).astype(np.float32))
+    query = torch.from_numpy(rng.standard_normal((3, dim)).astype(np.float32))
+    bank[[0, 1, 8, 9, 16, 17]] = query[0] + 0.1 * torch.from_numpy(rng.standard_normal((6, dim)).astype(np.float32))
+    k = 5
+    distances = torch.empty((3, k), dtype=torch.float32, device=device)
+    indices = torch.empty((3, k), dtype=torch.int64, device=device)
     if way == "_propose_hopper" and not gpu.hopper.usable(device):
         pytest.skip("not of compute capability 9.0, or no CuPy")
     index = gpu.Index(bank.to(device))
-    index._search(query.to(device), 2, distances, indices, getattr(index, way))
-    want, order = kernels.nearest_neighbors(query, bank, 2, backend="reference")
+    index._search(query.to(device), k, distances, indices, getattr(index, way))
+    want, order = kernels.nearest_neighbors(query, bank, k, backend="reference")
     close(distances, want)
     assert torch.equal(indices.cpu(), order)
 
