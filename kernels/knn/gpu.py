@@ -222,7 +222,7 @@ class Index:
         return n * (self._scratch_per_query(n) + moved) <= min(GRAPH_BYTES, self.scratch_bytes)
 
     def _scratch_per_query(self, n_query: int) -> int:
-        least = 12 if self._way_to_propose(n_query) == self._propose_hopper else 8
+        least = 12 if self._hopper else 8  # a part has few enough queries for it, though the search may not
         return least * self.n_groups + 2 * self.padded + 32 + (4 * self.size if self.takes_gemm(n_query) else 0)
 
     def _launch(self, query: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -299,6 +299,21 @@ def test_memory_is_bounded_by_an_argument(device, rng):
     assert distances.shape == (131, 1)
 
 
+def test_parts_of_a_large_search_keep_to_the_scratch_though_fewer_queries_take_more(device, rng, monkeypatch):
+    """On compute capability 9.0 a search of many queries has two rows of a group named, each of its parts three."""
+    from ttt4as_fast.kernels.knn import gpu
+
+    index = gpu.Index(torch.from_numpy(rng.standard_normal((300, 4)).astype(np.float32)).to(device))
+    index._hopper = True
+    index.scratch_bytes = 1000 * (8 * index.n_groups + 2 * index.padded + 32)
+    sizes = []
+    monkeypatch.setattr(index, "_search", lambda part, k, distances, indices: sizes.append(len(part)))
+    index._launch(torch.zeros((gpu.HOPPER_UNTIL, 4), device=device), 2)
+    named = 4 * 3 * index.n_groups
+    assert sum(sizes) == gpu.HOPPER_UNTIL
+    assert max(sizes) * (named + 2 * index.padded + 32) <= index.scratch_bytes
+
+
 def test_a_query_that_is_not_finite_gets_nothing_and_spares_the_others(device, rng):
     from ttt4as_fast.kernels.knn import gpu
 
