@@ -90,6 +90,17 @@ def test_knn(checked, rng):
         test_gpu_knn.TestRefining().check(rows[:1] + 0.5, rows, 5, "cuda", torch.device("cpu"), bound=bound)
 
 
+@pytest.mark.parametrize("checked", ["races"], indirect=True)
+@pytest.mark.parametrize("listed", [False, True])
+def test_knn_looks_twice(checked, rng, listed):
+    """The seed is the nearest; a group that the second look is at has rows that may be, or the first look's, too."""
+    bank = torch.from_numpy(rng.standard_normal((268 * 32, 1)).astype(np.float32) / 9 + 9)
+    bank[0], bank[test_gpu_knn.rows_of(266, torch.tensor([3, 4]))] = 1, 1.1
+    if listed:
+        bank[test_gpu_knn.rows_of(8, torch.tensor(5))] = 1.1
+    test_gpu_knn.TestRefining().check(torch.zeros(1, 1), bank, 1, "cuda", torch.device("cpu"), slack=1e-2)
+
+
 @pytest.mark.parametrize("checked", ["memory"], indirect=True)
 def test_knn_lists_two_rows_of_every_group(checked, rng):
     checked.threads = 128  # as many as a GPU has, of which each looks at some groups at once

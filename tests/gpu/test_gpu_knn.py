@@ -314,6 +314,23 @@ def test_parts_of_a_large_search_keep_to_the_scratch_though_fewer_queries_take_m
     assert max(sizes) * (named + 2 * index.padded + 32) <= index.scratch_bytes
 
 
+@pytest.mark.usefixtures("cuda_source")
+def test_three_rows_of_a_group_are_named_where_several_neighbours_are_asked_for(device, rng, monkeypatch):
+    from ttt4as_fast.kernels.knn import hopper
+
+    if device.type == "cuda" and not hopper.usable(device):
+        pytest.skip("not of compute capability 9.0")
+    bank = torch.from_numpy(rng.standard_normal((130, 5)).astype(np.float32)).to(device)
+    index = kernels.KnnIndex(bank, backend="gpu")
+    index._parts[0]._hopper = True
+    monkeypatch.setattr(hopper, "processors", lambda device: 1)
+    named, propose = [], hopper.propose
+    monkeypatch.setattr(hopper, "propose", lambda *x: named.append(3 - (x[6] is None)) or propose(*x))
+    for k in (1, 2):
+        compare(*index.search(bank[:2] + 0.1, k), bank[:2] + 0.1, bank)
+    assert named == [2, 3]
+
+
 def test_a_query_that_is_not_finite_gets_nothing_and_spares_the_others(device, rng):
     from ttt4as_fast.kernels.knn import gpu
 
@@ -426,6 +443,18 @@ class TestRefining:
         )  # fmt: skip
 
     @pytest.mark.usefixtures("cuda_source")
+    def test_what_three_of_a_group_exclude_is_each_querys_own(self, device, rng):
+        """Two groups with a row each bound the distance; of a third one, far from other queries, three are nearer."""
+        bank = torch.from_numpy(rng.standard_normal((640, 2)) / 9).to(device)
+        query = torch.tensor([[1e3, 0.0], [0.0, 1e3], [-1e3, 0.0]], dtype=torch.float64, device=device)
+        for i, point in enumerate(query):
+            near = rows_of(6 * i, torch.arange(5) * 7).to(device)
+            bounding = rows_of(6 * i + torch.tensor([2, 4]), torch.tensor(9)).to(device)
+            bank[near] += point
+            bank[bounding] += point + 5
+        self.check(query, bank, 3, "cuda", device, slack=1e-6)
+
+    @pytest.mark.usefixtures("cuda_source")
     def test_subnormal_numbers_and_distances(self, device):
         """float32's least numbers are numbers, though CuPy has arithmetic of float32 take them for 0."""
         bank = (torch.arange(1, 41, dtype=torch.float64) * 3e-44)[:, None].float().to(device)
@@ -469,6 +498,8 @@ class TestRefining:
         bank = torch.from_numpy(rng.integers(0, 4, (300, 16)).astype(np.float32))
         for rows, k, bound in ((bank, 9, 1.0), (bank, 9, 1e6), (bank[:130], 64, 1e6)):
             self.check(query, rows, k, "cuda", torch.device("cpu"), bound=bound)
+        many = torch.from_numpy(rng.integers(0, 4, (257, 16)).astype(np.float32))  # whose warps change places
+        self.check(many[:, :4], bank[:, :4], 3, "cuda", torch.device("cpu"))
 
 
 def test_where_cupy_is_not_there_triton_refines(device, rng, monkeypatch):
@@ -490,6 +521,18 @@ def test_rows_of_a_group_that_are_near_are_found_by_their_float16_copies(device,
         rows = rows_of(group, torch.from_numpy(rng.permutation(32)[:12]))
         bank[rows] = query[i] + 0.1 * torch.from_numpy(rng.standard_normal((12, dim)).astype(np.float32))
     check(query, bank, k, device)
+
+
+@pytest.mark.usefixtures("cuda_source")
+@pytest.mark.parametrize(("dim", "blocks"), [(64, (0, 1)), (1200, (0, 18, 19, 37))])
+def test_float16_copies_are_multiplied_over_all_channels(device, rng, dim, blocks):
+    """Each query and its nearest are large in 32 channels alone: without these they would be far from each other."""
+    bank = torch.from_numpy(rng.standard_normal((256, dim)).astype(np.float32))
+    query = torch.zeros(len(blocks), dim)
+    for i, block in enumerate(blocks):
+        query[i, 32 * block : 32 * block + 32] = 9
+        bank[rows_of(i, torch.arange(6) * 5)] = query[i] + 0.1 * bank[rows_of(i, torch.arange(6) * 5)]
+    check(query, bank, 4, device)
 
 
 @pytest.mark.usefixtures("cuda_source")
