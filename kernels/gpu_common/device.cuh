@@ -31,6 +31,8 @@ __device__ inline void copy_async(float4* to, const float* from, bool exists) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     const u32 place = u32(__cvta_generic_to_shared(to)), size = exists ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(size) : "memory");
+#elif defined(TTT4AS_HOST)
+    host::copy_async(to, exists ? from : nullptr);
 #else
     *to = exists ? *reinterpret_cast<const float4*>(from) : float4{0, 0, 0, 0};
 #endif
@@ -39,6 +41,8 @@ __device__ inline void copy_async(float4* to, const float* from, bool exists) {
 __device__ inline void copies_end_group() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
+#elif defined(TTT4AS_HOST)
+    host::copies_end_group();
 #endif
 }
 // Wait for the thread's copies but those of the last `pending` groups; others see them past the next barrier.
@@ -46,6 +50,8 @@ template <int pending>
 __device__ void copies_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#elif defined(TTT4AS_HOST)
+    host::copies_wait(pending);
 #endif
 }
 

@@ -11,6 +11,8 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace host {
 
+static inline Copies& own_copies() { return copies[threadIdx.x]; }
+
 struct Fiber {
     ucontext_t context;
     std::vector<char> stack;
@@ -50,6 +52,7 @@ static void entry() {
 // A warp's fibers pass a warp meeting together, a block's a block meeting.
 static int run_block(int threads, bool backwards) {
     fibers.assign(threads, Fiber{});
+    for (Copies& of_thread : copies) of_thread.clear();
     for (int i = 0; i < threads; ++i) {
         Fiber& fiber = fibers[i];
         fiber.stack.resize(64 * 1024);

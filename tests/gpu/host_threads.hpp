@@ -20,6 +20,8 @@ static Dim blockIdx, blockDim, gridDim;
 
 namespace host {
 
+static inline Copies& own_copies() { return copies[threadIdx.x]; }
+
 static pthread_barrier_t block;
 struct Meeting {
     unsigned arrived = 0, round = 0;
@@ -100,6 +102,7 @@ static int run(void (*kernel)(A...), const char* path) {
         std::vector<double> shared(size_t(sizes[2] + 7) / 8, std::numeric_limits<double>::quiet_NaN());
         dynamic_shared = reinterpret_cast<char*>(shared.data());
         pthread_barrier_init(&block, nullptr, threads);
+        for (Copies& of_thread : copies) of_thread.clear();
         std::vector<std::thread> running;
         for (unsigned thread = 0; thread < threads; ++thread)
             running.emplace_back([=, &values] {

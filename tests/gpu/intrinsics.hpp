@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <memory>
 #include <tuple>
@@ -55,6 +56,25 @@ namespace host {
 template <typename... A, std::size_t... I>
 static void call(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_reference_t<A>*>(values[I])...);
+}
+
+// What a thread has the hardware copy, in groups, the last of which is not at its end: copied no sooner than where the
+// thread waits for it, so that one that does not wait finds what was there.
+typedef std::deque<std::vector<std::pair<float4*, const float*>>> Copies;
+static Copies copies[1024];
+static inline Copies& own_copies();
+static inline void copy_async(float4* to, const float* from) {
+    if (own_copies().empty()) own_copies().emplace_back();
+    own_copies().back().emplace_back(to, from);
+}
+static inline void copies_end_group() {
+    if (own_copies().empty()) own_copies().emplace_back();
+    own_copies().emplace_back();
+}
+static inline void copies_wait(int pending) {
+    for (Copies& own = own_copies(); int(own.size()) > pending + 1; own.pop_front())
+        for (const auto& copy : own.front())
+            *copy.first = copy.second ? *reinterpret_cast<const float4*>(copy.second) : float4{0, 0, 0, 0};
 }
 
 }  // namespace host
