@@ -1,8 +1,9 @@
 // What every CUDA C++ kernel of the package uses: reductions, scans, ordered keys, exact arithmetic.
 //
 // The same text is compiled by NVRTC, by nvcc and, for tests, by a host C++ compiler that supplies these intrinsics;
-// it therefore includes nothing. Kernels take any block size that is a multiple of 32 up to the bound they state (those
-// of hopper.cuh one size alone), and every sum is formed in an order that depends on the block size alone.
+// it therefore includes nothing. Kernels take any block size that is a multiple of 32 up to the bound they state (that
+// of refine.cu 32 times a power of two, those of hopper.cuh one size alone), and every sum is formed in an order that
+// depends on the block size alone.
 #pragma once
 
 #ifndef TTT4AS_HOST

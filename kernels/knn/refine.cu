@@ -12,7 +12,7 @@ namespace {
 
 constexpr int NONE = 0x7fffffff;
 constexpr int SEEDED = int(0x80000000u);
-constexpr int MAX_THREADS = 128;
+constexpr int MAX_THREADS = 128;                // a power of two of warps
 constexpr int MAX_K = 64;                       // that of gpu.py
 constexpr int LISTS = 256;                      // of pairs of groups, of which each gives a seed at most
 constexpr int SPAN = 4;                         // groups that a thread looks at at once

@@ -104,7 +104,7 @@ def test_knn_looks_twice(checked, rng, listed):
 @pytest.mark.parametrize("checked", ["memory"], indirect=True)
 def test_knn_lists_two_rows_of_every_group(checked, rng):
     checked.threads = 128  # as many as a GPU has, of which each looks at some groups at once
-    test_gpu_knn.TestRefining().test_two_rows_of_every_group(torch.device("cpu"), rng, 3)
+    test_gpu_knn.TestRefining().test_two_rows_of_every_group(torch.device("cpu"), rng)
 
 
 def test_knn_excludes_by_float16_copies(checked, rng):

@@ -202,12 +202,12 @@ def test_proposals_by_the_hardware_of_hopper_are_the_same(device, rng, monkeypat
         ways = [(hopper.QUERIES, False), ((56,), True)]  # of 60 queries, one tile and two; threads in both orders
     else:
         ways = [(sizes, False) for sizes in (hopper.QUERIES, *((n,) for n in hopper.QUERIES))]
-    for sizes, backwards in ways:
+    for i, (sizes, backwards) in enumerate(ways):
         monkeypatch.setitem(cuda.LAUNCHERS, "cpu", emulator.Emulator(backwards=backwards))
         monkeypatch.setattr(hopper, "QUERIES", sizes)
-        assert torch.equal(want, search.run(search.index._propose_hopper))
-        three = search.run(search.index._propose_hopper, 3)
-        assert torch.equal(want, three[:2]) and torch.equal(search.third(), three[2])
+        for kept in (2, 3) if device.type == "cuda" or shape == (1, 1, 1) else (2 + i,):
+            found = search.run(search.index._propose_hopper, kept)
+            assert torch.equal(want, found[:2]) and all(torch.equal(search.third(), third) for third in found[2:])
 
 
 def test_where_the_kernel_for_hopper_does_not_run_a_warning_says_why(monkeypatch):
@@ -384,7 +384,7 @@ class TestRefining:
 
     def check(self, query, bank, k, by, device, **options) -> None:
         compare(*self.refine(query, bank, k, by, device, **options), query, bank)
-        if by == "cuda":
+        if by == "cuda" and k > 1:
             compare(*self.refine(query, bank, k, by, device, kept=3, **options), query, bank)
 
     @pytest.mark.usefixtures("cuda_source")
@@ -430,15 +430,14 @@ class TestRefining:
         self.check(torch.zeros_like(bank[:2]), bank, 64, "cuda", device, bound=1e-6)
 
     @pytest.mark.usefixtures("cuda_source")
-    @pytest.mark.parametrize("kept", [2, 3])
-    def test_two_rows_of_every_group(self, device, rng, kept):
+    def test_two_rows_of_every_group(self, device, rng):
         """More rows are up at once than groups are looked at."""
         n_bank = 512 * 32
         bank = torch.from_numpy(rng.standard_normal((n_bank, 2)) + 100).to(device)
         near = rows_of(torch.arange(512)[:, None], torch.tensor([3, 30])).flatten().to(device)
         bank[near] = torch.from_numpy(rng.standard_normal((len(near), 2))).to(device) / 1e3
         compare(
-            *self.refine(torch.zeros_like(bank[:1]), bank, 64, "cuda", device, 1.0, kept=kept),
+            *self.refine(torch.zeros_like(bank[:1]), bank, 64, "cuda", device, 1.0, kept=3),
             torch.zeros_like(bank[:1]), bank,
         )  # fmt: skip
 
@@ -498,8 +497,9 @@ class TestRefining:
         bank = torch.from_numpy(rng.integers(0, 4, (300, 16)).astype(np.float32))
         for rows, k, bound in ((bank, 9, 1.0), (bank, 9, 1e6), (bank[:130], 64, 1e6)):
             self.check(query, rows, k, "cuda", torch.device("cpu"), bound=bound)
-        many = torch.from_numpy(rng.integers(0, 4, (257, 16)).astype(np.float32))  # whose warps change places
-        self.check(many[:, :4], bank[:, :4], 3, "cuda", torch.device("cpu"))
+        if threads == 64:
+            many = torch.from_numpy(rng.integers(0, 4, (257, 4)).astype(np.float32))  # whose warps change places
+            compare(*self.refine(many, bank[:40, :4], 3, "cuda", torch.device("cpu")), many, bank[:40, :4])
 
 
 def test_where_cupy_is_not_there_triton_refines(device, rng, monkeypatch):
