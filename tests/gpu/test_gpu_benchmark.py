@@ -322,6 +322,28 @@ def test_inputs_in_turn_outgrow_the_cache_and_those_of_tests_stay_few(monkeypatc
     assert measure.Clock(device, calls=1).rotation(lambda i: i, 1000) == [0, 1]
 
 
+def test_calls_that_are_timed_by_turns_take_turns():
+    """Two of one and two of the other, inputs in rotation; those before do not count."""
+    measure, order = module("gpu_measure"), []
+    clock = measure.Clock(torch.device("cpu"), calls=20, budget_s=1e6, warmup=0)
+    calls = [(lambda i, name=name: order.append((name, i)), [(0,), (1,), (2,)]) for name in "ab"]
+    times = clock.times_by_turns(calls)
+    assert [one.calls for one in times] == [20, 20]
+    assert order[2:] == [(name, i % 3) for turn in range(0, 20, 2) for name in "ab" for i in (turn, turn + 1)]
+
+
+def test_a_graph_that_cannot_be_had_takes_no_other_with_it():
+    def broken():
+        raise RuntimeError("no such graph")
+
+    bench, measure = module("gpu_bench"), module("gpu_measure")
+    row = bench.Row("x", "goal")
+    clock = measure.Clock(torch.device("cpu"), calls=1, warmup=0)
+    found = bench.Bench(clock, {}).note_captured(row, {"broken": (broken, [()]), "fine": (list, [()])})
+    assert found[0] != found[0] and found[1] == row.notes["fine"]["p50_ms"] > 0
+    assert row.notes["broken"] == "not measured: RuntimeError: no such graph"
+
+
 def test_a_wrong_answer_prints_no_ratio():
     bench, measure = module("gpu_bench"), module("gpu_measure")
     row = bench.Row("x", "goal", measure.Times(1.0, 2.0, 3), False, {"peer": measure.Times(9.0, 9.0, 3)}, 0.5)
