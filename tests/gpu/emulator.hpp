@@ -11,7 +11,7 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace host {
 
-static inline Copies& own_copies() { return copies[threadIdx.x]; }
+static inline unsigned thread_number() { return threadIdx.x; }
 
 struct Fiber {
     ucontext_t context;
@@ -31,15 +31,25 @@ static void meet(int kind) {
     threadIdx.x = unsigned(self);
 }
 
-// A thread that waits for what others do lets them run; where nobody does anything, the block hangs.
+// What threads change, and wait for: one that waits lets the others run; where nobody does anything, the block hangs.
 static long changes;
 static bool paused;
-static inline void pause() {
-    const int self = current;
-    paused = true;
-    swapcontext(&fibers[self].context, &scheduler);
-    threadIdx.x = unsigned(self);
-}
+struct Monitor {
+    template <typename F>
+    void change(F work) {
+        work();
+        ++changes;
+    }
+    template <typename P>
+    void wait(P holds) {
+        const int self = current;
+        while (!holds()) {
+            paused = true;
+            swapcontext(&fibers[self].context, &scheduler);
+            threadIdx.x = unsigned(self);
+        }
+    }
+};
 
 static void (*body)();
 static void entry() {
@@ -52,7 +62,7 @@ static void entry() {
 // A warp's fibers pass a warp meeting together, a block's a block meeting.
 static int run_block(int threads, bool backwards) {
     fibers.assign(threads, Fiber{});
-    for (Copies& of_thread : copies) of_thread.clear();
+    for (Meanwhile& of_thread : copies) of_thread = Meanwhile{};
     for (int i = 0; i < threads; ++i) {
         Fiber& fiber = fibers[i];
         fiber.stack.resize(64 * 1024);

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHIM = Path(__file__).with_name("emulator.hpp")
 HOPPER = SHIM.with_name("hopper.hpp")
-"""What a kernel for compute capability 9.0 alone needs besides."""
+"""What a kernel for compute capability 9.0 alone needs, too."""
 THREADS = 32
 """Threads of a block unless a test says otherwise: fewer are faster, and loops run longer."""
 
@@ -46,21 +46,29 @@ def kernels_of(text: str) -> list[str]:
     return names
 
 
-def shim_of(unit: Unit) -> Path:
-    """What stands in for CUDA where `unit` is built."""
-    return HOPPER if "-arch=sm_90a" in unit.options else SHIM
+def for_hopper(unit: Unit) -> bool:
+    """Whether `unit` is for compute capability 9.0 alone."""
+    return "-arch=sm_90a" in unit.options
+
+
+def text_of(unit: Unit, shim: Path, end: str) -> str:
+    """A C++ unit of the kernels of `unit`: `shim` stands in for CUDA, `end` is what follows."""
+    from ttt4as_fast.kernels.gpu_common import cuda
+
+    shims = "".join(f'#include "{path}"\n' for path in ((shim, HOPPER) if for_hopper(unit) else (shim,)))
+    return f"{shims}{unit.prelude}{cuda.source(unit.file)}\n{end}\n"
 
 
 def tensor_map(x: torch.Tensor, shape: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> np.ndarray:
     """`driver.tensor_map` for the host: the ``TensorMap`` of hopper.hpp."""
-    found = np.zeros(1, dtype=_TENSOR_MAP)
+    found = np.zeros(1, dtype=TENSOR_MAP)
     rank = len(shape)
     found["address"], found["rank"] = x.data_ptr(), rank
     found["dims"][0, :rank], found["strides"][0, 1:rank], found["box"][0, :rank] = shape, strides, box
     return found
 
 
-_TENSOR_MAP = np.dtype(
+TENSOR_MAP = np.dtype(
     [
         ("address", np.int64),
         ("dims", np.int64, 5),
@@ -76,19 +84,16 @@ def library(unit: Unit) -> ctypes.CDLL:
     """The kernels of `unit`, built for the host; ``host_NAME`` launches kernel NAME."""
     from ttt4as_fast.kernels.gpu_common import cuda
 
-    text = cuda.source(unit.file)
-    launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels_of(text))
-    shim = shim_of(unit)
-    whole = f'#include "{shim}"\n{unit.prelude}{text}\n{launchers}\n'
+    launchers = "\n".join(f"HOST_LAUNCHER({name})" for name in kernels_of(cuda.source(unit.file)))
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
-    return ctypes.CDLL(str(build(whole, shim, Path(unit.file).stem, ".so", flags)))
+    return ctypes.CDLL(str(build(text_of(unit, SHIM, launchers), Path(unit.file).stem, ".so", flags)))
 
 
-def build(text: str, shim: Path, name: str, suffix: str, flags: list[str]) -> Path:
-    """What the compiler makes of a C++ unit that includes `shim`; made once for each text."""
+def build(text: str, name: str, suffix: str, flags: list[str]) -> Path:
+    """What the compiler makes of a C++ unit that includes a shim; made once for each text."""
     folder = Path(tempfile.gettempdir()) / f"ttt4as-emulator-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    everything = text + " ".join(flags) + "".join(path.read_text() for path in sorted(shim.parent.glob("*.hpp")))
+    everything = text + " ".join(flags) + "".join(path.read_text() for path in sorted(SHIM.parent.glob("*.hpp")))
     built = folder / f"{name}-{hashlib.sha256(everything.encode()).hexdigest()[:16]}{suffix}"
     if not built.exists():
         unit = folder / f"{built.stem}-{os.getpid()}.cpp"
@@ -107,6 +112,10 @@ class Emulator:
         self.threads = threads
         self.backwards = backwards
 
+    def threads_of(self, unit: Unit, threads: int) -> int:
+        """Of a block that would have `threads` on a GPU; what is for one architecture alone has them all."""
+        return threads if for_hopper(unit) else min(threads, self.threads)
+
     def __call__(self, unit: Unit, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
         from ttt4as_fast.kernels.gpu_common import cuda
 
@@ -117,7 +126,7 @@ class Emulator:
         launcher.restype = ctypes.c_int
         code = launcher(
             ctypes.c_int(blocks),
-            ctypes.c_int(threads if shim_of(unit) == HOPPER else min(threads, self.threads)),
+            ctypes.c_int(self.threads_of(unit, threads)),
             ctypes.c_longlong(shared_bytes),
             ctypes.c_int(self.backwards),
             ctypes.c_int(len(holders)),

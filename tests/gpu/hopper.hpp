@@ -1,6 +1,6 @@
-// What gpu_common/hopper.cuh has of the hardware, on the host as NVIDIA documents it: included before the kernel.
+// What gpu_common/hopper.cuh has of the hardware, on the host as NVIDIA documents it: included before the kernel, after
+// what runs its threads.
 #pragma once
-#include "emulator.hpp"
 
 struct TensorMap {
     long long address, dims[5], strides[5];  // in bytes, the innermost first
@@ -9,28 +9,35 @@ struct TensorMap {
 static_assert(sizeof(TensorMap) <= 128, "as large as the driver's");
 
 struct Barrier {
+    host::Monitor monitor;
     int arrivals, pending, bytes;
     unsigned phase;
-    void changed() {
-        ++host::changes;
-        if (pending == 0 && bytes == 0) pending = arrivals, ++phase;
+    template <typename F>
+    void change(F work) {
+        monitor.change([&] {
+            work();
+            if (pending == 0 && bytes == 0) pending = arrivals, ++phase;
+        });
     }
 };
 
 namespace ttt4as {
 
-static void barrier_init(Barrier* barrier, int arrivals) { *barrier = Barrier{arrivals, arrivals, 0, 0}; }
+static void barrier_init(Barrier* barrier, int arrivals) {
+    barrier->monitor.change([=] {
+        barrier->arrivals = barrier->pending = arrivals;
+        barrier->bytes = 0, barrier->phase = 0;
+    });
+}
 static void barriers_made() {}
 static void barrier_arrive(Barrier* barrier) {
-    --barrier->pending;
-    barrier->changed();
+    barrier->change([=] { --barrier->pending; });
 }
 static void barrier_arrive_expecting(Barrier* barrier, int bytes) {
-    barrier->bytes += bytes;
-    barrier_arrive(barrier);
+    barrier->change([=] { --barrier->pending, barrier->bytes += bytes; });
 }
 static void barrier_wait(Barrier* barrier, unsigned parity) {
-    while ((barrier->phase & 1) == parity) host::pause();
+    barrier->monitor.wait([=] { return (barrier->phase & 1) != parity; });
 }
 
 // Of a box, row after row, 128 bytes each; the 16-byte parts of a row change places by its number (mod 8).
@@ -52,8 +59,7 @@ static void copy_box_at(char* to, const TensorMap& map, Barrier* barrier, const 
             std::memcpy(to + 128 * row + 16 * (i / 8 ^ row % 8) + 2 * (i % 8), &value, 2);
         }
     }
-    barrier->bytes -= 128 * rows;
-    barrier->changed();
+    barrier->change([=] { barrier->bytes -= 128 * rows; });
 }
 static void copy_box(char* to, const TensorMap& map, Barrier* barrier, int column, int row) {
     copy_box_at(to, map, barrier, {column, row, 0, 0, 0});
@@ -62,10 +68,15 @@ static void copy_box_of_five(char* to, const TensorMap& map, Barrier* barrier, i
     copy_box_at(to, map, barrier, {column, 0, 0, 0, last});
 }
 
+// A product is made no sooner than where its warpgroup waits for it; a warp's threads do so together.
+static host::Meanwhile products[1024];
 static void products_begin() {}
-static void products_end() {}
+static void products_end() { products[threadIdx.x].end_group(); }
 template <int pending>
-static void products_wait() {}
+static void products_wait() {
+    products[threadIdx.x].wait(pending);
+    __syncwarp();
+}
 template <int N>
 static void products_settle(float (&)[N]) {}
 template <int registers>
@@ -73,23 +84,23 @@ static void take_registers() {}
 template <int registers>
 static void give_registers() {}
 
-static int arrived[5];
-static void warpgroup_meets(int warpgroup) {
-    int& count = arrived[1 + warpgroup];
-    const int until = (count++ / 128 + 1) * 128;
-    ++host::changes;
-    while (count < until) host::pause();
-}
-static void turn_begins(int warpgroup) {
-    int& count = arrived[3 + warpgroup];
-    const int until = (count++ / 256 + 1) * 256;
-    ++host::changes;
-    while (count < until) host::pause();
-}
-static void turn_ends(int warpgroup) {
-    ++arrived[4 - warpgroup];
-    ++host::changes;
-}
+// A numbered barrier, by those who have ever arrived.
+struct Numbered {
+    host::Monitor monitor;
+    int arrived;
+    void arrive() {
+        monitor.change([this] { ++arrived; });
+    }
+    void meet(int threads) {
+        int until;
+        monitor.change([&] { until = (arrived++ / threads + 1) * threads; });
+        monitor.wait([&] { return arrived >= until; });
+    }
+};
+static Numbered numbered[5];
+static void warpgroup_meets(int warpgroup) { numbered[1 + warpgroup].meet(128); }
+static void turn_begins(int warpgroup) { numbered[3 + warpgroup].meet(256); }
+static void turn_ends(int warpgroup) { numbered[4 - warpgroup].arrive(); }
 
 // An element of rows of 128 bytes at an address in shared memory, as the products take it.
 static float element(long address) {
@@ -104,14 +115,17 @@ static float element(long address) {
 // A thread's own share of the product of a warpgroup.
 template <int N>
 static void multiply(float (&sums)[N], unsigned long long a, unsigned long long b, int add) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
-    const long first = long(a & 0x3fff) << 4, second = long(b & 0x3fff) << 4;
-    for (int i = 0; i < N; ++i) {
-        const int row = 16 * warp + lane / 4 + 8 * (i >> 1 & 1), column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
-        float sum = add ? sums[i] : 0;
-        for (int k = 0; k < 16; ++k) sum += element(first + 128 * row + 2 * k) * element(second + 128 * column + 2 * k);
-        sums[i] = sum;
-    }
+    products[threadIdx.x].add([=, &sums] {
+        const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5 & 3;
+        const long first = long(a & 0x3fff) << 4, second = long(b & 0x3fff) << 4;
+        for (int i = 0; i < N; ++i) {
+            const int row = 16 * warp + lane / 4 + 8 * (i >> 1 & 1), column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
+            float sum = add ? sums[i] : 0;
+            for (int k = 0; k < 16; ++k)
+                sum += element(first + 128 * row + 2 * k) * element(second + 128 * column + 2 * k);
+            sums[i] = sum;
+        }
+    });
 }
 
 }  // namespace ttt4as

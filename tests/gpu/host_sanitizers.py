@@ -8,6 +8,7 @@ memory that was asked for, UndefinedBehaviorSanitizer an overflow or a misaligne
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import subprocess
@@ -54,13 +55,21 @@ def program(unit: Unit, kind: str) -> Path:
     """A program that runs a kernel of `unit`: the first argument names it, the second a file with its arguments."""
     from ttt4as_fast.kernels.gpu_common import cuda
 
-    text = unit.prelude + cuda.source(unit.file)
     runs = "".join(
         f'    if (!std::strcmp(arguments[1], "{name}")) return host::run({name}, arguments[2]);\n'
-        for name in emulator.kernels_of(text)
+        for name in emulator.kernels_of(cuda.source(unit.file))
     )
-    whole = f'#include "{SHIM}"\n{text}\nint main(int, char** arguments) {{\n{runs}    return 2;\n}}\n'
-    return emulator.build(whole, SHIM, f"{Path(unit.file).stem}-{kind}", "", [*FLAGS, *SANITIZERS[kind]])
+    main = f"int main(int, char** arguments) {{\n{runs}    return 2;\n}}"
+    whole = emulator.text_of(unit, SHIM, main)
+    return emulator.build(whole, f"{Path(unit.file).stem}-{kind}", "", [*FLAGS, *SANITIZERS[kind]])
+
+
+def described(tensor_map: np.ndarray) -> bytes:
+    """The memory that a tensor map of `emulator.tensor_map` describes."""
+    (found,) = tensor_map
+    rank = found["rank"]
+    steps = (found["dims"][1:rank] - 1) * found["strides"][1:rank]
+    return ctypes.string_at(int(found["address"]), int(2 * found["dims"][0] + steps.sum()))
 
 
 class Sanitizer(emulator.Emulator):
@@ -71,11 +80,19 @@ class Sanitizer(emulator.Emulator):
         self.kind = kind
 
     def __call__(self, unit: Unit, kernel: str, blocks: int, threads: int, shared_bytes: int, arguments: tuple) -> None:
-        parts = [np.array([blocks, min(threads, self.threads), shared_bytes, len(arguments)], np.int64).tobytes()]
+        sizes = (blocks, self.threads_of(unit, threads), shared_bytes, len(arguments))
+        parts = [np.array(sizes, np.int64).tobytes()]
+
+        def add(what: int, content: bytes) -> None:
+            parts.extend((np.array([what, len(content)], np.int64).tobytes(), content))
+
         for argument in arguments:
-            content = b"" if argument is None else np.asarray(argument).tobytes()
-            what = 0 if argument is None else (1 if isinstance(argument, torch.Tensor) else 2)
-            parts += [np.array([what, len(content)], np.int64).tobytes(), content]
+            if argument is None:
+                add(0, b"")
+                continue
+            if isinstance(argument, np.ndarray) and argument.dtype == emulator.TENSOR_MAP:
+                add(3, described(argument))
+            add(1 if isinstance(argument, torch.Tensor) else 2, np.asarray(argument).tobytes())
         with tempfile.NamedTemporaryFile() as written:
             written.write(b"".join(parts))
             written.flush()

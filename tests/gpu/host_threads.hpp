@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -20,7 +21,7 @@ static Dim blockIdx, blockDim, gridDim;
 
 namespace host {
 
-static inline Copies& own_copies() { return copies[threadIdx.x]; }
+static inline unsigned thread_number() { return threadIdx.x; }
 
 static pthread_barrier_t block;
 struct Meeting {
@@ -70,11 +71,39 @@ UNSEEN static unsigned ballot(bool predicate) {
     return votes;
 }
 
-// An argument in the file: its kind (0 null, 1 memory, 2 a value), its bytes, and those.
+// What threads change, and wait for. Each has a lock of its own: those who share none are not ordered.
+class Monitor {
+    pthread_mutex_t lock_ = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t changed_ = PTHREAD_COND_INITIALIZER;
+
+  public:
+    template <typename F>
+    void change(F work) {
+        pthread_mutex_lock(&lock_);
+        work();
+        pthread_cond_broadcast(&changed_);
+        pthread_mutex_unlock(&lock_);
+    }
+    template <typename P>
+    void wait(P holds) {
+        pthread_mutex_lock(&lock_);
+        while (!holds()) pthread_cond_wait(&changed_, &lock_);
+        pthread_mutex_unlock(&lock_);
+    }
+};
+
+// An argument in the file: its kind (0 null, 1 memory, 2 a value, 3 memory whose address begins the value that comes
+// next), its bytes, and those.
 struct Argument {
     int64_t head[2];
     std::vector<char> bytes;
     void* pointer;
+    bool read(FILE* file) {
+        if (std::fread(head, sizeof head, 1, file) != 1) return false;
+        bytes.resize(size_t(head[1]));
+        pointer = head[0] ? bytes.data() : nullptr;
+        return bytes.empty() || std::fread(bytes.data(), bytes.size(), 1, file) == 1;
+    }
 };
 
 template <typename... A>
@@ -83,13 +112,15 @@ static int run(void (*kernel)(A...), const char* path) {
     FILE* file = std::fopen(path, "rb");
     int64_t sizes[4];  // blocks, threads, bytes of shared memory, arguments
     if (!file || std::fread(sizes, sizeof sizes, 1, file) != 1 || sizes[3] != int64_t(sizeof...(A))) return 2;
-    std::vector<Argument> arguments(sizeof...(A));
+    std::vector<Argument> arguments(sizeof...(A)), described;
     std::vector<void*> values;
     for (Argument& argument : arguments) {
-        if (std::fread(argument.head, sizeof argument.head, 1, file) != 1) return 2;
-        argument.bytes.resize(size_t(argument.head[1]));
-        if (argument.head[1] && std::fread(argument.bytes.data(), size_t(argument.head[1]), 1, file) != 1) return 2;
-        argument.pointer = argument.head[0] ? argument.bytes.data() : nullptr;
+        if (!argument.read(file)) return 2;
+        if (argument.head[0] == 3) {
+            described.push_back(std::move(argument));
+            if (!argument.read(file)) return 2;
+            std::memcpy(argument.bytes.data(), &described.back().pointer, sizeof(void*));
+        }
         values.push_back(argument.head[0] == 2 ? static_cast<void*>(argument.bytes.data()) : &argument.pointer);
     }
     std::fclose(file);
@@ -99,10 +130,11 @@ static int run(void (*kernel)(A...), const char* path) {
     for (unsigned i = 0; i < blocks; ++i) {
         blockIdx.x = i;
         // As large as was asked for and no larger, so that what is past its end is seen.
-        std::vector<double> shared(size_t(sizes[2] + 7) / 8, std::numeric_limits<double>::quiet_NaN());
-        dynamic_shared = reinterpret_cast<char*>(shared.data());
+        void* shared;
+        if (posix_memalign(&shared, 1024, size_t(sizes[2]))) return 2;
+        dynamic_shared = static_cast<char*>(std::memset(shared, 0xff, size_t(sizes[2])));
         pthread_barrier_init(&block, nullptr, threads);
-        for (Copies& of_thread : copies) of_thread.clear();
+        for (Meanwhile& of_thread : copies) of_thread = Meanwhile{};
         std::vector<std::thread> running;
         for (unsigned thread = 0; thread < threads; ++thread)
             running.emplace_back([=, &values] {
@@ -111,6 +143,7 @@ static int run(void (*kernel)(A...), const char* path) {
             });
         for (std::thread& one : running) one.join();
         pthread_barrier_destroy(&block);
+        std::free(shared);
     }
     return 0;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <tuple>
@@ -58,24 +59,31 @@ static void call(void (*kernel)(A...), void** values, std::index_sequence<I...>)
     kernel(*static_cast<std::remove_reference_t<A>*>(values[I])...);
 }
 
-// What a thread has the hardware copy, in groups, the last of which is not at its end: copied no sooner than where the
-// thread waits for it, so that one that does not wait finds what was there.
-typedef std::deque<std::vector<std::pair<float4*, const float*>>> Copies;
-static Copies copies[1024];
-static inline Copies& own_copies();
+// What a thread has the hardware do meanwhile, in groups, the last of which is not at its end: done no sooner than
+// where the thread waits for it, so that one that does not wait finds what was there.
+struct Meanwhile {
+    std::deque<std::vector<std::function<void()>>> groups;
+    template <typename F>
+    void add(F work) {
+        if (groups.empty()) groups.emplace_back();
+        groups.back().emplace_back(work);
+    }
+    void end_group() {
+        if (groups.empty()) groups.emplace_back();
+        groups.emplace_back();
+    }
+    void wait(int pending) {
+        for (; int(groups.size()) > pending + 1; groups.pop_front())
+            for (const auto& work : groups.front()) work();
+    }
+};
+static inline unsigned thread_number();
+static Meanwhile copies[1024];
 static inline void copy_async(float4* to, const float* from) {
-    if (own_copies().empty()) own_copies().emplace_back();
-    own_copies().back().emplace_back(to, from);
+    copies[thread_number()].add([=] { *to = from ? *reinterpret_cast<const float4*>(from) : float4{0, 0, 0, 0}; });
 }
-static inline void copies_end_group() {
-    if (own_copies().empty()) own_copies().emplace_back();
-    own_copies().emplace_back();
-}
-static inline void copies_wait(int pending) {
-    for (Copies& own = own_copies(); int(own.size()) > pending + 1; own.pop_front())
-        for (const auto& copy : own.front())
-            *copy.first = copy.second ? *reinterpret_cast<const float4*>(copy.second) : float4{0, 0, 0, 0};
-}
+static inline void copies_end_group() { copies[thread_number()].end_group(); }
+static inline void copies_wait(int pending) { copies[thread_number()].wait(pending); }
 
 }  // namespace host
 

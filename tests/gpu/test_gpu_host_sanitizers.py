@@ -23,10 +23,11 @@ def checked(request, monkeypatch) -> host_sanitizers.Sanitizer:
     reason = host_sanitizers.unavailable(request.param)
     if reason is not None:
         pytest.skip(reason)
-    from ttt4as_fast.kernels.gpu_common import cuda
+    from ttt4as_fast.kernels.gpu_common import cuda, driver
 
     launcher = host_sanitizers.Sanitizer(request.param)
     monkeypatch.setitem(cuda.LAUNCHERS, "cpu", launcher)
+    monkeypatch.setattr(driver, "tensor_map", emulator.tensor_map)
     return launcher
 
 
@@ -112,6 +113,19 @@ def test_knn_excludes_by_float16_copies(checked, rng):
     require_interpreter()
     bank = torch.from_numpy(rng.standard_normal((130, 16)).astype(np.float32))
     test_gpu_knn.check(bank[:2] + 0.1, bank, 9, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kept", [2, 3])
+def test_knn_proposes_by_the_hardware_of_hopper(checked, rng, monkeypatch, kept):
+    """A block has more tiles than stages, each warpgroup several, the last of few queries and vectors."""
+    require_interpreter()
+    from ttt4as_fast.kernels.knn import hopper
+
+    search = test_gpu_knn.Proposing(rng, (60, 270, 100), torch.device("cpu"))
+    monkeypatch.setattr(hopper, "processors", lambda device: 1)
+    monkeypatch.setattr(hopper, "QUERIES", (56,))
+    found = search.run(search.index._propose_hopper, kept)
+    assert torch.equal(search.run(search.index._propose), found[:2])
 
 
 @pytest.mark.parametrize(
