@@ -11,6 +11,7 @@ from ..dispatch import warn_once
 from ..gpu_common import cuda, driver
 from ..gpu_common.capability import not_while_capturing, processors, reason_of
 from ..gpu_common.units import blocks
+from .gpu_kernels import GROUP
 
 BANK = 128
 """Bank vectors of a tile."""
@@ -103,14 +104,25 @@ def bank_boxes(low: torch.Tensor) -> np.ndarray:
 
 @functools.cache
 def _probe(device: int) -> str | None:
-    """Why the kernel does not run on the current device, number `device` (the key of the cache); None if it does."""
+    """Why the kernel does not run on the current device, number `device` (the key of the cache); None if it does.
+
+    Both are tried, of two and of three rows of a group: a search, which may be captured, has no time to.
+    """
     not_while_capturing()
     try:
-        low = torch.zeros((128, 64), dtype=torch.float16, device="cuda")
-        facts = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64, device="cuda")
-        found = torch.zeros((2, 1, 4), dtype=torch.int32, device="cuda")
-        propose(low[:1], low, facts, torch.ones(128, device="cuda"), found[0], found[1])
-        one = 0x3F800000  # the bits of 1.0; in the low ones the places 0 and 1
-        return None if found.tolist() == [[[one] * 4], [[one + 1] * 4]] else "propose.cu ran here with a wrong result"
+        return wrong_of(torch.zeros((BANK, 64), dtype=torch.float16, device="cuda"))
     except Exception as error:  # whatever NVRTC, the driver or CuPy has to say
         return reason_of(error, "CuPy")
+
+
+def wrong_of(low: torch.Tensor) -> str | None:
+    """What is wrong with proposals among `BANK` rows of zeros; None: nothing."""
+    facts = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64, device=low.device)
+    norm = torch.ones(BANK, device=low.device)
+    one, groups = 0x3F800000, BANK // GROUP  # the bits of 1.0, each distance; in the low ones the places 0, 1 and 2
+    for kept in (2, 3):
+        found = torch.zeros((kept, 1, groups), dtype=torch.int32, device=low.device)
+        propose(low[:1], low, facts, norm, *found)
+        if found.tolist() != [[[one + place] * groups] for place in range(kept)]:
+            return f"propose.cu ran here with a wrong result, {kept} rows of a group"
+    return None

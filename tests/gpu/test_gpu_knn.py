@@ -222,6 +222,21 @@ def test_where_the_kernel_for_hopper_does_not_run_a_warning_says_why(monkeypatch
         assert not hopper.usable(torch.device("cuda"))
 
 
+@pytest.mark.usefixtures("cuda_source")
+def test_the_kernel_for_hopper_is_tried_with_two_and_with_three_rows_of_a_group(device, monkeypatch):
+    from ttt4as_fast.kernels.knn import hopper
+
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) != (9, 0):
+        pytest.skip("not of compute capability 9.0")
+    monkeypatch.setattr(hopper, "processors", lambda device: 1)
+    rows = torch.zeros((hopper.BANK, 64), dtype=torch.float16, device=device)
+    assert hopper.wrong_of(rows) is None
+    propose = hopper.propose
+    for broken in (2, 3):
+        monkeypatch.setattr(hopper, "propose", lambda *x, broken=broken: len(x) - 4 == broken or propose(*x))
+        assert hopper.wrong_of(rows) == f"propose.cu ran here with a wrong result, {broken} rows of a group"
+
+
 def test_queries_of_a_tile_leave_little_of_the_last_one_empty():
     hopper = pytest.importorskip("ttt4as_fast.kernels.knn.hopper", reason="torch is not installed")
     assert [hopper.queries_of(n) for n in (1, 56, 57, 136, 137, 784, 1024)] == [56, 56, 88, 136, 88, 136, 136]
