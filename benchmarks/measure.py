@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ttt4as_fast.kernels.dispatch import native_core
+
 _MOST_CALLS = 50  # of one contestant in one turn
 _SLOW = 500.0  # milliseconds from which a first call says well enough how long the next will take
 _SHORT = 50.0  # milliseconds up to which a function is warmed up in every turn
@@ -146,9 +148,12 @@ def peak_mebibytes(function: Callable[[], Any]) -> float | None:
     """Memory that a call needs above what the process held before it, MiB; None where the kernel does not tell.
 
     The kernel's high-water mark is reset before the call and read after it, so that memory freed on the way counts.
-    Memory that an allocator kept from earlier calls is given back first.
+    Memory that an allocator, or segmentation in the C++ core, kept from earlier calls is given back first.
     """
     gc.collect()
+    core = native_core()
+    if not isinstance(core, str):
+        core.release_memory()
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

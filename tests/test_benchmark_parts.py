@@ -17,7 +17,19 @@ pytest.importorskip(
 )
 
 from ttt4as_fast import TTT4AS, installation, kernels
-from ttt4as_fast.benchmarks import compare, cpu, digest, gate, latency, machine, measure, peers, presets, workloads
+from ttt4as_fast.benchmarks import (
+    compare,
+    cpu,
+    digest,
+    gate,
+    growth,
+    latency,
+    machine,
+    measure,
+    peers,
+    presets,
+    workloads,
+)
 
 TINY = workloads.Workload("tiny", 96, 14, 112, "nothing")
 
@@ -154,6 +166,23 @@ def test_peak_memory_counts_what_is_freed() -> None:
     if peak is None:
         pytest.skip("this kernel does not tell the high-water mark")
     assert 60 < peak < 100
+
+
+def test_peak_memory_counts_what_calls_keep() -> None:
+    core = machine._core()
+    rng = np.random.default_rng(0)
+    anomaly_map, features = rng.random((64, 64), np.float32), rng.random((512, 28, 28), np.float32)
+    call = partial(kernels.segment, anomaly_map, features, loss="hinge", n_nominal=4000)
+    call()
+    if core is None or measure.peak_mebibytes(call) is None:
+        pytest.skip("no C++ core, or this kernel does not tell the high-water mark")
+    core.release_memory()
+    call()
+    held = core.release_memory() / 2**20
+    call()
+    assert held > 4 and measure.peak_mebibytes(call) > held / 2  # not all of it is written
+    (point,) = growth._by_bank(growth.Plan(bank=(2000,)))
+    assert measure.peak_mebibytes(point.ours) > 1  # a thread's scratch, which the index keeps
 
 
 def test_exponent() -> None:
