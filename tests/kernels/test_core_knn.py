@@ -258,6 +258,17 @@ def test_a_mapped_bank_is_not_copied(core: ModuleType, tmp_path: Path, rng: np.r
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("k", [1, 200])
+def test_scratch_of_a_search_does_not_grow_with_the_bank(core: ModuleType, rng: np.random.Generator, k: int) -> None:
+    measure = pytest.importorskip("ttt4as_fast.benchmarks.measure")
+    bank = low_rank(rng, 100_000, 64)
+    index, query = core.KnnIndex(bank), bank[:200] + np.float32(0.01)
+    peak = measure.peak_mebibytes(lambda: index.search(query, k))
+    if peak is None:
+        pytest.skip("this kernel does not tell the high-water mark")
+    assert 0.5 < peak < core.max_threads() * (1.5 + (64 + k) / 1024) + 0.5  # and the result
+
+
 def test_the_index_keeps_its_bank_alive(core: ModuleType, rng: np.random.Generator) -> None:
     bank = low_rank(rng, 2000, 100)
     index = core.KnnIndex(bank.copy())

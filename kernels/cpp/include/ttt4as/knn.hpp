@@ -25,7 +25,9 @@ class TTT4AS_API KnnIndex {
   public:
     // The bank (rows >= 1, cols >= 1, finite) stays the caller's: it must outlive the index, and may be memory-mapped.
     // The index adds 210 (from 320 columns on 274) + cols bytes a row, and cols + 17 more once a search has met a query
-    // without structure; cols counts as the next multiple of 64 (up to 64 columns: 13 + cols, and 8 more).
+    // without structure; cols counts as the next multiple of 64 (up to 64 columns: 13 + cols, and 8 more). Each thread
+    // of a search has 1.5 MiB of scratch at most, and 1 KiB a column and a neighbour, which the index keeps for the
+    // searches after it (of four at once at most; `bytes` leaves it out).
     // Throws InvalidArgument, std::bad_alloc. T: float, double.
     explicit KnnIndex(Matrix<const float> bank, int threads = 0);
     explicit KnnIndex(Matrix<const double> bank, int threads = 0);
