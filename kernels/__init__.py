@@ -26,9 +26,9 @@ How a backend is chosen
 3. else the first usable one in the operation's order of speed for the device of its first argument; for a CUDA tensor
    without a usable GPU backend that is a trip to the host and back.
 
-A backend that was named raises if it cannot serve; the automatic choice falls back and warns once where something
-that could be installed is missing. `backends` says what is usable here and why the rest is not. Usable means tried:
-a library that imports but finds no device is not usable.
+A backend that was named raises RuntimeError if it cannot serve; the automatic choice falls back and warns once where
+something that could be installed is missing. `backends` says what is usable here and why the rest is not. Usable means
+tried: a library that imports but finds no device is not usable.
 
 Arrays may be NumPy's or torch's. Results come back as the kind, and on the device, of the first argument. Tensors go
 through the operators ``torch.ops.ttt4as.*``, so that `torch.compile` and `torch.export` see one node a call; not those
