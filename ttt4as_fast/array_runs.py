@@ -70,8 +70,10 @@ def load_array(path: Path, names: Sequence[str]) -> np.ndarray:
     Raises
     ------
     ValueError
-        Not such a file, damaged, with Python objects in it, or with several arrays of other names.
+        Not such a file, a pipe, damaged, with Python objects in it, or with several arrays of other names.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would be to wait for its writer
+        raise ValueError(f"{path}: not a regular file")
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(content, np.ndarray):

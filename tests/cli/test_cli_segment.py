@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from .command import records, ttt4as
+from .command import command, environment, records, ttt4as
 
 
 def arrays(folder: Path, n: int | None = None, seed: int = 0) -> tuple[Path, Path]:
@@ -116,6 +118,28 @@ def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) ->
     assert [record["name"] for record in records(tmp_path / "out")] == ["0", "2"]
     for word in ("1.npy", "lonely.npy", "3.npy"):
         assert re.search(f"skipped: .*{re.escape(word)}", done.stderr), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_segment_does_not_wait_for_the_writer_of_a_pipe(tmp_path: Path) -> None:
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    maps, features = arrays(tmp_path / "in")
+    shutil.copy(maps, tmp_path / "maps" / "good.npy")
+    shutil.copy(features, tmp_path / "features" / "good.npy")
+    for name in ("maps", "features"):
+        os.mkfifo(tmp_path / name / "a.npy")
+    done = subprocess.run(
+        command("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "out"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"{tmp_path / 'maps' / 'a.npy'}: not a regular file" in done.stderr
+    assert [record["name"] for record in records(tmp_path / "out")] == ["good"]
 
 
 def test_segment_counts_files_without_their_other_half(tmp_path: Path) -> None:
