@@ -122,8 +122,12 @@ def segment(
     """
     place = _placer(segmenter, device)
     count = {"done": 0, "skipped": 0, "failed": 0}
-    for number, pair in enumerate(pairs):
-        source = inputs(pair)
+    sources = [inputs(pair) for pair in pairs]
+    now = {os.path.abspath(pair[0]): source for pair, source in zip(pairs, sources, strict=True)}
+    # All at once, since all lines are written anew; and all of a file's, which may hold fewer images than it did.
+    earlier = {key: _file_of(record) for key, record in folder.records.items()}
+    folder.drop([key for key, file in earlier.items() if file in now and folder.is_stale(key, now[file])])
+    for number, (pair, source) in enumerate(zip(pairs, sources, strict=True)):
         try:
             images = list(_images_of(*pair, pair[0].stem))
         except ValueError as error:
@@ -184,6 +188,12 @@ def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str
             "expected shapes (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w); "
             f"got {psi.shape} and {deep.shape} in {str(features)!r}"
         )
+
+
+def _file_of(record: dict[str, Any]) -> str:
+    """The file of anomaly maps that a result is from, whose name `_images_of` made its path of; "" if it says none."""
+    path = record["path"]
+    return next((file for file in record.get("inputs") or () if path == file or path.startswith(f"{file}[")), "")
 
 
 def _segment_one(

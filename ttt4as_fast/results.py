@@ -11,7 +11,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -320,11 +320,7 @@ class ResultFolder:
         list of (str, str)
         """
         done = wanted.keys() & self.records.keys()
-        stale = [key for key in done if self.overwrite or self.records[key].get("inputs") != sources[key]]
-        for key in stale:
-            self._remove_files(self.records.pop(key))
-        if stale:
-            self._rewrite()
+        self.drop([key for key in done if self.is_stale(key, sources[key])])
         names = {key: _shortened(name) for key, name in wanted.items()}
         count = Counter(name.casefold() for name in names.values())
         taken = {record["name"].casefold() for record in self.records.values()}
@@ -337,6 +333,17 @@ class ResultFolder:
             taken.add(name.casefold())
             todo.append((key, name))
         return todo
+
+    def is_stale(self, key: str, source: Inputs) -> bool:
+        """Whether the result that there is of an image is to be made again, now that its input files are `source`."""
+        return self.overwrite or self.records[key].get("inputs") != source
+
+    def drop(self, keys: Collection[str]) -> None:
+        """Remove results with their files. It writes all lines anew: call it once for many."""
+        for key in keys:
+            self._remove_files(self.records.pop(key))
+        if keys:
+            self._rewrite()
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the line of a finished image, whose files are in place."""

@@ -173,6 +173,39 @@ def test_segment_does_again_what_changed(tmp_path: Path) -> None:
     assert len(records(tmp_path / "o")) == 1
 
 
+def test_segment_forgets_the_images_that_a_file_no_longer_holds(tmp_path: Path) -> None:
+    maps, features = arrays(tmp_path / "in", 3)
+    kept, its = arrays(tmp_path / "kept")
+    for pair in ((maps, features), (kept, its)):
+        ttt4as("segment", *pair, "-o", tmp_path / "o")
+    for path in (maps, features):
+        np.save(path, np.load(path)[:2])
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "o")
+    assert "2 done, 0 done earlier, 0 failed; 3 of 3 marked" in done.stdout
+    found = records(tmp_path / "o")
+    assert sorted(record["path"] for record in found) == [f"{maps}[0]", f"{maps}[1]", str(kept)]
+    named = {name for record in found for name in record["files"].values()}
+    assert {f"masks/{path.name}" for path in (tmp_path / "o" / "masks").iterdir()} == named
+
+
+def test_segment_writes_the_lines_anew_once_for_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttt4as_fast.results import ResultFolder
+
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    maps, features = arrays(tmp_path / "in")
+    for i in range(4):
+        shutil.copy(maps, tmp_path / "maps" / f"{i}.npy")
+        shutil.copy(features, tmp_path / "features" / f"{i}.npy")
+    arguments = ("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o")
+    ttt4as(*arguments)
+    rewrite, written = ResultFolder._rewrite, []
+    monkeypatch.setattr(ResultFolder, "_rewrite", lambda self: written.append(rewrite(self)))
+    assert "4 done, 0 done earlier" in ttt4as(*arguments, "--overwrite").stdout
+    assert len(written) == 1
+    assert len(records(tmp_path / "o")) == 4
+
+
 @pytest.mark.parametrize("case", ["absent", "mixed", "text", "objects", "shapes", "names"])
 def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
     maps, features = arrays(tmp_path / "in")
