@@ -57,7 +57,7 @@ def array_pairs(
 def _arrays_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".npy", ".npz") and not path.name.startswith("."):
+        if path.suffix.lower() in (".npy", ".npz") and not path.name.startswith("."):
             if path.stem in found:
                 raise ValueError(f"expected one file a name, got {str(found[path.stem])!r} and {str(path)!r}")
             found[path.stem] = path

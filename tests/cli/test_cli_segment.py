@@ -156,6 +156,16 @@ def test_segment_counts_files_without_their_other_half(tmp_path: Path) -> None:
         assert f"skipped: {tmp_path / name}: no file of the same name in the other folder" in done.stderr
 
 
+def test_segment_takes_suffixes_in_capitals_too(tmp_path: Path) -> None:
+    for name in ("maps", "features"):
+        (tmp_path / name).mkdir()
+    maps, features = arrays(tmp_path / "in")
+    shutil.copy(maps, tmp_path / "maps" / "A.NPY")
+    shutil.copy(features, tmp_path / "features" / "A.npy")
+    ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o")
+    assert [record["name"] for record in records(tmp_path / "o")] == ["A"]
+
+
 def test_segment_does_again_what_changed(tmp_path: Path) -> None:
     maps, features = arrays(tmp_path / "in")
     other = tmp_path / "other.npy"
