@@ -179,13 +179,13 @@ def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str
     key = os.path.abspath(maps)
     if psi.ndim == 2 and deep.ndim == 3:
         yield key, name, psi, deep
-    elif psi.ndim == 3 and deep.ndim == 4 and len(psi) == len(deep):
+    elif psi.ndim == 3 and deep.ndim == 4 and len(psi) == len(deep) > 0:
         digits = max(4, len(str(len(psi) - 1)))
         for i, (one, its) in enumerate(zip(psi, deep, strict=True)):
             yield f"{key}[{i}]", f"{name}_{i:0{digits}d}", one, its
     else:
         raise ValueError(
-            "expected shapes (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w); "
+            "expected shapes (H, W) and (C, h, w), or (B, H, W) and (B, C, h, w) with B >= 1; "
             f"got {psi.shape} and {deep.shape} in {str(features)!r}"
         )
 

@@ -216,7 +216,7 @@ def test_segment_writes_the_lines_anew_once_for_all_files(tmp_path: Path, monkey
     assert len(records(tmp_path / "o")) == 4
 
 
-@pytest.mark.parametrize("case", ["absent", "mixed", "text", "objects", "shapes", "names"])
+@pytest.mark.parametrize("case", ["absent", "mixed", "text", "objects", "shapes", "empty", "names"])
 def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
     maps, features = arrays(tmp_path / "in")
     if case == "absent":
@@ -229,6 +229,9 @@ def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
         np.save(maps, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     if case == "shapes":
         np.save(features, np.zeros((3, 4)))
+    if case == "empty":
+        np.save(maps, np.zeros((0, 48, 56)))
+        np.save(features, np.zeros((0, 12, 12, 14)))
     if case == "names":
         maps = tmp_path / "x.npz"
         np.savez(maps, a=np.zeros((4, 4)), b=np.zeros((4, 4)))
