@@ -131,7 +131,7 @@ def segment(
         try:
             images = list(_images_of(*pair, pair[0].stem))
         except ValueError as error:
-            on_error(str(pair[0]), str(error))
+            on_error(str(pair[0]), str(error).removeprefix(f"{pair[0]}: "))  # that of the features is named within
             count["failed"] += 1
             continue
         by_key = {key: (name, anomaly_map, features) for key, name, anomaly_map, features in images}

@@ -238,4 +238,5 @@ def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
     code = 2 if case in ("absent", "mixed") else 1
     done = ttt4as("segment", maps, features, "-o", tmp_path / "out", code=code)
     assert maps.name in done.stderr
+    assert done.stderr.count(f"{maps}: ") == (code == 1)
     assert len(done.stderr.strip().splitlines()) == 1
