@@ -295,6 +295,21 @@ def test_stopping_finishes_what_is_under_way(model_file):
         request(port, "GET", "/health")
 
 
+def test_what_does_not_end_in_time_is_told_so(model_file):
+    process, port = start(model_file, "--drain-seconds", "0")
+    try:
+        request(port, "GET", "/health")
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+            slow.sendall(b"POST /segment HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nabc")
+            time.sleep(0.3)  # until it is under way
+            process.send_signal(signal.SIGTERM)
+            answer = b"".join(iter(lambda: slow.recv(4096), b""))
+    finally:
+        assert stop(process) == 0
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert answer.endswith(b'{"error":"the service is stopping"}')
+
+
 def test_an_address_in_use_is_said(model_file, port):
     with warnings.catch_warnings():  # the command replaces warnings.showwarning
         done = CliRunner().invoke(app, ["serve", str(model_file), "--port", str(port)], prog_name="ttt4as")

@@ -254,6 +254,8 @@ def create_app(
             response = await aside(_answer, request.headers.get("accept", ""), size, outcome, model)
         except _Refusal as refusal:
             response = JSONResponse({"error": refusal.reason}, refusal.status, headers=refusal.headers)
+        except asyncio.CancelledError:  # the server's time for requests under way is over; it takes one more answer
+            response = JSONResponse({"error": "the service is stopping"}, 503, headers={"Connection": "close"})
         except ClientDisconnect:
             response = Response(status_code=499)  # nobody reads it; the count does
         except Exception:
