@@ -62,6 +62,11 @@ def test_exports_with_a_dynamic_batch(tmp_path):
         ((torch.rand(2, 40, 44), torch.rand(1, 2, 3, 3)), "anomaly_map: expected"),
         ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), torch.rand(2)), "pred_score: expected shape"),
         ((torch.full((1, 8, 8), torch.nan), torch.rand(1, 2, 3, 3)), "anomaly_map: expected finite values"),
+        ((torch.rand(1, 0, 8), torch.rand(1, 2, 3, 3)), r"anomaly_map: expected no empty axis, got shape \(1, 0, 8\)"),
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 0, 3)), "features: expected no empty axis"),
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3, device="meta")), "features: .* the device meta"),
+        ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), torch.rand(1, device="meta")), "pred_score: .* the device meta"),
+        ((torch.rand(1, 8, 8, device="meta"), torch.rand(1, 2, 3, 3)), "features: expected device meta .* got cpu"),
     ],
 )
 def test_bad_input_is_named(arguments, says):
@@ -77,6 +82,7 @@ def test_bad_input_is_named(arguments, says):
         ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), 0.5), "pred_score: expected a tensor, got float"),
         ((torch.rand(1, 8, 8).cfloat(), torch.rand(1, 2, 3, 3)), "anomaly_map: .* real numbers, got torch.complex64"),
         ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), torch.rand(1).cfloat()), "pred_score: .* real numbers"),
+        ((torch.rand(1, 8, 8).to_sparse(), torch.rand(1, 2, 3, 3)), "anomaly_map: expected a dense tensor"),
     ],
 )
 def test_what_is_no_tensor_of_real_numbers_is_named(arguments, says):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .kernels import torch_ops
-from .kernels.arrays import check_float
+from .kernels.arrays import check_dense, check_float
 from .kernels.segment_robust import RobustOptions
 from .segmenter import TTT4AS as _Segmenter
 
@@ -123,6 +123,11 @@ class TTT4AS(torch.nn.Module):
                 raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
             if x.is_complex():
                 raise TypeError(f"{name}: expected a tensor of real numbers, got {x.dtype}")
+            check_dense(x, name, meta=anomaly_map.device.type == "meta")
+            if 0 in x.shape:
+                raise ValueError(f"{name}: expected no empty axis, got shape {tuple(x.shape)}")
+        if features.device != anomaly_map.device:
+            raise ValueError(f"features: expected device {anomaly_map.device} as anomaly_map, got {features.device}")
         maps = anomaly_map.squeeze(1) if anomaly_map.ndim == 4 else anomaly_map
         if maps.ndim != 3 or features.ndim != 4 or features.shape[0] != maps.shape[0]:
             raise ValueError(
