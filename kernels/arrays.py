@@ -70,12 +70,7 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...], *, meta: bool = Fal
     """
     check_dense(x, name, meta=meta)
     if not is_tensor(x):
-        try:
-            x = np.asarray(x)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name}: expected an array or tensor of numbers, got {type(x).__name__} ({error})"
-            ) from None
+        x = as_array(x, name)
         if x.dtype.kind in "iub":
             x = x.astype(np.float64 if x.dtype.itemsize > 2 else np.float32)
         elif not x.dtype.isnative:
@@ -93,6 +88,14 @@ def as_float_array(x: Any, name: str, ndim: tuple[int, ...], *, meta: bool = Fal
     if 0 in x.shape:
         raise ValueError(f"{name}: expected no empty axis, got shape {tuple(x.shape)}")
     return x
+
+
+def as_array(x: Any, name: str) -> np.ndarray:
+    """`x` as `numpy.asarray` takes it, or TypeError: rows of different lengths make no array."""
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array or tensor, got {type(x).__name__} ({error})") from None
 
 
 def check_dense(x: Any, name: str, *, meta: bool = False) -> None:

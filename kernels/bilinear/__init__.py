@@ -117,7 +117,7 @@ def _coordinates(values: Any, name: str, features: Array) -> Array:
             raise TypeError(f"{name}: expected integers, got {values.dtype}")
         values = values.to(device=features.device, dtype=torch.int64)
     else:
-        values = np.asarray(arrays.to_numpy(values) if arrays.is_tensor(values) else values)
+        values = arrays.to_numpy(values) if arrays.is_tensor(values) else arrays.as_array(values, name)
         if values.size and values.dtype.kind not in "iu":
             raise TypeError(f"{name}: expected integers, got {values.dtype}")
         values = arrays.like(values.astype(np.int64), features)

@@ -94,7 +94,7 @@ def fit_linear_svm(
 def _signs(y: Any, n: int) -> np.ndarray:
     """Labels as float64 -1 and +1 on the host."""
     arrays.check_dense(y, "y")
-    labels = arrays.to_numpy(y) if arrays.is_tensor(y) else np.asarray(y)
+    labels = arrays.to_numpy(y) if arrays.is_tensor(y) else arrays.as_array(y, "y")
     if labels.shape != (n,):
         raise ValueError(f"y: expected shape ({n},) as X has {n} samples, got {labels.shape}")
     if labels.dtype.kind == "f":

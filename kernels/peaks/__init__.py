@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .. import arrays
 from ..dispatch import Operation, checks_finite
 
@@ -87,7 +85,7 @@ def dilate(mask: Any, radius: int, *, backend: str = "auto") -> Array:
     """
     arrays.check_dense(mask, "mask", meta=True)
     if not arrays.is_tensor(mask):
-        mask = np.asarray(mask)
+        mask = arrays.as_array(mask, "mask")
     if arrays.dtype_name(mask) != "bool":
         raise TypeError(f"mask: expected dtype bool, got {arrays.dtype_name(mask)}")
     if mask.ndim not in (2, 3) or 0 in mask.shape:

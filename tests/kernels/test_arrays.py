@@ -150,3 +150,17 @@ def test_what_is_no_option(value):
 def test_labels_of_several_kinds():
     with pytest.raises(TypeError, match="y: expected labels of one kind"):
         kernels.fit_linear_svm(np.eye(3), np.array([None, "a", "a"], object))
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("anomaly_map", lambda: kernels.local_maxima([[1.0], [1.0, 2.0]])),
+        ("mask", lambda: kernels.dilate([[True], [True, False]], 1)),
+        ("rows", lambda: kernels.bilinear_sample(np.ones((1, 2, 2)), 2, [[0], [0, 1]], [0])),
+        ("y", lambda: kernels.fit_linear_svm(np.ones((2, 1)), [[0], [0, 1]])),
+    ],
+)
+def test_lists_that_make_no_array_are_refused_by_name(name, call):
+    with pytest.raises(TypeError, match=rf"^{name}: expected an array or tensor, got list"):
+        call()
