@@ -33,11 +33,18 @@ def relative_gap(
     scale = 2 * C * (np.ones(len(y)) if weight is None else weight)
     alpha = scale * np.maximum(0.0, 1.0 - y * (X @ w + b))
     with np.errstate(divide="ignore", invalid="ignore"):
-        quadratic = np.where(alpha > 0, alpha**2 / (2 * scale), 0.0).sum()
+        quadratic = np.where(alpha > 0, alpha * (alpha / (2 * scale)), 0.0).sum()
     v, u = X.T @ (alpha * y), alpha @ y
     dual = alpha.sum() - 0.5 * (v @ v + u * u) - quadratic
     primal = objective(X, y, w, b, C, "squared_hinge", weight)
     return float((primal - dual) / primal) if primal > 0 else 0.0
+
+
+def _out_of_range(X: np.ndarray, y: np.ndarray, weight: np.ndarray, hinge: bool) -> bool:
+    """Whether squares that liblinear forms leave float64's range: it may then stop at once, or never."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        size, slope = np.einsum("nd,nd->n", X, X).max(), np.abs(X.T @ (weight * y)).max()
+    return not np.isfinite(size) if hinge else not (size < 1e60 and slope > 1e-60 and weight.sum() < 1e60)
 
 
 def fit(
@@ -68,6 +75,11 @@ def fit(
         # for two equal samples of opposite labels. One of zeros, which changes nothing, adds a gradient of 0.
         augmented = np.vstack([augmented, np.zeros_like(augmented[:1])])
         signs, weight = np.append(y, 1.0), np.append(weight, 1.0)
+    if _out_of_range(augmented, signs, C * weight, hinge):
+        coef = np.zeros(X.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            gap = float("nan") if hinge else relative_gap(X, y, coef, 0.0, C, sample_weight)
+        return LinearSVMResult(coef, 0.0, 0, gap, gap <= tol)
     inner, tightest = tol, 1e-11 if hinge else 1e-10
     while True:
         inner = max(inner * 1e-3, tightest)

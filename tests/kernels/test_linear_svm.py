@@ -193,3 +193,14 @@ def test_bad_input_is_named(backend, change, error, says):
     with pytest.raises(error) as caught:
         kernels.fit_linear_svm(**arguments)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", kernels.linear_svm.LOSSES)
+@pytest.mark.parametrize(
+    ("C", "scale", "converged"),
+    [(1e-300, 1, True), (1, 1e-200, True), (1e300, 1, False), (1, 1e100, False), (1, 1e200, False)],
+)
+def test_the_reference_returns_where_squares_leave_the_range(C, scale, converged, loss):
+    X = np.random.default_rng(0).standard_normal((30, 4)) * scale
+    got = kernels.fit_linear_svm(X, np.arange(30) % 2, C=C, loss=loss, backend="reference")
+    assert got.converged == converged and np.isfinite([*got.coef, got.intercept]).all()
