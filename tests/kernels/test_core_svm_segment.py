@@ -340,3 +340,11 @@ def test_memory_stays_within_its_bound(rng):
     one = 2 * features.nbytes + 40 * samples + anomaly_map.nbytes // 8 + (1 << 20)
     assert 0 < held <= core.max_threads() * one
     assert core.release_memory() == 0
+
+
+@pytest.mark.parametrize("name", ["anomaly_map", "features"])
+def test_a_side_beyond_the_limit_is_said(name):
+    given = {"anomaly_map": np.ones((3, 3), np.float32), "features": np.ones((1, 3, 3), np.float32)}
+    given[name] = np.broadcast_to(given[name][..., :1, :1], (*given[name].shape[:-2], 2**24 + 1, 1))
+    with pytest.raises(ValueError, match=rf"^{name}: expected sides of 1 to 2\^24 .* got 16777217 x 1"):
+        kernels.segment(**given, backend="cpu")

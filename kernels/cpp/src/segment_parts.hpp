@@ -22,10 +22,10 @@ void check_images(const SegmentInput<T>& in, const SegmentOutput& out) {
     check(in.anomaly_map && in.features, "anomaly_map, features: expected two addresses", "NULL");
     check(out.pred_mask && out.decision_map && out.pseudo_labels, "output: expected three addresses", "NULL");
     check(side(in.height) && side(in.width) && in.height * in.width < kMostPixels,
-          "anomaly_map: expected at least one and fewer than 2^31 pixels", size(in.height, in.width));
+          "anomaly_map: expected sides of 1 to 2^24 and fewer than 2^31 pixels", size(in.height, in.width));
     check(in.channels >= 1, "features: expected at least one channel", std::to_string(in.channels));
     check(side(in.feature_height) && side(in.feature_width) && in.feature_height * in.feature_width < kMostPixels,
-          "features: expected at least one and fewer than 2^31 cells", size(in.feature_height, in.feature_width));
+          "features: expected sides of 1 to 2^24 and fewer than 2^31 cells", size(in.feature_height, in.feature_width));
     check(in.channels < kMostValues / (in.feature_height * in.feature_width),
           "features: expected fewer than 2^40 values",
           std::to_string(in.channels) + " x " + size(in.feature_height, in.feature_width));
