@@ -10,7 +10,7 @@ from typing import Any
 from ttt4as_fast.io import atomic_path
 
 from . import measure
-from .machine import BUSY
+from .machine import BUSY, outdated
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
@@ -70,10 +70,12 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: Sequence[
 
 
 def _where(content: Content) -> str:
-    """Machine, threads and commit, and that others used the machine, where they did."""
+    """Machine, threads and commit; that others used the machine, or that a peer's BLAS was below its best, if so."""
     threads = next(iter(content["threads"].values()))
     busy = content.get("load_of_others") or 0.0
     warning = f", **busy: others used {busy:.0%} of it**" if busy > BUSY else ""
+    old = outdated(content["threads"], content["machine"].get("instruction_set"))
+    warning += f", **peers with kernels older than the processor: {', '.join(old)}**" if old else ""
     return f"{content['machine']['cpu']}, {threads} thread(s), commit {content['commit'] or 'unknown'}{warning}"
 
 

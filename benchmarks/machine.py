@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ _DISTRIBUTIONS = (
     "threadpoolctl",
 )
 _MEASURING = ("benchmarks/*.py",)  # from the root of a checkout
+_WITH_AVX512 = ("SkylakeX", "Cooperlake", "SapphireRapids")  # of OpenBLAS's kernels
 BUSY = 0.1  # share of the processors used by others from which timings are not to be trusted
 
 _limits: list[Any] = []  # threadpoolctl's limits last as long as their objects
@@ -117,6 +119,27 @@ def thread_counts() -> dict[str, int]:
     return counts
 
 
+def outdated(counts: Iterable[str], isa: str | None) -> list[str]:
+    """Which of `thread_counts` is an OpenBLAS with kernels older than a processor with AVX-512: a peer below its best.
+
+    Parameters
+    ----------
+    counts : iterable of str
+        The names.
+    isa : str, optional
+        The processor's instruction set, as the C++ core names it; None: unknown.
+    """
+    if isa not in ("avx512", "amx"):
+        return []
+    blas = (name for name in counts if name.startswith("openblas (") and ", " in name)
+    return [name for name in blas if not name.endswith(tuple(f", {kernels})" for kernels in _WITH_AVX512))]
+
+
+def instruction_set() -> str | None:
+    """What the C++ core runs with; None without one."""
+    return getattr(_core(), "isa", lambda: None)()
+
+
 def processors() -> int:
     """Processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -169,7 +192,7 @@ def describe(threads: dict[str, int], watch: Watch) -> dict[str, Any]:
             "memory_gib": _memory_gib(),
             "system": platform.system(),
             "architecture": platform.machine(),
-            "instruction_set": getattr(_core(), "isa", lambda: None)(),
+            "instruction_set": instruction_set(),
         },
         "threads": threads,
         "load_of_others": None if busy is None else round(busy, 3),

@@ -203,6 +203,23 @@ def test_a_library_with_other_threads_is_refused(monkeypatch: pytest.MonkeyPatch
         machine.pin(1)
 
 
+def test_a_blas_that_does_not_know_the_processor_is_named() -> None:
+    counts = {
+        "torch": 2,
+        "openblas (libopenblaso, Haswell)": 2,
+        "openblas (libscipy, SkylakeX)": 2,
+        "openblas (old)": 2,
+    }
+    assert machine.outdated(counts, "avx512") == machine.outdated(counts, "amx") == ["openblas (libopenblaso, Haswell)"]
+    assert machine.outdated(counts, "avx2") == machine.outdated(counts, None) == []
+    content = {"machine": {"cpu": "A", "instruction_set": "avx512"}, "threads": counts, "commit": "abc"}
+    said = (
+        "A, 2 thread(s), commit abc, **peers with kernels older than the processor: openblas (libopenblaso, Haswell)**"
+    )
+    assert digest._where(content) == said
+    assert digest._where(content | {"machine": {"cpu": "A"}}) == "A, 2 thread(s), commit abc"
+
+
 def test_load_of_others_is_a_share() -> None:
     found = machine.load_of_others(0.05)
     assert found is None or 0.0 <= found <= 1.0

@@ -43,7 +43,7 @@ def _suite(name: str) -> ModuleType:
 def _begin(threads: int | None, output: Path) -> int:
     """What precedes every measurement: the folder is tried, threads are pinned before libraries load, all is printed.
 
-    Returns the number of threads. Warns where the machine is busy.
+    Returns the number of threads. Warns where the machine is busy, or a peer's BLAS does not know the processor.
     """
     from .io import check_folder
 
@@ -53,6 +53,12 @@ def _begin(threads: int | None, output: Path) -> int:
     counts = machine.pin(threads)
     out(f"{threads} thread(s) for both sides: {', '.join(counts)}")
     _warn_if_busy(machine.load_of_others(), "use")
+    old = machine.outdated(counts, machine.instruction_set())
+    if old:
+        warn(
+            f"kernels older than this processor: {', '.join(old)}: peers are slower than they need be. "
+            "OPENBLAS_CORETYPE=SkylakeX names others"
+        )
     return threads
 
 
