@@ -2,12 +2,14 @@
 //
 // TTT4AS_ISA names the most that may be used: here the tables below are called by themselves.
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "check.hpp"
 #include "sketch_kernels.hpp"
 #include "ttt4as/simd.hpp"
 
+using ttt4as::kMostKey;
 using ttt4as::kQuad;
 using ttt4as::kSpill;
 using ttt4as::kStrip;
@@ -81,6 +83,25 @@ void check_strips(const SketchKernels& table, const SketchKernels& plain) {
                 CHECK(reached == left[0][q]);  // twice the key reaches twice the least where the key reaches the least
                 CHECK(table.between(keys[0].data() + q * kStride, least[q], best[0][2 * q]) ==
                       plain.between(keys[0].data() + q * kStride, least[q], best[0][2 * q]));
+            }
+        }
+    }
+}
+
+// As many keys reach the bound as are wanted, and more only where they are equal.
+void check_greatest(const SketchKernels& table) {
+    Random random(7);
+    for (const std::int64_t n : {1, 2, 15, 16, 17, 43, 204}) {
+        for (const std::int32_t most : {0, 2, 50, (1 << 30)}) {
+            auto keys = random_integers<std::int32_t>(random, n, -most, most);
+            keys[n / 2] = most ? kMostKey : 0;  // the farthest apart that there are
+            keys[n / 3] = most ? -kMostKey - 1 : 0;
+            auto falling = keys;
+            std::sort(falling.begin(), falling.end(), std::greater<std::int32_t>());
+            for (std::int64_t wanted = 1; wanted <= n; ++wanted) {
+                const std::int32_t bound = table.nth_greatest(keys.data(), n, wanted);
+                CHECK(bound <= falling[wanted - 1]);
+                CHECK(wanted == n || falling[wanted] == falling[wanted - 1] || bound > falling[wanted]);
             }
         }
     }
@@ -167,6 +188,7 @@ int main() {
     for (const SketchKernels* table : tables) {
         check_strips(*table, plain);
         check_groups(*table, plain);
+        check_greatest(*table);
         check_distances(*table, plain);
         check_collected(*table, plain);
     }

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -65,28 +64,5 @@ inline double bound_of(std::uint64_t candidate) {
     return bound;
 }
 inline std::int32_t position_of(std::uint64_t candidate) { return static_cast<std::int32_t>(candidate & 0xFFFFFFFFu); }
-
-// A key that at least `wanted` of the points reach, and few more.
-inline std::int32_t nth_key(const std::int32_t* keys, const std::int32_t* best, std::int64_t strips,
-                            std::int64_t wanted, std::vector<std::int32_t>& order) {
-    if (wanted == 1) return *std::max_element(best, best + strips);
-    if (strips < 2 * wanted) {
-        order.assign(keys, keys + strips * kStrip);
-    } else if (wanted > 16) {  // each strip's best stands for it: as many points reach that key
-        order.assign(best, best + strips);
-    } else {
-        std::int32_t highest[16];  // falling
-        std::fill(highest, highest + wanted, std::numeric_limits<std::int32_t>::min());
-        for (std::int64_t s = 0; s < strips; ++s) {
-            if (best[s] <= highest[wanted - 1]) continue;
-            std::int64_t i = wanted - 1;
-            for (; i > 0 && highest[i - 1] < best[s]; --i) highest[i] = highest[i - 1];
-            highest[i] = best[s];
-        }
-        return highest[wanted - 1];
-    }
-    std::nth_element(order.begin(), order.begin() + (wanted - 1), order.end(), std::greater<std::int32_t>());
-    return order[wanted - 1];
-}
 
 }  // namespace ttt4as

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "knn_candidates.hpp"
@@ -27,7 +26,6 @@ struct GroupScratch {
     Buffer<std::int8_t> bytes;   // their coarse codes, one query after the other
     Buffer<std::int16_t> words;  // the same, widened
     Buffer<std::int32_t> keys, best;
-    std::vector<std::int32_t> order;
     Buffer<std::uint64_t> bits;   // (kQuad, segment): the points of each strip that the coarse bound leaves over
     Buffer<std::int32_t> counts;  // (segment): of them for four queries
     // Of what the first bounds leave over, for each of four queries.
@@ -139,7 +137,11 @@ class GroupSearch {
         const std::int64_t wanted = static_cast<std::int64_t>(nearest.k - nearest.heap.size());
         const std::int64_t points = std::min(strips * kStrip, bank_.rows - begin * kStrip);
         if (wanted == 0) return true;
-        seen = wanted < points ? nth_key(keys, best, strips, wanted, scratch_.order) : kLeastKey;
+        // Each strip's best stands for it, where there are strips enough.
+        seen = kLeastKey;
+        if (wanted < points)
+            seen = 2 * wanted <= strips ? kernels_.nth_greatest(best, strips, wanted)
+                                        : kernels_.nth_greatest(keys, strips * kStrip, wanted);
         const std::int32_t *positions = scratch_.positions[q % kQuad].data(),
                            *found = scratch_.survivor_keys[q % kQuad].data();
         std::int64_t count = 0;
@@ -149,12 +151,8 @@ class GroupSearch {
             collect(q, begin + s, of_strip, kernels_.between(of_strip, seen, kMostKey), count);
         }
         const std::int64_t enough = 2 * wanted;
-        if (enough < count) {  // the bounds may rule out the others yet
-            scratch_.order.assign(found, found + count);
-            std::nth_element(scratch_.order.begin(), scratch_.order.begin() + (enough - 1), scratch_.order.end(),
-                             std::greater<std::int32_t>());
-            seen = scratch_.order[enough - 1];
-        }
+        if (enough < count)
+            seen = kernels_.nth_greatest(found, count, enough);  // the bounds may rule out the others yet
         for (std::int64_t i = 0; i < count; ++i) {
             if (found[i] >= seen) fetch(bank_.row(order_[positions[i]]), kFirstLines);
         }

@@ -47,6 +47,8 @@ struct SketchKernels {
                            std::int64_t dims, const std::int32_t* offset, std::int32_t least);
     // The keys in [low, high), one bit each.
     std::uint64_t (*between)(const std::int32_t* keys, std::int32_t low, std::int32_t high);
+    // A bound that `wanted` of n >= wanted >= 1 keys reach; more of them only where keys are equal.
+    std::int32_t (*nth_greatest)(const std::int32_t* keys, std::int64_t n, std::int64_t wanted);
     // The points of each strip that `bound` leaves over for one query, one bit each -> bits[s]; how many are added to
     // counts[s]. keys[s * kStrip + p], with best[s] the greatest of a strip.
     void (*leave_strips)(const CoarseBound& bound, const double* strip_errors, const std::int32_t* keys,

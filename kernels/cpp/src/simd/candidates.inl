@@ -19,6 +19,30 @@ std::uint64_t between(const std::int32_t* keys, std::int32_t low, std::int32_t h
     return result;
 }
 
+std::int32_t nth_greatest(const std::int32_t* keys, std::int64_t n, std::int64_t wanted) {
+    const std::int64_t whole = n / kF * kF;
+    std::int32_t last[kF], low = keys[0], high = keys[0];
+    for (int i = 0; i < kF; ++i) last[i] = whole + i < n ? keys[whole + i] : -kMostKey - 1;
+    for (std::int64_t i = 0; i < n; ++i) {
+        low = keys[i] < low ? keys[i] : low;
+        high = keys[i] > high ? keys[i] : high;
+    }
+    if (wanted == 1) return high;
+    // At least `wanted` reach `low`, fewer what is above `high`.
+    while (low < high) {
+        const std::int32_t middle = static_cast<std::int32_t>(low + (std::int64_t(high) - low + 1) / 2);
+        const vi least = vi{} + middle;
+        std::int64_t count = __builtin_popcount(at_least(load<vi>(last), least));
+        for (std::int64_t i = 0; i < whole; i += kF) count += __builtin_popcount(at_least(load<vi>(keys + i), least));
+        if (count == wanted) return middle;
+        if (count > wanted)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
 // Nothing in bits[0] to bits[kD - 1] where the best key of a strip is below its least.
 TTT4AS_INLINE void leave_some(const CoarseBound& bound, const double* strip_errors, const std::int32_t* keys,
                               const std::int32_t* best, std::uint64_t* left, std::int32_t* counts) {

@@ -427,8 +427,9 @@ double squared(const double* query, const T* point, std::int64_t n, double limit
 #endif
 extern const SketchKernels TTT4AS_TABLE;
 const SketchKernels TTT4AS_TABLE = {
-    keys,     reach,         between,        leave_strips, refine,  collect,      code_distances, leave,
-    quantise, centre<float>, centre<double>, mix,          project, project_back, squared<float>, squared<double>};
+    keys,    reach,          between,      nth_greatest,   leave_strips,   refine,
+    collect, code_distances, leave,        quantise,       centre<float>,  centre<double>,
+    mix,     project,        project_back, squared<float>, squared<double>};
 
 }  // namespace TTT4AS_ISA
 }  // namespace ttt4as
