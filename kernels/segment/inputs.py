@@ -22,7 +22,8 @@ def check_inputs(anomaly_map: Any, features: Any, pred_score: Any) -> tuple[Arra
     anomaly_map = arrays.as_float_array(anomaly_map, "anomaly_map", (2, 3), meta=True)
     features = arrays.as_float_array(features, "features", (anomaly_map.ndim + 1,), meta=True)
     if arrays.is_tensor(anomaly_map) != arrays.is_tensor(features):
-        raise TypeError("features: expected the kind of anomaly_map (both NumPy arrays or both torch tensors)")
+        kinds = [type(x).__name__ for x in (anomaly_map, features)]
+        raise TypeError(f"features: expected the kind of anomaly_map ({kinds[0]}), got {kinds[1]}")
     if arrays.is_tensor(features) and features.device != anomaly_map.device:
         raise ValueError(f"features: expected device {anomaly_map.device} as anomaly_map, got {features.device}")
     single = anomaly_map.ndim == 2

@@ -351,7 +351,11 @@ GOOD = {"anomaly_map": np.zeros((8, 8)), "features": np.zeros((3, 2, 2))}
         ({"features": np.zeros((2, 2))}, ValueError, "features: expected 3 dimensions, got shape (2, 2)"),
         ({"features": np.zeros((1, 3, 2, 2))}, ValueError, "features: expected 3 dimensions"),
         ({"features": np.zeros((0, 2, 2))}, ValueError, "features: expected no empty axis"),
-        ({"features": torch.zeros((3, 2, 2))}, TypeError, "features: expected the kind of anomaly_map"),
+        (
+            {"features": torch.zeros((3, 2, 2))},
+            TypeError,
+            "features: expected the kind of anomaly_map (ndarray), got Tensor",
+        ),
         ({"anomaly_map": np.full((8, 8), np.nan)}, ValueError, "anomaly_map: expected finite values"),
         ({"features": np.full((3, 2, 2), np.inf)}, ValueError, "features: expected finite values"),
         (
