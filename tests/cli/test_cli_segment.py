@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,16 @@ def arrays(folder: Path, n: int | None = None, seed: int = 0) -> tuple[Path, Pat
     np.save(folder / "maps.npy", psi if n else psi[0])
     np.save(folder / "features.npy", deep if n else deep[0])
     return folder / "maps.npy", folder / "features.npy"
+
+
+def folders(root: Path, names: Sequence[str], others: Sequence[str] | None = None) -> tuple[Path, Path]:
+    """Folders of maps and of features, with an image under each of the names; of the features under `others`."""
+    made = root / "maps", root / "features"
+    for kind, (folder, own) in enumerate(zip(made, (names, others or names), strict=True)):
+        folder.mkdir()
+        for i, name in enumerate(own):
+            shutil.copy(arrays(root / "in", seed=i)[kind], folder / name)
+    return made
 
 
 def test_segment_is_the_method(tmp_path: Path) -> None:
@@ -104,17 +115,12 @@ def test_segment_batches_npz_and_gates(tmp_path: Path) -> None:
 
 
 def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) -> None:
-    for name in ("maps", "features"):
-        (tmp_path / name).mkdir()
-    for i in range(3):
-        maps, features = arrays(tmp_path / "in", seed=i)
-        shutil.copy(maps, tmp_path / "maps" / f"{i}.npy")
-        shutil.copy(features, tmp_path / "features" / f"{i}.npy")
-    (tmp_path / "maps" / "1.npy").write_bytes((tmp_path / "maps" / "1.npy").read_bytes()[:200])
-    np.save(tmp_path / "maps" / "lonely.npy", np.zeros((4, 4)))
-    np.save(tmp_path / "maps" / "3.npy", np.full((4, 4), np.nan))
-    np.save(tmp_path / "features" / "3.npy", np.zeros((4, 4, 4)))
-    done = ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "out", code=1)
+    maps, features = folders(tmp_path, [f"{i}.npy" for i in range(3)])
+    (maps / "1.npy").write_bytes((maps / "1.npy").read_bytes()[:200])
+    np.save(maps / "lonely.npy", np.zeros((4, 4)))
+    np.save(maps / "3.npy", np.full((4, 4), np.nan))
+    np.save(features / "3.npy", np.zeros((4, 4, 4)))
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "out", code=1)
     assert [record["name"] for record in records(tmp_path / "out")] == ["0", "2"]
     for word in ("1.npy", "lonely.npy", "3.npy"):
         assert re.search(f"skipped: .*{re.escape(word)}", done.stderr), done.stderr
@@ -122,15 +128,11 @@ def test_segment_folders_report_what_is_wrong_and_do_the_rest(tmp_path: Path) ->
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_segment_does_not_wait_for_the_writer_of_a_pipe(tmp_path: Path) -> None:
-    for name in ("maps", "features"):
-        (tmp_path / name).mkdir()
-    maps, features = arrays(tmp_path / "in")
-    shutil.copy(maps, tmp_path / "maps" / "good.npy")
-    shutil.copy(features, tmp_path / "features" / "good.npy")
-    for name in ("maps", "features"):
-        os.mkfifo(tmp_path / name / "a.npy")
+    maps, features = folders(tmp_path, ["good.npy"])
+    for folder in (maps, features):
+        os.mkfifo(folder / "a.npy")
     done = subprocess.run(
-        command("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "out"),
+        command("segment", maps, features, "-o", tmp_path / "out"),
         env=environment(),
         capture_output=True,
         text=True,
@@ -138,31 +140,20 @@ def test_segment_does_not_wait_for_the_writer_of_a_pipe(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert f"{tmp_path / 'maps' / 'a.npy'}: not a regular file" in done.stderr
+    assert f"{maps / 'a.npy'}: not a regular file" in done.stderr
     assert [record["name"] for record in records(tmp_path / "out")] == ["good"]
 
 
 def test_segment_counts_files_without_their_other_half(tmp_path: Path) -> None:
-    for name in ("maps", "features"):
-        (tmp_path / name).mkdir()
-    maps, features = arrays(tmp_path / "in")
-    for copy in ("maps/a.npy", "maps/b.npy"):
-        shutil.copy(maps, tmp_path / copy)
-    for copy in ("features/a.npy", "features/c.npy"):
-        shutil.copy(features, tmp_path / copy)
-    done = ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o", code=1)
+    maps, features = folders(tmp_path, ["a.npy", "b.npy"], ["a.npy", "c.npy"])
+    done = ttt4as("segment", maps, features, "-o", tmp_path / "o", code=1)
     assert "1 done, 0 done earlier, 2 failed" in done.stdout
     for name in ("maps/b.npy", "features/c.npy"):
         assert f"skipped: {tmp_path / name}: no file of the same name in the other folder" in done.stderr
 
 
 def test_segment_takes_suffixes_in_capitals_too(tmp_path: Path) -> None:
-    for name in ("maps", "features"):
-        (tmp_path / name).mkdir()
-    maps, features = arrays(tmp_path / "in")
-    shutil.copy(maps, tmp_path / "maps" / "A.NPY")
-    shutil.copy(features, tmp_path / "features" / "A.npy")
-    ttt4as("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o")
+    ttt4as("segment", *folders(tmp_path, ["A.NPY"], ["A.npy"]), "-o", tmp_path / "o")
     assert [record["name"] for record in records(tmp_path / "o")] == ["A"]
 
 
@@ -201,13 +192,7 @@ def test_segment_forgets_the_images_that_a_file_no_longer_holds(tmp_path: Path) 
 def test_segment_writes_the_lines_anew_once_for_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ttt4as_fast.results import ResultFolder
 
-    for name in ("maps", "features"):
-        (tmp_path / name).mkdir()
-    maps, features = arrays(tmp_path / "in")
-    for i in range(4):
-        shutil.copy(maps, tmp_path / "maps" / f"{i}.npy")
-        shutil.copy(features, tmp_path / "features" / f"{i}.npy")
-    arguments = ("segment", tmp_path / "maps", tmp_path / "features", "-o", tmp_path / "o")
+    arguments = ("segment", *folders(tmp_path, [f"{i}.npy" for i in range(4)]), "-o", tmp_path / "o")
     ttt4as(*arguments)
     rewrite, written = ResultFolder._rewrite, []
     monkeypatch.setattr(ResultFolder, "_rewrite", lambda self: written.append(rewrite(self)))

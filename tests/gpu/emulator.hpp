@@ -62,7 +62,7 @@ static void entry() {
 // A warp's fibers pass a warp meeting together, a block's a block meeting.
 static int run_block(int threads, bool backwards) {
     fibers.assign(threads, Fiber{});
-    for (Meanwhile& of_thread : copies) of_thread = Meanwhile{};
+    for (Meanwhile& of_thread : copies) of_thread.groups.clear();
     for (int i = 0; i < threads; ++i) {
         Fiber& fiber = fibers[i];
         fiber.stack.resize(64 * 1024);

@@ -134,7 +134,7 @@ static int run(void (*kernel)(A...), const char* path) {
         if (posix_memalign(&shared, 1024, size_t(sizes[2]))) return 2;
         dynamic_shared = static_cast<char*>(std::memset(shared, 0xff, size_t(sizes[2])));
         pthread_barrier_init(&block, nullptr, threads);
-        for (Meanwhile& of_thread : copies) of_thread = Meanwhile{};
+        for (Meanwhile& of_thread : copies) of_thread.groups.clear();
         std::vector<std::thread> running;
         for (unsigned thread = 0; thread < threads; ++thread)
             running.emplace_back([=, &values] {
