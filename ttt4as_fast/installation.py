@@ -80,13 +80,11 @@ def describe() -> dict[str, Any]:
     """What this installation is and can do: versions, devices, backends and why not, threads, environment variables."""
     import platform
 
-    import torch
-
     from . import kernels
     from .kernels.dispatch import native_core
 
     core = native_core()
-    cuda = torch.cuda.is_available()
+    threads, cuda = _of_torch()
     backends = {device: kernels.backends(device) for device in ("cpu", "cuda")}
     environment: dict[str, dict[str, str | None]] = {
         name: {"value": os.environ.get(name), "meaning": meaning} for name, meaning in ENVIRONMENT_VARIABLES.items()
@@ -96,12 +94,25 @@ def describe() -> dict[str, Any]:
         "versions": versions(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processors": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": threads,
         "core": core if isinstance(core, str) else core.__version__,
-        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else None,
+        "cuda": cuda,
         "backends": backends,
         "environment": environment,
     }
+
+
+def _of_torch() -> tuple[int | None, list[str] | None]:
+    """torch's threads, and the GPUs that it can use or None; neither without torch, which NumPy arrays do not need."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":  # it is there, and broken
+            raise
+        return None, None
+    usable = torch.cuda.is_available()
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if usable else None
+    return torch.get_num_threads(), devices
 
 
 def _remark(backend: str | None, operations: dict[str, dict[str, str | None]]) -> str | None:
@@ -120,7 +131,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     for name, value in found["versions"].items():
         general.add_row(name, value)
     for name in ("system", "processors", "torch_threads", "core"):
-        general.add_row(name.replace("_", " "), str(found[name]))
+        general.add_row(name.replace("_", " "), "-" if found[name] is None else str(found[name]))
     general.add_row("CUDA devices", ", ".join(found["cuda"]) if found["cuda"] else "none")
     made = [general]
     for device, operations in found["backends"].items():

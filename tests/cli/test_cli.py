@@ -78,6 +78,18 @@ def test_info_names_every_operation_and_variable() -> None:
         assert word in text
 
 
+def test_info_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None  # an import of it now fails as if it were absent\n"
+    code += "import json; from ttt4as_fast import installation; found = installation.describe()\n"
+    code += "assert len(list(installation.tables(found))) == 4; print(json.dumps(found))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["torch_threads"] is None and found["cuda"] is None
+    assert found["backends"]["cpu"]["segment"]["reference"] is None
+    assert all("torch" in backends["gpu"] for backends in found["backends"]["cuda"].values() if "gpu" in backends)
+
+
 def test_info_says_where_a_backend_of_the_environment_is_missing() -> None:
     from ttt4as_fast import kernels
     from ttt4as_fast.installation import _remark
