@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -307,6 +308,25 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
     assert digest.block_of(readme.read_text("utf-8")) == f"\n{digest.digest(committed)}", (
         "ttt4as bench --report DIR --output benchmarks/results --readme README.md"
     )
+
+
+def test_the_readme_opens_with_the_committed_figures() -> None:
+    text = " ".join((ROOT / "README.md").read_text("utf-8").partition("## ")[0].split())
+    results = ROOT / "benchmarks" / "results"
+    rows = json.loads((results / "headline.json").read_text("utf-8"))["rows"]
+    for numbers, digits, unit in (
+        ([row["recipe"]["p50"] for row in rows], 0, "ms"),
+        ([row["ours"]["p50"] for row in rows], 2, "ms"),
+        ([row["speedup"]["ratio"] for row in rows], 0, "times less"),
+    ):
+        assert f"{min(numbers):.{digits}f} to {max(numbers):.{digits}f} {unit}" in text
+    f1 = {}
+    for name in ("screw", "magnetic_tile"):
+        table = csv.DictReader((results / f"{name}.csv").read_text("utf-8").splitlines())
+        f1[name] = {row["method"]: f"{float(row['f1']):.3f}" for row in table if row["kind"] == "all"}
+        against = f"{f1[name]['ttt4as_ungated']} against {f1[name]['thr_3std']} on {name.replace('_', ' ')}s"
+        assert against in text
+    assert f"with it F1 is {f1['screw']['ttt4as']} and {f1['magnetic_tile']['ttt4as']}" in text
 
 
 def test_a_browser_finds_nothing_wrong(results: Path, masks: dict[str, Any], tmp_path: Path) -> None:
