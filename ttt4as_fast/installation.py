@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,10 @@ def checkout(folder: Path | None = None) -> Path:
 
 def git(root: Path, *arguments: str) -> str:
     """What git prints of a checkout."""
-    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True)
+    command = ["git", "-C", str(root), *arguments]
+    # A folder may have a name that the locale cannot decode.
+    names = sys.getfilesystemencoding()
+    done = subprocess.run(command, check=True, capture_output=True, encoding=names, errors="surrogateescape")
     return done.stdout.strip()
 
 

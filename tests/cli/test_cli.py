@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -88,6 +89,16 @@ def test_info_without_torch() -> None:
     assert found["torch_threads"] is None and found["cuda"] is None
     assert found["backends"]["cpu"]["segment"]["reference"] is None
     assert all("torch" in backends["gpu"] for backends in found["backends"]["cuda"].values() if "gpu" in backends)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is needed")
+def test_a_checkout_may_have_a_name_that_no_locale_decodes(tmp_path: Path) -> None:
+    from ttt4as_fast.installation import checkout
+
+    root = tmp_path / os.fsdecode(b"\xff")
+    (root / "kernels" / "cpp").mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet", root], check=True)
+    assert checkout(root / "kernels").samefile(root)
 
 
 def test_info_says_where_a_backend_of_the_environment_is_missing() -> None:
