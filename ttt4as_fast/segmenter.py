@@ -195,7 +195,7 @@ class TTT4AS:
 
         Raises
         ------
-        ValueError, TypeError
+        ValueError, TypeError, RuntimeError
             As a call.
         """
         if isinstance(self.options, RobustOptions):

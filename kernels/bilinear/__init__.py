@@ -39,6 +39,8 @@ def bilinear_upsample(features: Array, size: int | tuple[int, int], *, backend: 
     ------
     ValueError, TypeError
         Wrong rank, empty axis, non-numeric dtype, bad size or unknown backend.
+    RuntimeError
+        `backend` names one that cannot serve here.
 
     Notes
     -----
@@ -79,6 +81,8 @@ def bilinear_sample(
     ------
     ValueError, TypeError
         Wrong rank or dtype, a coordinate outside the grid, or `rows` and `cols` of different lengths.
+    RuntimeError
+        `backend` names one that cannot serve here.
 
     Notes
     -----

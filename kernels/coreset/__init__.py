@@ -47,6 +47,8 @@ def k_center_greedy(
     ------
     ValueError, TypeError
         Wrong rank or dtype, a non-finite value, `n_samples` or `start` out of range, unknown backend.
+    RuntimeError
+        `backend` names one that cannot serve here.
 
     Notes
     -----

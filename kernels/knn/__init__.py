@@ -40,6 +40,8 @@ def nearest_neighbors(query: Array, bank: Array, k: int = 1, *, backend: str = "
     ------
     ValueError, TypeError
         Wrong ranks, different channel counts or devices, a non-finite value, k > N, unknown backend.
+    RuntimeError
+        `backend` names one that cannot serve here.
 
     References
     ----------

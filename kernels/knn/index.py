@@ -62,6 +62,8 @@ class KnnIndex:
     ------
     ValueError, TypeError
         `bank` has the wrong rank or dtype, an empty axis or non-finite values; neither `bank` nor `dim` is given.
+    RuntimeError
+        `backend` names one that cannot serve here.
     """
 
     def __init__(self, bank: Array | None = None, *, dim: int | None = None, backend: str = "auto") -> None:

@@ -72,6 +72,8 @@ def fit_linear_svm(
     ------
     ValueError, TypeError
         Wrong ranks or lengths, non-finite values, other than two classes, an option out of range, unknown backend.
+    RuntimeError
+        `backend` names one that cannot serve here.
 
     References
     ----------

@@ -37,6 +37,8 @@ def local_maxima(anomaly_map: Array, percentile: float = 99.0, *, backend: str =
     ------
     ValueError, TypeError
         Wrong rank or dtype, empty axis, non-finite value, percentile out of range, unknown backend.
+    RuntimeError
+        `backend` names one that cannot serve here.
     """
     anomaly_map = arrays.as_float_array(anomaly_map, "anomaly_map", (2, 3), meta=True)
     percentile = arrays.check_float(percentile, "percentile", 0.0, 100.0)
@@ -82,6 +84,8 @@ def dilate(mask: Any, radius: int, *, backend: str = "auto") -> Array:
     ------
     ValueError, TypeError
         `mask` is not boolean, has the wrong rank or an empty axis; negative radius; unknown backend.
+    RuntimeError
+        `backend` names one that cannot serve here.
     """
     arrays.check_dense(mask, "mask", meta=True)
     if not arrays.is_tensor(mask):

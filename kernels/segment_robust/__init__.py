@@ -175,6 +175,8 @@ def segment_robust(
     ------
     ValueError, TypeError
         Wrong ranks or dtypes, batches or kinds that differ, empty axis, non-finite value, unknown or invalid option.
+    RuntimeError
+        `backend` names one that cannot serve here.
 
     References
     ----------
