@@ -135,6 +135,7 @@ def fit(
     train_dir: Annotated[
         Path,
         typer.Argument(
+            metavar="TRAIN_DIR",
             help="Folder of nominal images, or the root of a dataset (its training part is used, and its validation "
             "part if it has one).",
             show_default=False,
@@ -222,7 +223,8 @@ def predict(
     ctx: typer.Context,
     model: ModelFile,
     images: Annotated[  # readable=False: whether a file can be read is found out file by file
-        list[Path], typer.Argument(help="Image files, and folders of them.", readable=False, show_default=False)
+        list[Path],
+        typer.Argument(metavar="IMAGES", help="Image files, and folders of them.", readable=False, show_default=False),
     ],
     output: Output,
     map_format: Annotated[
@@ -358,12 +360,17 @@ def evaluate(
 def segment(
     ctx: typer.Context,
     maps: Annotated[
-        Path, typer.Argument(help="NPY or NPZ, (H, W) or (B, H, W); or a folder of them.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="MAPS", help="NPY or NPZ, (H, W) or (B, H, W); or a folder of them.", show_default=False
+        ),
     ],
     features: Annotated[
         Path,
         typer.Argument(
-            help="NPY or NPZ, (C, h, w) or (B, C, h, w); or a folder with the same names.", show_default=False
+            metavar="FEATURES",
+            help="NPY or NPZ, (C, h, w) or (B, C, h, w); or a folder with the same names.",
+            show_default=False,
         ),
     ],
     output: Output,

@@ -232,7 +232,7 @@ def integrations(
     "ttt4as bench masks mvtec_ad/screw --image-size 320 --crop-size 320",
 )
 def masks(
-    dataset: Annotated[Path, typer.Argument(help="Root of one category.", show_default=False)],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET_DIR", help="Root of one category.", show_default=False)],
     model: Annotated[
         Path | None, typer.Option("--model", "-m", help="Model from [b]ttt4as fit[/b].", show_default="one is fitted")
     ] = None,

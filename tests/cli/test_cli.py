@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,13 @@ def test_every_command_has_help_with_examples(name: str) -> None:
     assert "Examples" in text
     assert f"ttt4as {name}" in text
     assert len(text.splitlines()) > 8
+
+
+def test_arguments_are_written_alike() -> None:
+    for name in COMMANDS:
+        (usage,) = (line for line in ttt4as(name, "--help").stdout.splitlines() if "Usage:" in line)
+        names = re.sub(r"[\[\]{}.]", "", usage.partition("[OPTIONS]")[2])
+        assert names == names.upper(), usage
 
 
 def test_help_shows_brackets_as_they_are() -> None:
