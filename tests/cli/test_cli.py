@@ -27,6 +27,11 @@ def test_every_command_has_help_with_examples(name: str) -> None:
     assert len(text.splitlines()) > 8
 
 
+def test_help_explains_arguments() -> None:
+    text = " ".join(ttt4as("predict", "--help").stdout.split())
+    assert "File from ttt4as fit." in text and "Image files, and folders of them." in text
+
+
 def test_arguments_are_written_alike() -> None:
     for name in COMMANDS:
         (usage,) = (line for line in ttt4as(name, "--help").stdout.splitlines() if "Usage:" in line)
