@@ -204,7 +204,7 @@ def sketches_of(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     n, device = len(points), points.device
     sample = points[:: max(1, n // _SAMPLE)][:_SAMPLE].double()
     centre = sample.mean(0)
-    sample -= centre
+    sample = sample - centre  # float64 points would be the caller's own
     sample /= sample.abs().amax().clamp_min(1e-300)
     directions = torch.linalg.qr(sample[: _SKETCH - 1].T).Q
     for _ in range(4):

@@ -91,6 +91,17 @@ class TestSketches:
         with_sketches, without = self.both(points, 9, monkeypatch)
         assert torch.equal(with_sketches, without)
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_the_points_stay_what_they_are(self, device, rng, monkeypatch, dtype):
+        """Of float64 the sample was the caller's memory: it was centred there, and the rest of the points was not."""
+        from ttt4as_fast.kernels.coreset import gpu
+
+        monkeypatch.setattr(gpu, "_SAMPLE", 20)
+        points = self.clusters(rng).to(device, getattr(torch, dtype))
+        before = points.clone()
+        with_sketches, without = self.both(points, 9, monkeypatch)
+        assert torch.equal(points, before) and torch.equal(with_sketches, without)
+
     @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e18, 3e37, 1e150])
     def test_at_any_scale(self, device, rng, monkeypatch, scale):
         dtype = torch.float64 if scale > 1e38 else torch.float32
