@@ -27,6 +27,7 @@ copied unless it is column-major.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from typing import Any
 
@@ -80,7 +81,7 @@ def fit(
     Raises
     ------
     ValueError
-        `X` holds a non-finite value.
+        `X` holds a non-finite value, or products of its rows overflow float32.
     """
     if not bool(torch.isfinite(X).all()):
         raise ValueError("X: expected finite values")
@@ -91,10 +92,12 @@ def fit(
         for factor in (1.0, 2.0) if loss == "squared_hinge" else (1.0,):
             coef, intercept, n_iter = _train(X, y, sample_weight, C=factor * C, loss=loss, tol=inner, max_iter=max_iter)
             primal, gap = objective(samples, y, coef, intercept, C, loss, sample_weight)
-            if best is None or primal < best[0]:
+            if best is None or primal < best[0] or math.isnan(best[0]):
                 best = (primal, gap, coef, intercept, n_iter)
         assert best is not None
-        _, gap, coef, intercept, n_iter = best
+        primal, gap, coef, intercept, n_iter = best
+        if not math.isfinite(primal):
+            raise ValueError("X: expected finite values whose products, times C, stay within float32's range")
         done = gap <= tol if loss == "squared_hinge" else inner < tol
         if done or inner <= _TIGHTEST or n_iter >= max_iter:
             converged = gap <= tol if loss == "squared_hinge" else n_iter < max_iter

@@ -6,6 +6,7 @@ all of the device: Newton's method with conjugate gradients in the primal, in fl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -37,7 +38,7 @@ def fit(
     Raises
     ------
     ValueError
-        `X` holds a non-finite value, or products of its rows overflow float32.
+        `X` holds a non-finite value, or products of its rows overflow float32 (large n: float64).
     """
     if len(X) > GRAM_CAPACITY:
         return fit_primal(X, y, C=C, loss=loss, tol=tol, max_iter=max_iter, sample_weight=sample_weight)
@@ -101,6 +102,8 @@ def fit_primal(
         primal = 0.5 * w @ w + C * (scale * margin.clamp_min(0)).sum() if hinge else smooth
         dual = smooth_dual + conjugate if hinge else smooth_dual
         values = torch.stack((primal, dual, smooth, smooth_dual)).tolist()
+        if math.isnan(values[0]):
+            raise ValueError("X: expected finite values whose products, times C, stay within float64's range")
         gap = (values[0] - values[1]) / values[0] if values[0] > 0 else 0.0
         if gap <= tol or n_iter >= max_iter:
             return LinearSVMResult(w[:-1], float(w[-1]), n_iter, gap, gap <= tol)

@@ -109,6 +109,17 @@ def test_limits(device, rng):
         kernels.fit_linear_svm(samples.repeat(40, 1), np.tile(y, 40), backend="gpu")
 
 
+@pytest.mark.parametrize(("scale", "C"), [(1e150, 1e-3), (1.0, 1e150)])
+def test_many_samples_beyond_float64_are_refused(device, rng, scale, C):
+    """Products overflow within Newton's step: what came back was not a number, with a gap of 0."""
+    from ttt4as_fast.kernels.linear_svm import gpu
+
+    X, y = problem(rng, 1100, 3)
+    samples, signs = torch.from_numpy(scale * X.astype(np.float64)).to(device), y.astype(np.float64)
+    with pytest.raises(ValueError, match="X: expected finite values whose products, times C, stay within float64's"):
+        gpu.fit(samples, signs, C=C, loss="squared_hinge", tol=1e-4, max_iter=1000)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize(("n", "dim", "C", "loss"), CASES)
@@ -145,3 +156,25 @@ def test_cuml_is_tried_not_imported():
     assert "host" in cuml.unavailable("cpu")
     if not torch.cuda.is_available():
         assert "no usable CUDA device" in cuml.unavailable("cuda")
+
+
+@pytest.mark.parametrize("loss", ["squared_hinge", "hinge"])
+def test_what_cuml_overflows_is_refused(rng, monkeypatch, loss):
+    from ttt4as_fast.kernels.linear_svm import cuml
+
+    X, y = problem(rng, 20, 3)
+    monkeypatch.setattr(cuml, "_train", lambda *args, **options: (np.full(3, np.nan), 0.0, 5))
+    with pytest.raises(ValueError, match="X: expected finite values whose products, times C, stay within float32's"):
+        cuml.fit(torch.from_numpy(X), y.astype(np.float64), C=1.0, loss=loss, tol=1e-4, max_iter=100)
+
+
+def test_where_one_weight_of_the_loss_overflows_cuml_the_other_is_kept(rng, monkeypatch):
+    from ttt4as_fast.kernels.linear_svm import cuml
+
+    X, y = problem(rng, 20, 3)
+    best = reference.fit(X, y, C=1.0, loss="squared_hinge", tol=1e-9, max_iter=10_000)
+    for broken in (1.0, 2.0):
+        coef = {broken: np.full(3, np.nan), 3 - broken: best.coef}
+        monkeypatch.setattr(cuml, "_train", lambda *_, C, coef=coef, **options: (coef[C], best.intercept, 5))
+        fitted = cuml.fit(torch.from_numpy(X), y.astype(float), C=1.0, loss="squared_hinge", tol=1e-4, max_iter=100)
+        assert fitted.converged and np.array_equal(fitted.coef, best.coef)
