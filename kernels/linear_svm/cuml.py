@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..gpu_common.capability import no_cuda
+from ..gpu_common.capability import no_cuda, not_while_capturing, reason_of
 from . import LinearSVMResult
 
 ARRAYS = "torch"
@@ -45,15 +45,17 @@ def unavailable(device: str) -> str | None:
     """cuML imports without a GPU but cannot fit there: usable means that it has just fitted something."""
     if device != "cuda":
         return "it takes CUDA tensors, these arrays are on the host"
-    return no_cuda() or _probe()
+    return no_cuda() or _probe(torch.cuda.current_device())
 
 
 @functools.cache
-def _probe() -> str | None:
+def _probe(device: int) -> str | None:
+    """Why cuML does not fit on the current device, number `device` (the key of the cache); None if it does."""
     try:
         import cuml  # noqa: F401
     except Exception as error:  # a RAPIDS library that misses its driver raises what it likes
         return f"cuML is not usable ({type(error).__name__}: {error}); pip install 'ttt4as_fast[cuml]'"
+    not_while_capturing()
     try:
         X = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [2.0, 2.0]], device="cuda")
         coef, _, _ = _train(
@@ -61,7 +63,7 @@ def _probe() -> str | None:
         )
         return None if bool(np.isfinite(coef).all()) else "cuML fitted a non-finite SVM here"
     except Exception as error:
-        return f"cuML cannot fit here ({type(error).__name__}: {error})"
+        return reason_of(error, "cuML")
 
 
 def fit(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -178,3 +182,43 @@ def test_where_one_weight_of_the_loss_overflows_cuml_the_other_is_kept(rng, monk
         monkeypatch.setattr(cuml, "_train", lambda *_, C, coef=coef, **options: (coef[C], best.intercept, 5))
         fitted = cuml.fit(torch.from_numpy(X), y.astype(float), C=1.0, loss="squared_hinge", tol=1e-4, max_iter=100)
         assert fitted.converged and np.array_equal(fitted.coef, best.coef)
+
+
+class TestWhetherCumlFits:
+    @pytest.fixture
+    def cuml(self, monkeypatch):
+        """The probe, with nothing remembered, where torch takes its four points on the host."""
+        from ttt4as_fast.kernels.linear_svm import cuml
+
+        make = torch.tensor
+        monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
+        monkeypatch.setattr(torch, "tensor", lambda data, device: make(data))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(cuml, "no_cuda", lambda: None)
+        monkeypatch.setattr(cuml, "_probe", functools.cache(cuml._probe.__wrapped__))
+        monkeypatch.setattr(cuml, "_train", lambda *args, **options: (np.ones(2), 0.0, 1))
+        return cuml
+
+    def test_a_lack_of_memory_is_not_remembered(self, cuml, monkeypatch):
+        def no_memory(*args, **options):
+            raise MemoryError("std::bad_alloc: out_of_memory: CUDA error: cudaErrorMemoryAllocation out of memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cuml, "_train", no_memory)
+            with pytest.raises(torch.OutOfMemoryError):
+                cuml.unavailable("cuda")
+        assert cuml.unavailable("cuda") is None
+
+    def test_it_is_not_tried_within_a_capture(self, cuml, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            with pytest.raises(RuntimeError, match="once before capturing"):
+                cuml.unavailable("cuda")
+        assert cuml.unavailable("cuda") is None
+
+    def test_it_is_tried_on_each_device(self, cuml, monkeypatch):
+        assert cuml.unavailable("cuda") is None
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(cuml, "_train", lambda *args, **options: (np.full(2, np.nan), 0.0, 1))
+        assert cuml.unavailable("cuda") == "cuML fitted a non-finite SVM here"
