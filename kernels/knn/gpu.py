@@ -228,7 +228,7 @@ class Index:
 
     def _launch(self, query: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if k > MAX_K or self.exhaustive:
-            return self._in_parts(self._search_exhaustively, query, k, 1, 32 * self.size)
+            return self._in_parts(self._search_exhaustively, query, k, 1, 32 * self.size + 24 * self.dim)
         return self._in_parts(self._search, query, k, 128, self._scratch_per_query(query.shape[0]))
 
     def _in_parts(
@@ -407,7 +407,9 @@ class Index:
         """
         rows = query.double()
         squared = torch.empty((len(query), self.size), dtype=torch.float64, device=query.device)
-        block = min(self.size, max(1, self.scratch_bytes // (8 * self.dim * max(1, len(query)))))
+        room = self.scratch_bytes - rows.nbytes - squared.nbytes
+        # A row of the bank, its differences from all queries, and their sums.
+        block = min(self.size, max(1, room // (8 * (self.dim + len(query) * (self.dim + 1)))))
         for start, stop in chunks(self.size, block):
             start = stop - block if stop == self.size else start
             bank = self.bank[start:stop].double()

@@ -30,8 +30,8 @@ class KnnIndex:
 
     Beside the bank the host's backend keeps about 210 + D bytes a vector (274 + D from 320 channels on; D more once
     queries without structure came), a GPU's about 2 D + 4, and from its first search on the host's keeps 1.5 MiB at
-    most and D + k KiB for each thread. A search on a GPU sets aside 256 MiB at most beyond its result, or 32 N bytes
-    where that is more.
+    most and D + k KiB for each thread. A search on a GPU sets aside 256 MiB at most beyond its result, or
+    32 N + 24 D bytes where that is more.
 
     Several threads may search while one adds: each search is of the vectors before or after. Threads that add take
     turns by a lock of their own.
