@@ -118,7 +118,7 @@ def _probe(device: int) -> str | None:
 def wrong_of(low: torch.Tensor) -> str | None:
     """What is wrong with proposals among `BANK` rows of zeros; None: nothing."""
     facts = torch.tensor([[1.0, 0, 0, 0]], dtype=torch.float64, device=low.device)
-    norm = torch.ones(BANK, device=low.device)
+    norm = torch.ones(BANK, dtype=torch.float32, device=low.device)  # whatever torch's default is
     one, groups = 0x3F800000, BANK // GROUP  # the bits of 1.0, each distance; in the low ones the places 0, 1 and 2
     for kept in (2, 3):
         found = torch.zeros((kept, 1, groups), dtype=torch.int32, device=low.device)
