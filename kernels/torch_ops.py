@@ -43,7 +43,9 @@ def _define(schema: str, implementation: Callable, fake: Callable) -> None:
 def _upsample(features: Tensor, height: int, width: int, backend: str) -> Tensor:
     result = bilinear.OPERATION.run("upsample", {"features": features}, backend, height=height, width=width)
     # Dtype and layout are what the fake promises, whatever the backend gave.
-    return result.to(features.dtype, memory_format=_layout(features))
+    layout = _layout(features)
+    # `to` takes a tensor of one column for either layout, and leaves it as it is.
+    return result.to(features.dtype, memory_format=layout).contiguous(memory_format=layout)
 
 
 def _layout(features: Tensor) -> torch.memory_format:

@@ -81,6 +81,12 @@ def test_channels_last_tensors_stay_so(backend, rng, dtype):
     assert torch.equal(got, kernels.bilinear_upsample(x, (11, 13), backend=backend))
 
 
+def test_other_tensors_give_contiguous_ones_of_one_column_too(backend):
+    """A tensor of one column may be taken for either layout, and torch's own upsampling of a crop takes the other."""
+    crop = torch.rand(1, 4, 6, 9)[..., :7]
+    assert kernels.bilinear_upsample(crop, (31, 1), backend=backend).is_contiguous()
+
+
 @pytest.mark.parametrize(("shape", "size"), SHAPES, ids=str)
 def test_sample_is_upsample_at_those_pixels(backend, rng, shape, size):
     x = rng.standard_normal(shape).astype(np.float32)
