@@ -40,7 +40,8 @@ class KnnIndex:
     replay; `warmup` captures it at once. Each part of the bank keeps the graphs of the four kinds of search used last,
     each with device memory of its own, 40 MiB at most; a search that needs more has no graph. A search inside a CUDA
     graph that the caller captures becomes part of that graph, every replay of which reads the index: keep the index for
-    as long as the graph. It also keeps what `add` replaces and `reset` removes, where such a graph reads that.
+    as long as the graph. It also keeps what `add` replaces and `reset` removes, where such a graph reads that. An index
+    in several parts cannot be searched there.
 
     Parameters
     ----------
@@ -145,6 +146,8 @@ class KnnIndex:
         ValueError, TypeError
             Wrong rank, channel count or device of `query`, a non-finite value, k beyond the bank, an empty index, or a
             `squared` that is no bool.
+        RuntimeError
+            The caller captures a CUDA graph, and the bank is in several parts.
         """
         query = self.check_vectors(query, "query")
         squared = arrays.check_bool(squared, "squared")
@@ -154,6 +157,8 @@ class KnnIndex:
         k = arrays.check_int(k, "k", 1, sum(_rows(part.bank) for part in parts))
         template, query = query, _native(self._module, query, "query")
         with arrays.device_of(query):
+            if len(parts) > 1 and arrays.device_type(query) == "cuda":
+                _check_no_capture(len(parts))
             found = [part.search(query, min(k, _rows(part.bank))) for part in parts]
         distances, indices = found[0] if len(found) == 1 else _merge(query, [part.bank for part in parts], found, k)
         if squared:
@@ -343,6 +348,17 @@ def _concatenate(banks: list[Array]) -> Array:
 
 _TIED_AT_ONCE = 64
 """Queries whose candidates are measured again together: scratch of this many times parts times k vectors in float64."""
+
+
+def _check_no_capture(n_parts: int) -> None:
+    """Raise where the current stream is being captured, before anything ends that: to merge parts is to wait."""
+    import torch
+
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"query: the index is in {n_parts} parts, and to merge what they find waits for the device, which no CUDA "
+            "graph can hold; capture a search of KnnIndex(index.bank), which is in one"
+        )
 
 
 def _merge(query: Array, banks: list[Array], found: list[tuple[Array, Array]], k: int) -> tuple[Array, Array]:

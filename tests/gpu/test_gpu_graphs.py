@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ttt4as_fast import kernels
+from ttt4as_fast.kernels import arrays
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -345,6 +346,20 @@ def test_a_replay_without_room_for_its_outputs_is_waited_for_too(monkeypatch):
     assert len(recorded) == 1
 
 
+@pytest.mark.parametrize("capturing", [False, True])
+def test_parts_are_merged_outside_of_a_capture_alone(monkeypatch, capturing):
+    """To look at the ties ends the caller's capture, by an error of CUDA's that says nothing of an index."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    index = kernels.KnnIndex(torch.rand(9, 2), backend="reference")
+    index.add(torch.rand(2, 2))
+    index._device = "cuda"
+    monkeypatch.setattr(arrays, "device_type", lambda x: "cuda")
+    monkeypatch.setattr(arrays, "device_of", lambda x: contextlib.nullcontext())
+    raises = pytest.raises(RuntimeError, match="query: the index is in 2 parts")
+    with raises if capturing else contextlib.nullcontext():
+        index.search(torch.rand(3, 2), 4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 class TestSearch:
@@ -460,6 +475,19 @@ class TestSearch:
             self.same(out, want)
             for _ in range(3):
                 self.same(index.search(query, 3), want)
+
+    def test_an_index_in_several_parts_is_refused_inside_a_graph_of_the_callers(self, rng):
+        """And the capture goes on."""
+        index, queries = self.case(rng)
+        index.add(queries[1][:5])
+        index.search(queries[0], 3)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            with pytest.raises(RuntimeError, match="query: the index is in 2 parts"):
+                index.search(queries[0], 3)
+            out = 2 * queries[0]
+        graph.replay()
+        assert torch.equal(out, 2 * queries[0])
 
     def test_an_index_that_grows_leaves_a_graph_of_the_callers_what_it_reads(self, rng):
         index, queries = self.case(rng)
