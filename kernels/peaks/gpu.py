@@ -16,7 +16,7 @@ _FILE = "peaks/peaks.cu"
 
 def local_maxima(anomaly_map: torch.Tensor, percentile: float) -> torch.Tensor:
     """(B, H, W) -> (B, H, W) bool. A map with a non-finite value has no peaks: raising would wait for the device."""
-    batch, height, width = check_size(anomaly_map)
+    batch, height, width = check_size(anomaly_map, "anomaly_map")
     maps = anomaly_map.contiguous()
     if maps.dtype != torch.float64:
         maps = maps.float()
@@ -29,7 +29,7 @@ def local_maxima(anomaly_map: torch.Tensor, percentile: float) -> torch.Tensor:
 
 def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     """(B, H, W) bool -> the same, grown by a square of side 2 * radius + 1."""
-    batch, height, width = check_size(mask)
+    batch, height, width = check_size(mask, "mask")
     out = torch.empty(mask.shape, dtype=torch.bool, device=mask.device)
     scratch = torch.empty(batch * 2 * height * -(-width // 32), dtype=torch.int32, device=mask.device)
     scalars = (np.int32(height), np.int32(width), np.int32(radius))
@@ -37,9 +37,9 @@ def dilate(mask: torch.Tensor, radius: int) -> torch.Tensor:
     return out
 
 
-def check_size(maps: torch.Tensor) -> tuple[int, int, int]:
+def check_size(maps: torch.Tensor, name: str) -> tuple[int, int, int]:
     """(B, H, W) of maps that 32-bit indices can address, which a block lets run a little past the end of the map."""
     batch, height, width = maps.shape
     if height * width > 2**30:
-        raise ValueError(f"anomaly_map: expected at most 2**30 pixels, got {height} x {width}")
+        raise ValueError(f"{name}: expected at most 2**30 pixels, got {height} x {width}")
     return batch, height, width

@@ -85,9 +85,12 @@ def test_a_map_whose_places_would_overflow_is_refused(device):
     from ttt4as_fast.kernels.peaks import gpu
 
     pixel = torch.zeros((1, 1, 1), device=device)
-    assert gpu.check_size(pixel.expand(1, 2**15, 2**15)) == (1, 2**15, 2**15)
-    with pytest.raises(ValueError, match=r"at most 2\*\*30 pixels, got 32769 x 32768"):
-        gpu.check_size(pixel.expand(1, 2**15 + 1, 2**15))
+    assert gpu.check_size(pixel.expand(1, 2**15, 2**15), "mask") == (1, 2**15, 2**15)
+    large = pixel.expand(1, 2**15 + 1, 2**15)
+    with pytest.raises(ValueError, match=r"anomaly_map: expected at most 2\*\*30 pixels, got 32769 x 32768"):
+        gpu.local_maxima(large, 99.0)
+    with pytest.raises(ValueError, match=r"mask: expected at most 2\*\*30 pixels, got 32769 x 32768"):
+        gpu.dilate(pixel.bool().expand(large.shape), 1)
 
 
 def test_no_result_depends_on_the_order_of_threads(rng):
