@@ -250,7 +250,8 @@ class Graphs:
 def drop_least_used(device: int | None) -> bool:
     """Drop the least recently used graph on `device`, of all operations; False where there is none.
 
-    Its memory is needed: calls like its own launch kernels one by one from then on.
+    Its memory is needed: calls like its own launch kernels one by one from then on. Waits for its last replay, since
+    torch unmaps an expandable segment once the stream is done that it was made on, which is that of the capture.
     """
     with _ALL_LOCK:
         caches = list(_ALL)
@@ -259,7 +260,10 @@ def drop_least_used(device: int | None) -> bool:
         with cache.lock:
             found += [kind for kind in cache.kinds.values() if kind.graph is not None and kind.device.index == device]
     if found:
-        min(found, key=lambda kind: kind.order).graph = None
+        oldest = min(found, key=lambda kind: kind.order)
+        graph, oldest.graph = oldest.graph, None
+        if graph is not None:
+            graph.used.synchronize()
     return bool(found)
 
 

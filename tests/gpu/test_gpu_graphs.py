@@ -39,6 +39,7 @@ class Captured:
         if inputs[0].shape[0] == 14:
             raise ImportError("No module named 'cupy'")
         self.bytes = 10 * inputs[0].nbytes
+        self.used = SimpleNamespace(synchronize=lambda: None)
 
     def replay(self, inputs):
         return "replayed"
@@ -226,6 +227,18 @@ class TestHowMuchGraphsHold:
         ):
             memory.in_chunks(lambda start, stop: (_ for _ in ()).throw(torch.OutOfMemoryError()), 2, 2, "images")
         assert not cache.graphs and not other.graphs
+
+    def test_memory_of_a_replay_that_is_under_way_is_waited_for(self, cache, monkeypatch):
+        from ttt4as_fast.kernels.gpu_common import graphs
+
+        monkeypatch.setattr(graphs, "_ALL", weakref.WeakSet([cache]))
+        assert cache.capture("a", Work(), self.rows(1))
+        (graph,) = cache.graphs
+        alive, waited = weakref.ref(graph), []
+        graph.used.synchronize = lambda: waited.append(alive() is not None)
+        del graph
+        assert graphs.drop_least_used(None) and waited == [True]
+        assert alive() is None and not cache.graphs and not graphs.drop_least_used(None)
 
 
 @pytest.mark.parametrize("why", ["off", "no room"])
