@@ -80,7 +80,8 @@ def bilinear_sample(
     Raises
     ------
     ValueError, TypeError
-        Wrong rank or dtype, a coordinate outside the grid, or `rows` and `cols` of different lengths.
+        Wrong rank or dtype, a coordinate outside the grid, or `rows` and `cols` of different lengths. Of features on a
+        GPU such a coordinate gives NaN: raising would wait for the device.
     RuntimeError
         `backend` names one that cannot serve here.
 
