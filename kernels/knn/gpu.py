@@ -226,9 +226,12 @@ class Index:
         least = 12 if self._hopper else 8  # a part has few enough queries for it, though the search may not
         return least * self.n_groups + 2 * self.padded + 32 + (4 * self.size if self.takes_gemm(n_query) else 0)
 
+    def _scratch_exhaustively(self) -> int:
+        return 32 * self.size + 24 * self.dim  # a query's, with as many differences as that leaves room for
+
     def _launch(self, query: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         if k > MAX_K or self.exhaustive:
-            return self._in_parts(self._search_exhaustively, query, k, 1, 32 * self.size + 24 * self.dim)
+            return self._in_parts(self._search_exhaustively, query, k, 1, self._scratch_exhaustively())
         return self._in_parts(self._search, query, k, 128, self._scratch_per_query(query.shape[0]))
 
     def _in_parts(
@@ -407,7 +410,7 @@ class Index:
         """
         rows = query.double()
         squared = torch.empty((len(query), self.size), dtype=torch.float64, device=query.device)
-        room = self.scratch_bytes - rows.nbytes - squared.nbytes
+        room = max(self.scratch_bytes, self._scratch_exhaustively() * len(query)) - rows.nbytes - squared.nbytes
         # A row of the bank, its differences from all queries, and their sums.
         block = min(self.size, max(1, room // (8 * (self.dim + len(query) * (self.dim + 1)))))
         for start, stop in chunks(self.size, block):

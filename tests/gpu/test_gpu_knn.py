@@ -339,6 +339,18 @@ def test_an_exhaustive_search_of_long_vectors_keeps_to_the_scratch(device, rng, 
     assert all(8 * (n * (80 + 256) + rows * 256 + n * rows * (256 + 1)) <= 1 << 18 for n, rows, _ in shapes)
 
 
+def test_an_exhaustive_search_without_scratch_for_a_query_takes_what_one_needs(device, rng, monkeypatch):
+    """And not a row of the bank at a time, of which there may be millions."""
+    from ttt4as_fast.kernels.knn import gpu
+
+    shapes, square = [], torch.Tensor.square_
+    monkeypatch.setattr(torch.Tensor, "square_", lambda self: shapes.append(tuple(self.shape)) or square(self))
+    bank, query = (torch.from_numpy(rng.standard_normal((n, 3)).astype(np.float32)).to(device) for n in (400, 2))
+    index = gpu.Index(bank, scratch_bytes=1 << 10)
+    compare(*index.search(query, gpu.MAX_K + 1), query, bank)
+    assert len(shapes) == 6 and {(n, rows) for n, rows, _ in shapes} == {(1, 172)}
+
+
 def test_numbers_that_float16_has_none_for_at_any_scale(device, rng):
     """Near float32's largest, in the bank, and in the queries of one that is not so."""
     bank = torch.from_numpy(rng.standard_normal((70, 5)).astype(np.float32))
