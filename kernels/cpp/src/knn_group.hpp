@@ -85,7 +85,7 @@ class GroupSearch {
         scratch_.rests.resize(stride + kSpill);
         scratch_.bounds.resize(stride + kSpill);
         for (int q = 0; q < n; ++q) {
-            for (std::int64_t i = 0; i < columns; ++i) scratch_.rows[q * columns + i] = double(query.row(ids[q])[i]);
+            std::copy_n(query.row(ids[q]), columns, scratch_.rows.data() + q * columns);
             scratch_.nearest[q].start(static_cast<std::size_t>(k));
             scratch_.left[q] = 0;
         }
