@@ -302,6 +302,8 @@ def test_errors_name_the_arguments_of_faiss(tmp_path):
         ("k: expected an integer", lambda: index.search(bank, 0)),
         ("path: expected an NPY file", lambda: IndexFlatL2.read(tmp_path / "junk")),
         ("features: expected finite values", lambda: nn.fit(bank * np.nan)),
+        ("features: expected 2 dimensions", lambda: nn.fit(1.0)),
+        ("features: expected 2 dimensions", lambda: nn.fit([1.0, 2.0])),
         ("query_features: expected 3 channels", lambda: nn.run(1, narrow)),
         ("n_nearest_neighbours: expected an integer", lambda: nn.run(0, bank)),
         ("index_features: expected finite values", lambda: nn.run(1, bank, bank * np.nan)),
@@ -312,6 +314,8 @@ def test_errors_name_the_arguments_of_faiss(tmp_path):
             call()
     with pytest.raises(TypeError, match=r"^x: expected dtype"):
         index.add(bank.astype(complex))
+    distances, indices = nn.run(4, bank)  # features that were refused have not replaced those before
+    assert not distances.any() and sorted(indices[0]) == [0, 1, 2, 3]
 
 
 def test_squares_beyond_float32_are_infinite(recwarn):

@@ -129,6 +129,14 @@ class IndexFlatL2:
         return index
 
 
+def _index_over(features: Array, name: str) -> IndexFlatL2:
+    features = kernels.arrays.as_float_array(features, name, (2,))
+    index = IndexFlatL2(features.shape[1])
+    with _renaming(x=name):
+        index.add(features)
+    return index
+
+
 class FaissNN:
     """The nearest-neighbour object of the original PatchCore code (``patchcore.common.FaissNN``), on `KnnIndex`.
 
@@ -146,11 +154,9 @@ class FaissNN:
         self.num_workers = num_workers
         self.search_index: IndexFlatL2 | None = None
 
-    @_renaming(x="features")
     def fit(self, features: np.ndarray) -> None:
-        """Search `features`, (N, D), from now on."""
-        self.search_index = IndexFlatL2(features.shape[-1])
-        self.search_index.add(features)
+        """Search `features`, (N, D), from now on; where they are refused, what was searched before."""
+        self.search_index = _index_over(features, "features")
 
     def run(
         self, n_nearest_neighbours: int, query_features: np.ndarray, index_features: Any = None
@@ -163,9 +169,7 @@ class FaissNN:
             Nothing was fitted and no `index_features` are given.
         """
         if index_features is not None:
-            index = IndexFlatL2(index_features.shape[-1])
-            with _renaming(x="index_features"):
-                index.add(index_features)
+            index = _index_over(index_features, "index_features")
         elif self.search_index is None:
             raise ValueError("index_features: expected features to search, got None and nothing was fitted")
         else:
