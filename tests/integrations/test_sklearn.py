@@ -98,6 +98,14 @@ def test_sparse_input_is_scikit_learns():
     np.testing.assert_array_equal(ours.coef_, theirs.coef_)
 
 
+def test_sparse_frames_are_scikit_learns():
+    pandas = pytest.importorskip("pandas")
+    X, y = load_iris(return_X_y=True)
+    frame = pandas.DataFrame.sparse.from_spmatrix(sparse.csr_matrix(X))
+    ours, theirs = (kind(random_state=0, max_iter=100_000).fit(frame, y) for kind in (ttt.LinearSVC, Original))
+    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+
+
 def test_sample_weight_of_zero_is_absence():
     X, y = load_wine(return_X_y=True)
     X = scale(X)
@@ -207,6 +215,13 @@ def test_transformer_gives_scikit_learns_graph(mode):
     got, want = ours.transform(X[:90]).toarray(), theirs.transform(X[:90]).toarray()
     np.testing.assert_allclose(np.sort(got), np.sort(want), rtol=1e-5, atol=1e-4)
     assert list(ours.get_feature_names_out()[:1]) == ["exactkneighborstransformer0"]
+
+
+@pytest.mark.parametrize(("k", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), ("3", TypeError)])
+def test_transformer_names_a_bad_number_of_neighbours(k, error):
+    fitted = ExactKNeighborsTransformer().fit(np.eye(6))
+    with pytest.raises(error, match=r"^n_neighbors: expected an integer"):
+        fitted.kneighbors(np.eye(6), k)
 
 
 def test_transformer_serves_precomputed_estimators():

@@ -179,6 +179,7 @@ max_iter
             and self.max_iter > 0
             and not (self.loss == "hinge" and self.dual is False)  # which scikit-learn refuses
             and not sparse.issparse(X)
+            and not hasattr(X, "sparse")  # a pandas DataFrame of sparse columns
         )
 
     def _fit_one(self, X: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> kernels.LinearSVMResult:
@@ -259,12 +260,12 @@ class ExactKNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
         Raises
         ------
-        ValueError
-            Invalid `X`, or more neighbours than samples.
+        ValueError, TypeError
+            Invalid `X` or `n_neighbors`, or more neighbours than samples.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], order="C", reset=False)
-        k = self.n_neighbors if n_neighbors is None else n_neighbors
+        k = kernels.arrays.check_int(self.n_neighbors if n_neighbors is None else n_neighbors, "n_neighbors", 1)
         if k > self.n_samples_fit_:
             raise ValueError(
                 f"Expected n_neighbors <= n_samples_fit, but n_neighbors = {k}, n_samples_fit = {self.n_samples_fit_}"
