@@ -372,6 +372,75 @@ def test_who_has_gone_costs_nothing_and_the_end_is_quiet(monkeypatch):
     assert seen == [["stays"]]
 
 
+class Client:
+    """A client of an application in this process, that can go away at a chosen moment."""
+
+    def __init__(self, app, data: bytes) -> None:
+        self.gone, self.status, self.body = asyncio.Event(), 0, b""
+        self._data: bytes | None = data
+        headers = [(b"content-type", b"image/png")]
+        scope = {"type": "http", "method": "POST", "path": "/segment", "headers": headers, "query_string": b""}
+        self.task = asyncio.ensure_future(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict:
+        if self._data is None:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        data, self._data = self._data, None
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    async def _send(self, message: dict) -> None:
+        self.status = message.get("status", self.status)
+        self.body += message.get("body", b"")
+
+
+async def until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+def test_images_of_clients_that_went_away_are_not_judged(monkeypatch, model_file):
+    from ttt4as_fast import serve
+
+    judge, sizes, free = serve.predict_batch, [], threading.Event()
+
+    def predict(model, segmenter, images, threshold):
+        sizes.append(len(images))
+        if len(sizes) > 1:  # the first is the blank image
+            assert free.wait(30)
+        return judge(model, segmenter, images, threshold)
+
+    def decode(*arguments):
+        square = _decode(*arguments)
+        decoded.append(square)
+        return square
+
+    _decode, decoded = serve._decode, []
+    monkeypatch.setattr(serve, "predict_batch", predict)
+    monkeypatch.setattr(serve, "_decode", decode)
+    service = serve.create_app(ttt.PatchCore.load(model_file), ttt.TTT4AS())
+
+    async def run() -> list[int]:
+        async with service.router.lifespan_context(service):
+            clients = [Client(service, png())]
+            try:
+                await until(lambda: len(sizes) == 2)
+                clients += [Client(service, png()) for _ in range(3)]
+                await until(lambda: len(decoded) == 4)
+                for client in clients[1:3]:
+                    client.gone.set()
+                    await until(client.task.done)
+            finally:
+                free.set()
+            await asyncio.gather(clients[0].task, clients[3].task)
+        return [client.status for client in clients]
+
+    assert asyncio.run(run()) == [200, 499, 499, 200]
+    assert sizes == [1, 1, 1]
+
+
 @pytest.mark.parametrize(("most", "limit"), [(10, 1000), (5000, 5000)])
 def test_pillow_s_own_limit_is_raised_and_never_lowered(monkeypatch, most, limit):
     from ttt4as_fast.serve import Limits, create_app

@@ -14,7 +14,7 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -164,7 +164,7 @@ class _Worker:
             while len(jobs) < self._limits.max_batch and not self._queue.empty():
                 jobs.append(self._queue.get_nowait())
             ended = None in jobs
-            # A client that went away has cancelled its future: its image costs nothing more.
+            # Where a client went away, its future is cancelled: its image costs nothing more.
             batch = [job for job in jobs if job is not None and not job.done.done()]
             self._metrics.waiting.set(self._queue.qsize())
             if batch:
@@ -244,14 +244,17 @@ def create_app(
         """What takes longer with every pixel, beside the loop that keeps all connections."""
         return await asyncio.get_running_loop().run_in_executor(helpers, function, *arguments)
 
+    async def respond(data: bytes, accept: str) -> Response:
+        worker.check_room()
+        square, size = await aside(_decode, data, limits, model)
+        outcome = await worker.segment(square)
+        metrics.images.labels(outcome["status"]).inc()
+        return await aside(_answer, accept, size, outcome, model)
+
     async def segment(request: Request) -> Response:
         try:
-            data = await _read_body(request, limits)
-            worker.check_room()
-            square, size = await aside(_decode, data, limits, model)
-            outcome = await worker.segment(square)
-            metrics.images.labels(outcome["status"]).inc()
-            response = await aside(_answer, request.headers.get("accept", ""), size, outcome, model)
+            accept = request.headers.get("accept", "")
+            response = await _unless_gone(request, respond(await _read_body(request, limits), accept))
         except _Refusal as refusal:
             response = JSONResponse({"error": refusal.reason}, refusal.status, headers=refusal.headers)
         except asyncio.CancelledError:  # the server's time for requests under way is over; it takes one more answer
@@ -331,6 +334,24 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
     if not data:
         raise _Refusal(400, "body: expected an image file, got nothing")
     return data
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """What `work` returns, which is cancelled where the client goes away; after the body has been read."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
 
 
 def _decode(data: bytes, limits: Limits, model: PatchCore) -> tuple[Image.Image, tuple[int, int]]:
