@@ -412,14 +412,16 @@ def test_images_of_clients_that_went_away_are_not_judged(monkeypatch, model_file
             assert free.wait(30)
         return judge(model, segmenter, images, threshold)
 
-    def decode(*arguments):
-        square = _decode(*arguments)
-        decoded.append(square)
-        return square
+    class Body(bytes):
+        def __del__(self) -> None:
+            dropped.append(len(self))
 
-    _decode, decoded = serve._decode, []
+    async def read(request, limits) -> Body:
+        return Body(await read_body(request, limits))
+
+    read_body, dropped = serve._read_body, []
     monkeypatch.setattr(serve, "predict_batch", predict)
-    monkeypatch.setattr(serve, "_decode", decode)
+    monkeypatch.setattr(serve, "_read_body", read)
     service = serve.create_app(ttt.PatchCore.load(model_file), ttt.TTT4AS())
 
     async def run() -> list[int]:
@@ -428,7 +430,7 @@ def test_images_of_clients_that_went_away_are_not_judged(monkeypatch, model_file
             try:
                 await until(lambda: len(sizes) == 2)
                 clients += [Client(service, png()) for _ in range(3)]
-                await until(lambda: len(decoded) == 4)
+                await until(lambda: len(dropped) == 4)  # all wait, with what the model looks at and no file
                 for client in clients[1:3]:
                     client.gone.set()
                     await until(client.task.done)
@@ -439,6 +441,31 @@ def test_images_of_clients_that_went_away_are_not_judged(monkeypatch, model_file
 
     assert asyncio.run(run()) == [200, 499, 499, 200]
     assert sizes == [1, 1, 1]
+
+
+def test_images_that_wait_to_be_decoded_are_in_the_queue(monkeypatch, model_file):
+    from ttt4as_fast import serve
+
+    decode, begun, free = serve._decode, [], threading.Event()
+
+    def slow(*arguments):
+        begun.append(arguments)
+        assert free.wait(30)
+        return decode(*arguments)
+
+    monkeypatch.setattr(serve, "PROCESSORS", 1)
+    monkeypatch.setattr(serve, "_decode", slow)
+    service = serve.create_app(ttt.PatchCore.load(model_file), ttt.TTT4AS(), serve.Limits(queue_size=2))
+
+    async def run() -> list[int]:
+        async with service.router.lifespan_context(service):
+            clients = [Client(service, png()) for _ in range(5)]
+            await until(lambda: begun and sum(client.task.done() for client in clients) == 2)
+            free.set()
+            await asyncio.gather(*(client.task for client in clients))
+        return [client.status for client in clients]
+
+    assert asyncio.run(run()) == [200, 200, 200, 503, 503]
 
 
 @pytest.mark.parametrize(("most", "limit"), [(10, 1000), (5000, 5000)])

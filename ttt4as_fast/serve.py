@@ -14,7 +14,7 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "create_app"]
 
+PROCESSORS = os.cpu_count() or 1
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 CONTENT_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "application/octet-stream")
 
@@ -55,7 +56,7 @@ class Limits:
         Of an image, default 50 million; more is refused (413) without being decoded. No more images than there are
         processors are whole in memory at a time; what waits is as small as what the model looks at.
     queue_size : int
-        Images that may wait, default 64; what comes beyond is turned away (503).
+        Images that may wait, to be decoded or for the model, default 64; what comes beyond is turned away (503).
     max_batch : int
         Images the model takes at once, default 8.
     body_timeout : float
@@ -113,10 +114,13 @@ class _Worker:
     ) -> None:
         self._model, self._segmenter, self._label_threshold = model, segmenter, label_threshold
         self._limits, self._metrics = limits, metrics
-        self._queue: asyncio.Queue[_Job | None] = asyncio.Queue(limits.queue_size + 1)  # and one place for the end
+        # What is being decoded when the queue is full still comes; and one place for the end.
+        self._queue: asyncio.Queue[_Job | None] = asyncio.Queue(limits.queue_size + PROCESSORS + 1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ttt4as")
         self._task: asyncio.Task[None] | None = None
         self.stopping = False
+        self._decoding = 0  # images that a processor has, or that wait for one
+        metrics.waiting.set_function(lambda: self._waiting)
 
     async def warm_up(self) -> None:
         """Load and compile what images need; on a GPU capture the CUDA graphs of the smallest and the largest batch."""
@@ -133,6 +137,10 @@ class _Worker:
         """Whether images put into the queue will be taken out of it."""
         return self._task is not None and not self._task.done() and not self.stopping
 
+    @property
+    def _waiting(self) -> int:
+        return self._queue.qsize() + max(self._decoding - PROCESSORS, 0)
+
     async def stop(self) -> None:
         """Take nothing more, finish what waits."""
         self.stopping = True
@@ -141,19 +149,27 @@ class _Worker:
             await self._task
         self._thread.shutdown()
 
-    def check_room(self) -> None:
-        """Turns away what would have to wait beyond the limit."""
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Around the decoding of an image, which is turned away before it where it would wait beyond the limit."""
+        self._check_alive()
+        if self._waiting >= self._limits.queue_size:
+            raise _Refusal(503, f"{self._limits.queue_size} images are waiting already", **{"Retry-After": "1"})
+        self._decoding += 1
+        try:
+            yield
+        finally:
+            self._decoding -= 1
+
+    def _check_alive(self) -> None:
         if not self.alive:
             raise _Refusal(503, "the service is stopping")
-        if self._queue.qsize() >= self._limits.queue_size:
-            raise _Refusal(503, f"{self._limits.queue_size} images are waiting already", **{"Retry-After": "1"})
 
     async def segment(self, image: Image.Image) -> dict[str, Any]:
         """The outcome for one image, when its turn comes."""
-        self.check_room()
+        self._check_alive()
         job = _Job(image, asyncio.get_running_loop().create_future(), time.perf_counter())
         self._queue.put_nowait(job)
-        self._metrics.waiting.set(self._queue.qsize())
         return await job.done
 
     async def _serve(self) -> None:
@@ -166,7 +182,6 @@ class _Worker:
             ended = None in jobs
             # Where a client went away, its future is cancelled: its image costs nothing more.
             batch = [job for job in jobs if job is not None and not job.done.done()]
-            self._metrics.waiting.set(self._queue.qsize())
             if batch:
                 self._metrics.batch.observe(len(batch))
                 outcomes = await loop.run_in_executor(self._thread, self._run, [job.image for job in batch])
@@ -226,7 +241,7 @@ def create_app(
     metrics = _Metrics()
     threshold = model.image_threshold_ if label_threshold is None else label_threshold
     worker = _Worker(model, segmenter, threshold, limits, metrics)
-    helpers = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="ttt4as-image")
+    helpers = ThreadPoolExecutor(PROCESSORS, thread_name_prefix="ttt4as-image")
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, for the process: ours may be higher
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
 
@@ -245,8 +260,9 @@ def create_app(
         return await asyncio.get_running_loop().run_in_executor(helpers, function, *arguments)
 
     async def respond(data: bytes, accept: str) -> Response:
-        worker.check_room()
-        square, size = await aside(_decode, data, limits, model)
+        with worker.decoding():
+            square, size = await aside(_decode, data, limits, model)
+        del data  # what waits is the square alone
         outcome = await worker.segment(square)
         metrics.images.labels(outcome["status"]).inc()
         return await aside(_answer, accept, size, outcome, model)
