@@ -468,6 +468,27 @@ def test_images_that_wait_to_be_decoded_are_in_the_queue(monkeypatch, model_file
     assert asyncio.run(run()) == [200, 200, 200, 503, 503]
 
 
+def test_a_failure_is_said_in_json(monkeypatch, model_file):
+    from ttt4as_fast import serve
+
+    def predict(model, segmenter, images, threshold):
+        raise RuntimeError("no room on the device")
+
+    service = serve.create_app(ttt.PatchCore.load(model_file), ttt.TTT4AS())
+
+    async def run() -> Client:
+        async with service.router.lifespan_context(service):
+            monkeypatch.setattr(serve, "predict_batch", predict)
+            client = Client(service, png())
+            with pytest.raises(RuntimeError, match="no room"):  # for the server to log
+                await client.task
+        return client
+
+    client = asyncio.run(run())
+    assert client.status == 500
+    assert json.loads(client.body) == {"error": "the service failed at this request"}
+
+
 @pytest.mark.parametrize(("most", "limit"), [(10, 1000), (5000, 5000)])
 def test_pillow_s_own_limit_is_raised_and_never_lowered(monkeypatch, most, limit):
     from ttt4as_fast.serve import Limits, create_app

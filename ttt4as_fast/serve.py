@@ -235,7 +235,7 @@ def create_app(
     -------
     starlette.applications.Starlette
         Errors are JSON ``{"error": reason}``: 400 no readable image, 408 body too slow, 413 too large, 415 not an image
-        type, 503 queue full or stopping (``Retry-After``).
+        type, 500 the model failed at the image (the server logs why), 503 queue full (``Retry-After``) or stopping.
     """
     limits = limits or Limits()
     metrics = _Metrics()
@@ -310,13 +310,17 @@ def create_app(
         Route("/model", describe),
         Route("/metrics", scrape),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refused})
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _refused, Exception: _failed})
 
 
 def _refused(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself: no such path, or not with this method."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the service failed at this request"}, 500)
 
 
 async def _read_body(request: Request, limits: Limits) -> bytes:
@@ -389,7 +393,7 @@ def _decode(data: bytes, limits: Limits, model: PatchCore) -> tuple[Image.Image,
 
 
 def _answer(accept: str, size: tuple[int, int], outcome: dict[str, Any], model: PatchCore) -> Response:
-    """JSON, or the mask alone where the client accepts nothing but PNG."""
+    """JSON, or the mask alone where PNG is the first that the client accepts."""
     mask = model.inverse_transform_mask(outcome["pred_mask"], size)
     anomaly_map = model.inverse_transform_map(outcome["anomaly_map"], size)
     file = io.BytesIO()
