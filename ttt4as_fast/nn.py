@@ -11,6 +11,8 @@ the same, then ``[:, rows, cols].T``                                ``bilinear_s
 ``(F.max_pool2d(m, 3, 1, 1) == m) & (m >= m.quantile(0.99))``       ``local_maxima(m, 99.0)``
 ``F.max_pool2d(mask.float(), 2 * r + 1, 1, r) > 0``                 ``dilate(mask, r)``
 ==================================================================  ===========================================
+
+None of ours has a derivative: what they return is cut off from the gradients of what they were given.
 """
 
 from __future__ import annotations
