@@ -250,6 +250,8 @@ class ExactKNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMix
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Distances (m, k) float64 and indices (m, k) int64 of the nearest fitted samples, nearest first.
 
+        The distances are rounded to float32, and infinite beyond its range; their order is that of float64.
+
         Parameters
         ----------
         X : array-like, (m, d)
