@@ -30,6 +30,12 @@ def is_tensor(x: Any) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def is_compiling() -> bool:
+    """Whether `torch.compile` or `torch.export` is tracing, which warns of cached functions."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
+
+
 def device_type(x: Array) -> str:
     """``"cpu"`` for NumPy arrays and host tensors, else the tensor's device type (``"cuda"``, ...)."""
     return x.device.type if is_tensor(x) else "cpu"  # type: ignore[union-attr]
@@ -54,12 +60,14 @@ def current_device(kind: str) -> int | None:
 
 def dtype_name(x: Array) -> str:
     """The dtype as NumPy and torch both spell it: ``"float32"``, ``"bfloat16"``, ..."""
-    return _name(x.dtype)
+    if isinstance(x.dtype, np.dtype):
+        return _numpy_name(x.dtype)
+    return str(x.dtype).removeprefix("torch.")  # not cached: see `is_compiling`
 
 
 @functools.cache
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
+def _numpy_name(dtype: np.dtype) -> str:
+    return str(dtype)
 
 
 def as_float_array(x: Any, name: str, ndim: tuple[int, ...], *, meta: bool = False) -> Array:

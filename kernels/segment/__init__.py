@@ -168,7 +168,7 @@ def segment(
     if unknown:
         raise TypeError(f"{min(unknown)}: unknown option; segment takes {', '.join(OPTION_NAMES)}")
     try:
-        options = known_options(**params)
+        options = SegmentOptions(**params) if arrays.is_compiling() else known_options(**params)
     except TypeError:  # not hashable, or of a wrong type, which is said
         options = SegmentOptions(**params)
     return run(anomaly_map, features, pred_score, options, backend)
