@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ttt4as_fast.io import atomic_path, check_folder
+from ttt4as_fast.io import absolute, atomic_path, check_folder
 
 
 def test_file_appears_with_its_contents_only_at_the_end(tmp_path):
@@ -89,3 +89,12 @@ def test_a_folder_is_tried_and_not_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match=r"output: expected a folder to write to, got '.*below'"):
         check_folder(tmp_path / "file" / "below", "output")
+
+
+def test_absolute_goes_up_from_where_a_link_leads(tmp_path, monkeypatch):
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "inner")
+    monkeypatch.chdir(tmp_path)
+    assert absolute("link/../a.png") == str(tmp_path / "far" / "a.png")
+    assert absolute("far/../a.png") == absolute("./a.png") == str(tmp_path / "a.png")
+    assert absolute("link/a.png") == str(tmp_path / "link" / "a.png")

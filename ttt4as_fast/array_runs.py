@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .io import atomic_path
+from .io import absolute, atomic_path
 from .kernels.arrays import device_of, to_numpy
 from .kernels.segment import OPERATION
 from .progress import Progress, silent
@@ -123,7 +123,7 @@ def segment(
     place = _placer(segmenter, device)
     count = {"done": 0, "skipped": 0, "failed": 0}
     sources = [inputs(pair) for pair in pairs]
-    now = {os.path.abspath(pair[0]): source for pair, source in zip(pairs, sources, strict=True)}
+    now = {absolute(pair[0]): source for pair, source in zip(pairs, sources, strict=True)}
     # All at once, since all lines are written anew; and all of a file's, which may hold fewer images than it did.
     earlier = {key: _file_of(record) for key, record in folder.records.items()}
     folder.drop([key for key, file in earlier.items() if file in now and folder.is_stale(key, now[file])])
@@ -176,7 +176,7 @@ def _images_of(maps: Path, features: Path, name: str) -> Iterator[tuple[str, str
     """(key, name, anomaly map, features) of each image in a pair of files; arrays are views."""
     psi = load_array(maps, ("anomaly_map", "anomaly_maps", "maps"))
     deep = load_array(features, ("features",))
-    key = os.path.abspath(maps)
+    key = absolute(maps)
     if psi.ndim == 2 and deep.ndim == 3:
         yield key, name, psi, deep
     elif psi.ndim == 3 and deep.ndim == 4 and len(psi) == len(deep) > 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,6 +103,7 @@ def load_detector(
     model: Path, weights: Path | None, device: str | None, backend: str
 ) -> tuple[PatchCore, dict[str, str]]:
     """The detector in a model file, and what to record of it."""
+    from .io import absolute
     from .patchcore import PatchCore
     from .results import file_digest
 
@@ -111,7 +111,7 @@ def load_detector(
         what = "is a folder, not a file from ttt4as fit" if model.is_dir() else "does not exist"
         raise FileNotFoundError(f"model: {str(model)!r} {what}")
     detector = PatchCore.load(model, device=device, backend=backend, weights=weights)
-    return detector, {"path": os.path.abspath(model), "sha256": file_digest(model)}
+    return detector, {"path": absolute(model), "sha256": file_digest(model)}
 
 
 def threshold_of(detector: PatchCore, image_threshold: float | None, gate: bool) -> float | None:

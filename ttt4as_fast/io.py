@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from .kernels.files import atomic_path, naming
 
-__all__ = ["atomic_path", "check_folder", "naming", "plain"]
+__all__ = ["absolute", "atomic_path", "check_folder", "naming", "plain"]
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The absolute path of a file, without ``..``: ``link/..`` is where the link leads to, not where it stands."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name) if ".." in Path(folder).parts else os.path.abspath(path)
 
 
 def check_folder(folder: Path, name: str) -> None:

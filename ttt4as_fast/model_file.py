@@ -24,7 +24,7 @@ import numpy as np
 
 from .backbones import WeightsError
 from .baselines import NominalStatistics
-from .io import atomic_path
+from .io import absolute, atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ def save(model: PatchCore, path: Path) -> None:
         tensors.update({f"nominal.{name}": array for name, array in model.nominal_statistics_.arrays().items()})
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
     options = {name: getattr(model, name) for name in OPTIONS}
-    options["weights"] = None if model.weights is None else os.path.abspath(model.weights)
+    options["weights"] = None if model.weights is None else absolute(model.weights)
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .io import atomic_path, check_folder, naming
+from .io import absolute, atomic_path, check_folder, naming
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -180,7 +180,7 @@ def inputs(paths: Sequence[str | os.PathLike[str]]) -> Inputs:
             state = os.stat(path)
         except OSError:
             continue
-        found[os.path.abspath(path)] = [state.st_size, state.st_mtime_ns]
+        found[absolute(path)] = [state.st_size, state.st_mtime_ns]
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .images import ImageError, read_image
-from .io import check_folder
+from .io import absolute, check_folder
 from .kernels.arrays import check_float, check_int, check_option, to_numpy
 from .progress import Progress, silent
 from .results import (
@@ -241,7 +241,7 @@ def predict(
     """
     check_option(map_format, "map_format", MAP_FORMATS)
     batch_size = check_int(batch_size, "batch_size", 1)
-    given = {os.path.abspath(path): path for path in paths}
+    given = {absolute(path): path for path in paths}
     sources = {key: inputs([key]) for key in given}
     todo = folder.start({key: path.stem for key, path in given.items()}, sources)
     count = {"done": 0, "skipped": len(given) - len(todo), "failed": 0}

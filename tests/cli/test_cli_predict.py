@@ -241,6 +241,15 @@ def test_predict_takes_names_that_are_not_utf8(work: Path, tmp_path: Path) -> No
     assert "0 done, 2 done earlier" in done.stdout
 
 
+def test_predict_takes_the_file_that_a_path_through_a_link_leads_to(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "inner")
+    for folder, image in ((tmp_path / "far", "bad ü.png"), (tmp_path, "grey.png")):
+        shutil.copy(work / "one" / image, folder / "a.png")
+    ttt4as("predict", work / "m.safetensors", tmp_path / "link" / ".." / "a.png", "-o", tmp_path / "o")
+    assert [record["path"] for record in records(tmp_path / "o")] == [str((tmp_path / "far" / "a.png").resolve())]
+
+
 def test_predict_on_a_full_disk_names_file_and_cause(work: Path, tmp_path: Path, full_disk: None) -> None:
     output = tmp_path / "o"
     line = one_line(ttt4as("predict", work / "m.safetensors", work / "one" / "grey.png", "-o", output, code=2))
