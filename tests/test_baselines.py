@@ -175,6 +175,14 @@ def test_masks_refuse_bad_maps(stats, method):
         MASKS[method](np.zeros(3), stats)
 
 
+@pytest.mark.parametrize("method", ["mean_std", "max_nominal", "quantile_nominal"])
+def test_thresholds_are_not_rounded_to_float16(method):
+    below = NominalStatistics.from_maps(np.full((2, 3, 4), 1.9999), np.ones(2))
+    psi = np.full((3, 4), 2.0, np.float16)
+    assert MASKS[method](psi, below).all()
+    assert MASKS[method](torch.from_numpy(psi), below).all()
+
+
 def test_mean_std_needs_the_size_of_its_statistics(stats):
     with pytest.raises(ValueError, match=r"maps: expected \(H, W\) as in stats, \(5, 7\)"):
         baselines.mean_std_mask(np.zeros((7, 5)), stats)

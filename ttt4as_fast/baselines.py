@@ -361,4 +361,5 @@ def _mean_f1(
 def _as_maps(maps: Array) -> np.ndarray:
     values = to_numpy(as_float_array(maps, "maps", (2, 3)))
     check_finite(values, "maps")
-    return values
+    # float16 would round a threshold to its own grid: a value of 2 is above 1.9999.
+    return values.astype(np.float32) if values.dtype == np.float16 else values
