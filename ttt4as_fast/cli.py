@@ -47,7 +47,7 @@ from .cli_options import (
     settings_of,
     threshold_of,
 )
-from .terminal import DEBUG, command, failed, out, print_table, printable, progress_bars, warn
+from .terminal import DEBUG, command, escape_on_stdout, failed, out, print_table, printable, progress_bars, warn
 
 app = typer.Typer(
     name="ttt4as",
@@ -84,6 +84,7 @@ def root(
     """
     if debug:
         os.environ[DEBUG] = "1"
+    escape_on_stdout()
     warnings.showwarning = lambda message, *_: warn(str(message))
 
 

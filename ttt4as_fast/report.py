@@ -165,5 +165,5 @@ def _shown(value: float, decimals: int = 3) -> str:
 def _write(text: str, path: str | os.PathLike[str] | None) -> str:
     if path is not None:
         with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are not UTF-8
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ def debugging() -> bool:
 
 def _err() -> Console:
     return Console(stderr=True, highlight=False)
+
+
+def escape_on_stdout() -> None:
+    """From now on a name that stdout's encoding lacks is escaped, as on stderr; it would end work that is done."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -139,6 +141,18 @@ def test_bench_masks_takes_moved_weights_with_a_model_alone(work: Path, tmp_path
     common = ("bench", "masks", dataset, "-o", tmp_path / "r", "--threads", 1, "--weights", other)
     assert "give --model" in one_line(ttt4as(*common, code=2))
     assert "weights" in ttt4as(*common, "--model", work / "m.safetensors", code=2).stderr
+
+
+def test_evaluate_takes_names_that_are_not_utf8(work: Path, tmp_path: Path) -> None:
+    dataset = labelled(work, tmp_path / os.fsdecode(b"gr\xf6\xdfe"), 2)
+    for kinds in (dataset / "test", dataset / "ground_truth"):
+        (kinds / "noise").rename(kinds / os.fsdecode(b"ger\xe4usch"))
+    done = ttt4as("evaluate", work / "m.safetensors", dataset, "-o", tmp_path / "r")
+    assert "ger\\udce4usch" in done.stdout
+    with open(tmp_path / "r" / "report.csv", encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["dataset"] for row in rows} == {"gr\\udcf6\\udcdfe"}
+    assert {row["kind"] for row in rows} == {"ger\\udce4usch", "mean", "all"}
 
 
 def test_evaluate_says_when_the_set_cannot_tell_masks_apart(work: Path, tmp_path: Path) -> None:

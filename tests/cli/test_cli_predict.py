@@ -241,6 +241,13 @@ def test_predict_takes_names_that_are_not_utf8(work: Path, tmp_path: Path) -> No
     assert "0 done, 2 done earlier" in done.stdout
 
 
+def test_predict_ends_well_where_stdout_cannot_show_a_name(work: Path, tmp_path: Path) -> None:
+    arguments = command("predict", work / "m.safetensors", work / "one" / "grey.png", "-o", tmp_path / "出力")
+    done = subprocess.run(arguments, env=environment(PYTHONIOENCODING="latin-1"), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"1 done" in done.stdout and rb"\u51fa\u529b" in done.stdout
+
+
 def test_predict_takes_the_file_that_a_path_through_a_link_leads_to(work: Path, tmp_path: Path) -> None:
     (tmp_path / "far" / "inner").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "inner")
