@@ -226,6 +226,13 @@ def test_folder_with_good_beside_kinds(tmp_path):
     assert summary(data.test) == [("3.png", 1, "dent", "3_mask.png")]
 
 
+def test_masks_may_have_their_suffix_in_capitals(tmp_path):
+    write_image(tmp_path / "good/1.png")
+    write_image(tmp_path / "dent/3.jpg")
+    write_mask(tmp_path / "masks/dent/3.PNG")
+    assert summary(load_dataset(tmp_path).test) == [("3.jpg", 1, "dent", "3.PNG")]
+
+
 def test_folder_refuses_unlabelled_test_images(tmp_path):
     write_image(tmp_path / "train/1.png")
     write_image(tmp_path / "test/2.png")

@@ -369,8 +369,9 @@ def _nominal_first(folders: list[Path]) -> list[Path]:
 
 def _find_mask(folder: Path, image: Path, endings: tuple[str, ...] = ("_mask", "")) -> Path | None:
     """The mask of `image` in `folder`: its stem with one of `endings`, whatever the suffix. PNG first, as masks are."""
+    suffixes = (".png", image.suffix, *IMAGE_SUFFIXES)
     for ending in endings:
-        for suffix in dict.fromkeys((".png", image.suffix, *IMAGE_SUFFIXES)):
+        for suffix in dict.fromkeys((*suffixes, *map(str.upper, suffixes))):
             path = folder / f"{image.stem}{ending}{suffix}"
             if os.path.lexists(path) and not path.is_dir():  # a broken link too: reading it says what is wrong
                 return path
