@@ -233,6 +233,17 @@ def test_masks_may_have_their_suffix_in_capitals(tmp_path):
     assert summary(load_dataset(tmp_path).test) == [("3.jpg", 1, "dent", "3.PNG")]
 
 
+@pytest.mark.parametrize("nominal", ["good", "train", "train/ok"])
+def test_folder_refuses_images_of_its_own_beside_nominal_ones(tmp_path, nominal):
+    write_image(tmp_path / nominal / "1.png")
+    write_image(tmp_path / "dent/3.png")
+    write_image(tmp_path / "preview.png")
+    with pytest.raises(ValueError, match=rf"^root: .*{nominal}', got both; move preview\.png"):
+        load_dataset(tmp_path)
+    (tmp_path / "preview.png").unlink()
+    assert len(load_dataset(tmp_path).train) == 1
+
+
 def test_folder_refuses_unlabelled_test_images(tmp_path):
     write_image(tmp_path / "train/1.png")
     write_image(tmp_path / "test/2.png")

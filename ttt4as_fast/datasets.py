@@ -116,7 +116,8 @@ def load_dataset(root: str | os.PathLike[str], layout: str = "auto") -> Dataset:
     FileNotFoundError
         `root` is no folder.
     ValueError
-        No layout fits, the named layout does not, it holds no training image, or a mask is missing.
+        No layout fits, the named layout does not, it holds no training image, or a mask is missing; a plain folder has
+        images of its own beside ``good`` or ``train``.
     ImageError
         A Kolektor mask cannot be read.
     """
@@ -292,7 +293,14 @@ def _kolektor_fits(root: Path) -> bool:
 
 
 def _folder(root: Path) -> Dataset:
-    if images_in(root):
+    if own := images_in(root):
+        below = root / "train"
+        beside = _nominal_folder(root) or _nominal_folder(below) or (below if images_in(below) else None)
+        if beside:  # a preview, perhaps, that must not become all there is to train on
+            raise ValueError(
+                f"root: expected nominal images either in {str(root)!r} or in {str(beside)!r}, got both; move "
+                f"{shorten([path.name for path in own])}, or pass the folder of the nominal ones"
+            )
         return Dataset(_name(root), "folder", root, _nominal(root), ())
     if (root / "train").is_dir():
         train, test_root = _nominal(_nominal_folder(root / "train") or root / "train"), root / "test"
