@@ -149,6 +149,21 @@ def test_visa_without_its_split_keeps_every_tenth_nominal_image(tmp_path):
     assert [s.image.name for s in data.test] == ["0009.JPG", "000.JPG", "001.JPG"]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image,label\ncandle/Data/Images/Anomaly/000.JPG\n", "lacks image or label in line 2"),
+        (b"image,label\n000.JPG,Kratz\xe9r\n", r"cannot be read as CSV in UTF-8 \("),
+        (b"image,label\n000.JPG," + b"a" * 200_000 + b"\n", r"cannot be read as CSV in UTF-8 \("),
+    ],
+)
+def test_visa_table_that_cannot_be_read_is_named(tmp_path, content, message):
+    root = make_visa(tmp_path)
+    (root / "image_anno.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^root: .*image_anno\.csv' {message}"):
+        load_dataset(root)
+
+
 def test_visa_split_that_does_not_know_the_category_or_lacks_a_column(tmp_path):
     root = make_visa(tmp_path)
     split = tmp_path / "split_csv/1cls.csv"

@@ -117,7 +117,7 @@ def load_dataset(root: str | os.PathLike[str], layout: str = "auto") -> Dataset:
         `root` is no folder.
     ValueError
         No layout fits, the named layout does not, it holds no training image, or a mask is missing; a plain folder has
-        images of its own beside ``good`` or ``train``.
+        images of its own beside ``good`` or ``train``; a table of VisA's cannot be read.
     ImageError
         A Kolektor mask cannot be read.
     """
@@ -246,12 +246,20 @@ def _visa_split(file: Path, category: str) -> dict[tuple[str, str], str]:
 
 
 def _rows(file: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    with open(file, newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"root: {str(file)!r} lacks the columns {', '.join(missing)}; it has {reader.fieldnames}")
-        yield from reader
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(
+                    f"root: {str(file)!r} lacks the columns {', '.join(missing)}; it has {reader.fieldnames}"
+                )
+            for row in reader:
+                if any(row[column] is None for column in columns):
+                    raise ValueError(f"root: {str(file)!r} lacks {' or '.join(columns)} in line {reader.line_num}")
+                yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"root: {str(file)!r} cannot be read as CSV in UTF-8 ({error})") from error
 
 
 def _kolektor(root: Path) -> Dataset:
