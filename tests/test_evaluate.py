@@ -340,6 +340,12 @@ def test_nothing_readable_nothing_to_test_and_no_calibration_are_errors(tmp_path
             evaluate(BrightnessDetector(), tmp_path, **argument)
 
 
+@pytest.mark.parametrize("kind", ["all", "mean"])
+def test_kinds_are_not_called_as_the_rows_over_all_of_them(tmp_path, kind):
+    with pytest.raises(ValueError, match=rf"^dataset: .*other than 'mean' and 'all', got '{kind}'"):
+        evaluate(BrightnessDetector(), make_set(tmp_path, ("bright", kind)))
+
+
 def test_set_without_defects_has_false_positive_rates_only(tmp_path):
     report = evaluate(BrightnessDetector(), make_set(tmp_path, kinds=()))
     assert {row["kind"] for row in report.rows} == {"all"}

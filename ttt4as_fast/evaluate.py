@@ -92,13 +92,16 @@ def evaluate(
     Raises
     ------
     ValueError
-        The set has no test images, none of them can be read, or the model is not calibrated.
+        The set has no test images, none of them can be read, a kind of defect is called ``"mean"`` or ``"all"``, or
+        the model is not calibrated.
     """
     dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
     batch_size = check_int(batch_size, "batch_size", 1)
     check_float(quantile, "quantile", 0.0, 1.0)
     if not dataset.test:
         raise ValueError(f"dataset: {dataset.name!r} (layout {dataset.layout!r}) has no test images")
+    if taken := [kind for kind in dataset.kinds if kind in ("mean", "all")]:
+        raise ValueError(f"dataset: expected kinds of defect other than 'mean' and 'all', got {taken[0]!r}")
     if model.nominal_statistics_ is None or model.image_threshold_ is None:
         raise ValueError("model: expected a calibrated model; call calibrate() with nominal validation images")
     segmenter = TTT4AS() if segmenter is None else segmenter
