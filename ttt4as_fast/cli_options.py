@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,7 +117,10 @@ def load_detector(
 
 def threshold_of(detector: PatchCore, image_threshold: float | None, gate: bool) -> float | None:
     """The image threshold given, else the model's; a gate needs one."""
-    threshold = detector.image_threshold_ if image_threshold is None else image_threshold
+    from .kernels.arrays import check_float
+
+    given = None if image_threshold is None else check_float(image_threshold, "image_threshold", -math.inf)
+    threshold = detector.image_threshold_ if given is None else given
     if gate and threshold is None:
         raise ValueError(
             "the model has no image threshold (fitted with --validation-share 0): give --image-threshold, or --no-gate"

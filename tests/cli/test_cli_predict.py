@@ -203,6 +203,8 @@ def test_predict_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
         ((model, image, "-o", tmp_path / "file" / "below"), "output: expected a folder to write to"),
         ((model, image, "-o", tmp_path / "o", "--percentile", "-3"), "percentile"),
         ((model, image, "-o", tmp_path / "o", "--svm-c", "-1"), "C"),
+        ((model, image, "-o", tmp_path / "o", "--image-threshold", "nan"), "image_threshold: expected a number"),
+        ((model, image, "-o", tmp_path / "o", "--no-gate", "--image-threshold", "nan"), "image_threshold: expected"),
         ((model, image, "-o", tmp_path / "o", "--backend", "abacus"), "abacus"),
         ((model, image, "-o", tmp_path / "o", "--device", "toaster"), "toaster"),
     ]
