@@ -275,6 +275,14 @@ def test_temporary_files_of_a_killed_run_go(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "maps").iterdir()] == [".gitkeep"]
 
 
+def test_results_of_hidden_images_stay(tmp_path: Path) -> None:
+    with ResultFolder(tmp_path, {}) as folder:
+        finish(folder, "/x/.cam-1.png", ".cam-1")
+    with ResultFolder(tmp_path, {}) as folder:
+        assert start(folder, {"/x/.cam-1.png": ".cam-1"}) == []
+    assert (tmp_path / "masks" / ".cam-1.png").is_file()
+
+
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     with ResultFolder(tmp_path, {}):

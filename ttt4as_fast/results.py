@@ -253,10 +253,6 @@ class ResultFolder:
 
     def _read(self) -> None:
         """Read what earlier runs finished; drop half a line, lost files and what `overwrite` says to drop."""
-        for kind in _KINDS:
-            for path in (self.folder / kind).glob(".*-*"):
-                if path.suffix in (".png", ".tiff", ".npy"):  # a killed run's temporary files
-                    path.unlink()
         text = self.lines.read_bytes() if self.lines.exists() else b""
         records = []
         for number, line in enumerate(text.splitlines(keepends=True), start=1):
@@ -270,6 +266,12 @@ class ResultFolder:
                     f"output: line {number} of {str(self.lines)!r} is not a result; choose another folder"
                 ) from None
             records.append(record)
+        known = {name for record in records for name in record["files"].values()}
+        for kind in _KINDS:
+            for path in (self.folder / kind).glob(".*-*"):
+                # A killed run's temporary file, not the result of a hidden image.
+                if path.suffix in (".png", ".tiff", ".npy") and f"{kind}/{path.name}" not in known:
+                    path.unlink()
         same = not records or self._earlier_settings() == self.settings
         if not same and not self.overwrite:
             raise ValueError(
