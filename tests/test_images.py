@@ -187,6 +187,21 @@ def test_mask_modes(tmp_path):
         np.testing.assert_array_equal(read_mask(tmp_path / f"{place}.png"), expected, err_msg=image.mode)
 
 
+@pytest.mark.parametrize(("mode", "name"), [("CMYK", "m.tiff"), ("CMYK", "m.jpg"), ("YCbCr", "m.tiff")])
+def test_black_is_unmarked_in_every_colour_space(tmp_path, mode, name):
+    marked = np.zeros((32, 32, 3), np.uint8)
+    marked[8:24, 8:24] = 255
+    Image.fromarray(marked).convert(mode).save(tmp_path / name)
+    assert Image.open(tmp_path / name).mode == mode
+    np.testing.assert_array_equal(read_mask(tmp_path / name), marked[:, :, 0] > 0)
+
+
+def test_mask_with_nan_is_refused(tmp_path):
+    Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "m.tiff")
+    with pytest.raises(ImageError, match=r"m\.tiff.*NaN"):
+        read_mask(tmp_path / "m.tiff")
+
+
 def test_jpeg_mask_counts_from_128(tmp_path):
     mask = np.zeros((32, 32), np.uint8)
     mask[9:23, 9:23] = 255

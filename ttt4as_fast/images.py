@@ -69,7 +69,7 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     """One ground-truth mask: True where the file marks a defect.
 
     A pixel is marked if it is not zero - sets store 1, 255 or a class number. In a palette image the index counts, in a
-    colour image any channel but alpha; JPEG, which smears zeros, counts from 128. EXIF orientation is applied.
+    colour image red, green and blue, not alpha; JPEG, which smears zeros, counts from 128. EXIF orientation is applied.
 
     Parameters
     ----------
@@ -85,15 +85,19 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     Raises
     ------
     ImageError
-        The file cannot be read, or its size is not `size`.
+        The file cannot be read, holds NaN, or its size is not `size`.
     """
 
     def convert(image: Image.Image) -> np.ndarray:
         lossy = image.format == "JPEG"
-        pixels = np.asarray(ImageOps.exif_transpose(image))
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("CMYK", "YCbCr"):  # in which black is not all zero
+            image = image.convert("RGB")
+        pixels = np.asarray(image)
+        if np.isnan(pixels).any():
+            raise ValueError("a mask with NaN")
         if pixels.ndim == 3:
-            n_colours = pixels.shape[2] - (pixels.shape[2] in (2, 4) and image.mode != "CMYK")
-            pixels = pixels[:, :, :n_colours].max(axis=2)
+            pixels = pixels[:, :, : pixels.shape[2] - (pixels.shape[2] in (2, 4))].max(axis=2)
         return pixels > 127 if lossy else pixels != 0
 
     size = None if size is None else check_size(size)
