@@ -111,12 +111,14 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image once it is upright, from its header alone.
+    """Height and width of an image once it is upright, from its header alone where that says it.
+
+    A PNG is decoded: its EXIF data may follow its pixels.
 
     Raises
     ------
     ImageError
-        The header cannot be read.
+        The file is absent or no image, its header is corrupt, or it is a PNG and truncated.
     """
 
     def upright(image: Image.Image) -> tuple[int, int]:
