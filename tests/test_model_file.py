@@ -146,7 +146,11 @@ def rewrite(saved: Path, target: Path, change, seal: bool) -> Path:
         (lambda c, t: c["options"].update(crop_size=-1), "damaged model: ValueError: crop_size"),
         (lambda c, t: c["options"].update(surprise=1), r"damaged model: TypeError: .*surprise"),
         (lambda c, t: c.update(layers=["layer1"]), r"damaged model: ValueError: layers"),
-        (lambda c, t: c.update(image_threshold="high"), "damaged model: ValueError"),
+        (lambda c, t: c.update(layers=[]), r"damaged model: TypeError: layers"),
+        (lambda c, t: c["options"].update(weights=5), r"damaged model: TypeError: weights: expected a path, got 5"),
+        (lambda c, t: c.update(image_threshold="high"), "damaged model: TypeError: image_threshold"),
+        (lambda c, t: c.update(image_threshold=float("nan")), "damaged model: ValueError: image_threshold"),
+        (lambda c, t: c["options"].update(crop_size=56), r"nominal statistics of shape \(64, 64\) for a crop of 56"),
         (lambda c, t: t.pop("nominal.mean"), r"damaged model: .*mean"),
         (lambda c, t: t.pop("memory_bank"), "damaged model: KeyError: 'memory_bank'"),
         (lambda c, t: t.update(memory_bank=t["memory_bank"][:, :9].copy()), r"a memory bank of shape \(51, 9\)"),
@@ -172,6 +176,25 @@ def test_sealed_file_that_makes_no_sense(saved, tmp_path, change, message):
 def test_changed_file(saved, tmp_path, change):
     with pytest.raises(ModelFileError, match="corrupt: its content is not what was written"):
         PatchCore.load(rewrite(saved, tmp_path / "m.safetensors", change, seal=False), device="cpu")
+
+
+def test_tensors_that_numpy_cannot_hold(saved, tmp_path):
+    from safetensors import safe_open
+    from safetensors import torch as for_torch
+
+    with safe_open(saved, framework="numpy") as file:
+        metadata = file.metadata()
+    for_torch.save_file({"memory_bank": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "m.safetensors", metadata)
+    with pytest.raises(ModelFileError, match="damaged model: tensors of another dtype"):
+        PatchCore.load(tmp_path / "m.safetensors", device="cpu")
+
+
+def test_metadata_nested_beyond_all_reason(tmp_path):
+    save_file(
+        {"memory_bank": np.zeros((2, 2), np.float32)}, tmp_path / "m.safetensors", {"ttt4as_fast": "\n" + "[" * 10**5}
+    )
+    with pytest.raises(ModelFileError, match="metadata that is no JSON"):
+        PatchCore.load(tmp_path / "m.safetensors", device="cpu")
 
 
 def test_rewriting_alone_changes_nothing(saved, tmp_path, model, queries):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ import numpy as np
 from .backbones import WeightsError
 from .baselines import NominalStatistics
 from .io import absolute, atomic_path
+from .kernels.arrays import check_float
 
 if TYPE_CHECKING:
     import torch
@@ -98,16 +100,20 @@ def load(
     try:
         options = dict(content["options"])
         stored = options.pop("weights")
+        if not isinstance(stored, (str, type(None))):
+            raise TypeError(f"weights: expected a path, got {stored!r}")
         fitted_with = str(content["backbone_sha256"])
         threshold = content["image_threshold"]
-        threshold = None if threshold is None else float(threshold)
+        threshold = None if threshold is None else check_float(threshold, "image_threshold", -math.inf)
         bank, layers = tensors["memory_bank"], tuple(content["layers"])
         _check_tensors(tensors)
         scale = (tensors["scale.mean"], tensors["scale.std"]) if options["standardize"] else None
         nominal = {name.removeprefix("nominal."): x for name, x in tensors.items() if name.startswith("nominal.")}
         statistics = NominalStatistics.from_arrays(nominal) if nominal else None
         # The stored options on their own, away from what is usable here: is the file to blame?
-        cls(**options, layers=layers, device="cpu", backend="reference")
+        crop = cls(**options, layers=layers, device="cpu", backend="reference").crop_size
+        if statistics is not None and statistics.mean.shape != (crop, crop):
+            raise ValueError(f"nominal statistics of shape {statistics.mean.shape} for a crop of {crop} pixels")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     model = cls(
@@ -146,8 +152,8 @@ def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
         )
     try:
         found = model.network.fingerprint
-    except ValueError as error:  # layers that the backbone does not have
-        raise _damaged(path, f"ValueError: {error}") from error
+    except (ValueError, TypeError) as error:  # layers that the backbone does not have, or that are no names
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if found != fitted_with:
         raise WeightsError(
             f"weights: those of {model.backbone!r} found here are not the ones that {str(path)!r} was fitted with "
@@ -182,8 +188,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ModelFileError(
             f"path: {str(path)!r} is no safetensors file, or a truncated or corrupt one ({error})"
         ) from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise _damaged(path, f"metadata that is no JSON ({error})") from error
+    except (TypeError, AttributeError) as error:  # safetensors asks NumPy for a dtype that it lacks, such as bfloat16
+        raise _damaged(path, f"tensors of another dtype than float32 ({error})") from error
     if digest(text, tensors) != seal:
         raise ModelFileError(f"path: {str(path)!r} is corrupt: its content is not what was written")
     return content, tensors
