@@ -65,8 +65,8 @@ def comparison(
     Raises
     ------
     ValueError, TypeError
-        No images, columns of different lengths, a panel of another size than its image, a mask of other values, or a
-        `scale` that is empty or none.
+        No images, columns of different lengths, a panel of another size than its image, an image or a mask of other
+        values, or a `scale` that is empty or none.
     """
     columns = {"anomaly_maps": anomaly_maps, "gt_masks": gt_masks, **{f"masks[{k!r}]": v for k, v in masks.items()}}
     if not len(images):
@@ -87,6 +87,8 @@ def comparison(
     if not low < high:
         raise ValueError(f"scale: expected lowest < highest, got {scale!r}")
     images, anomaly_maps = ([np.asarray(to_numpy(x)) for x in column] for column in (images, anomaly_maps))
+    for i, image in enumerate(images):
+        _check_image(image, f"images[{i}]")
     gt_masks = [as_mask(mask, f"gt_masks[{i}]") for i, mask in enumerate(gt_masks)]
     masks = {k: [as_mask(mask, f"masks[{k!r}][{i}]") for i, mask in enumerate(masks[k])] for k in masks}
     from matplotlib.cm import ScalarMappable
@@ -143,6 +145,18 @@ def comparison(
     _legend(figure, 1 - right / width, (bottom - 0.13) / height)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=200, format=Path(path).suffix[1:] or "png")
+
+
+def _check_image(image: np.ndarray, name: str) -> None:
+    """Refuse what would be drawn all white: floats up to 255, and integers of 64 bits, which look like them."""
+    if image.ndim != 2 and image.shape[2:] != (3,):
+        raise ValueError(f"{name}: expected shape (H, W) or (H, W, 3), got {image.shape}")
+    if image.dtype == np.uint8:
+        return
+    if image.dtype.kind != "f":
+        raise TypeError(f"{name}: expected uint8 or floats in [0, 1], got {image.dtype}")
+    if not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails too
+        raise ValueError(f"{name}: expected values in [0, 1], got {image.min():g} to {image.max():g}")
 
 
 def _show_mask(axes: Axes, mask: np.ndarray) -> None:
