@@ -55,7 +55,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(f"path: expected a file in an existing folder, got {str(path)!r}")
     if path.is_dir():
         raise IsADirectoryError(f"path: expected a file, got the folder {str(path)!r}")
-    temporary = path.parent / f".{path.stem[:64]}-{secrets.token_hex(8)}{path.suffix}"
+    # 32 letters are 128 bytes at most, which leaves room in the 255 of a file name.
+    temporary = path.parent / f".{path.stem[:32]}-{secrets.token_hex(8)}{path.suffix}"
     try:
         with naming(path, temporary):
             yield temporary

@@ -68,6 +68,14 @@ def test_no_error_names_the_temporary_file(tmp_path):
     assert caught.value.filename == str(tmp_path / "a.txt")
 
 
+def test_the_longest_names_are_written(tmp_path):
+    target = tmp_path / ("\U0001f600" * 61 + ".safetensor")
+    assert len(os.fsencode(target.name)) == 255
+    with atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+
+
 def test_an_error_with_a_text_of_its_own_keeps_it(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.txt"):
         raise FileNotFoundError("no such weights")
