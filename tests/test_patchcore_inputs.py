@@ -143,7 +143,7 @@ def test_memory_layouts(model, queries):
         ("/nowhere/at/all.png", FileNotFoundError, "images: no such file or folder"),
         ([Image.new("RGB", (8, 8)), "x.png"], TypeError, "expected PIL images only or paths only, got str too"),
         ([torch.zeros(3, 64, 64)], TypeError, "expected a path or an iterable of paths, got one of Tensor"),
-        (Image.fromarray(np.full((8, 8), 7, np.float32)), ValueError, r"floating-point values in \[7, 7\]"),
+        (Image.fromarray(np.full((8, 8), 7, np.float32)), ValueError, r"images: floating-point values in \[7, 7\]"),
         (Image.new("RGB", (0, 5)), ValueError, "images: expected at least one pixel, got 0 x 5"),
         (Image.new("F", (5, 0)), ValueError, "images: expected at least one pixel, got 5 x 0"),
     ],
@@ -153,6 +153,15 @@ def test_wrong_images(model, images, error, message, method):
     target = small() if method == "fit" else model
     with pytest.raises(error, match=message):
         getattr(target, method)(images)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_an_open_image_of_a_truncated_file(model, tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with Image.open(path) as image, pytest.raises(ValueError, match="images: expected PIL images that can be decoded"):
+        model.predict(image)
 
 
 def test_one_bad_value_among_many(model, queries):

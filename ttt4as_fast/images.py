@@ -218,12 +218,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"integer values in [{pixels.min()}, {pixels.max()}], expected [0, 65535]")
+            raise ValueError(f"images: integer values in [{pixels.min()}, {pixels.max()}], expected [0, 65535]")
         image = Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode == "F":
         values = np.asarray(image)
         if not (values.min() >= 0 and values.max() <= 1):  # written so that NaN fails too
-            raise ValueError(f"floating-point values in [{values.min():g}, {values.max():g}], expected [0, 1]")
+            raise ValueError(f"images: floating-point values in [{values.min():g}, {values.max():g}], expected [0, 1]")
         image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

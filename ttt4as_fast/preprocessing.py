@@ -71,12 +71,12 @@ class Preprocessing:
         Raises
         ------
         ValueError
-            A value is not in [0, 1], or a PIL image's outside the ranges of `read_image`.
+            A value is not in [0, 1], or a PIL image's outside the ranges of `read_image`, or its file is damaged.
         ImageError
             A file cannot be read as an image.
         """
         if not isinstance(batch, torch.Tensor):
-            opened = (as_rgb(image) if isinstance(image, Image.Image) else read_image(image) for image in batch)
+            opened = (_decoded(image) if isinstance(image, Image.Image) else read_image(image) for image in batch)
             return as_batch([self.transform(image) for image in opened])
         low, high = (float(x) for x in torch.aminmax(batch))
         if not (low >= -_SLACK and high <= 1 + _SLACK):  # written so that NaN fails too
@@ -216,6 +216,13 @@ class ImageSource:
         """Lists of paths or PIL images, or parts of the tensor, of at most `size` images."""
         for start in range(0, len(self), size):
             yield self._items[start : start + size]
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    try:
+        return as_rgb(image)
+    except (OSError, SyntaxError) as error:  # Pillow reads the pixels of a file when they are first asked for
+        raise ValueError(f"images: expected PIL images that can be decoded, got one that cannot ({error})") from error
 
 
 def _as_mask(mask: Any, shape: tuple[int, int] | None = None) -> np.ndarray:
