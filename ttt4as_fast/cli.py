@@ -104,7 +104,7 @@ def demo(
     texture: Annotated[
         list[Texture] | None, typer.Option(help="One of the photographs; may be repeated.", show_default="all three")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of crops, defects and coreset.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of crops, defects and coreset.")] = 0,
     backend: Backend = "auto",
 ) -> None:
     """Run everything on real photographs with known defects: masks of THR and TTT4AS, a figure, a summary.
@@ -164,7 +164,7 @@ def fit(
             "model without thresholds.",
         ),
     ] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and the coreset.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the split and the coreset.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model file.")] = False,
     device: Device = None,
     backend: Backend = "auto",
@@ -174,6 +174,9 @@ def fit(
         what = "is a folder" if model.is_dir() else "exists; --overwrite replaces it"
         raise ValueError(f"model: {str(model)!r} {what}")
     from . import runs
+    from .io import check_folder
+
+    check_folder(model.parent, "model")
 
     paths, validation = runs.nominal_images(train_dir)
     from .patchcore import PatchCore
@@ -183,7 +186,7 @@ def fit(
         layers=[name.strip() for name in layers.split(",")] if layers else None,
         weights=weights,
         image_size=image_size,
-        crop_size=crop_size or round(image_size * 7 / 8),
+        crop_size=crop_size or max(8, round(image_size * 7 / 8)),
         coreset_ratio=coreset_ratio,
         n_neighbors=n_neighbors,
         blur_sigma=blur_sigma,

@@ -34,6 +34,8 @@ def test_fit_says_what_is_wrong(work: Path, tmp_path: Path) -> None:
         ((good, "-m", new, "--backbone", "abacus"), "abacus"),
         ((good, "-m", new, "--image-size", "64", "--crop-size", "80"), "crop_size"),
         ((good, "-m", new, "--weights", tmp_path / "w.pth"), "w.pth"),
+        ((good, "-m", new, "--seed", 2**32), "--seed"),
+        ((good, "-m", tmp_path / "bad" / "a.png" / "m"), "model: expected a folder to write to"),
     ]
     for arguments, word in cases:
         assert word in ttt4as("fit", *arguments, code=2).stderr, arguments
@@ -61,6 +63,11 @@ def test_fit_calibrates_on_the_validation_part_of_a_set(work: Path, tmp_path: Pa
         path.write_bytes(b"\x89PNG")
     done = ttt4as("fit", tmp_path / "3d", "-m", tmp_path / "never", *size, code=2)
     assert "none of the 4 validation images" in done.stderr
+
+
+def test_fit_takes_the_smallest_size_that_its_help_names(work: Path, tmp_path: Path) -> None:
+    done = ttt4as("fit", work / "train" / "good", "-m", tmp_path / "m", "--image-size", 8)
+    assert "13 images to train on" in done.stdout
 
 
 def test_fit_skips_bad_files_and_may_go_without_validation(work: Path, tmp_path: Path) -> None:
