@@ -340,6 +340,17 @@ def test_nothing_readable_nothing_to_test_and_no_calibration_are_errors(tmp_path
             evaluate(BrightnessDetector(), tmp_path, **argument)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_an_image_that_is_listed_twice_is_judged_twice(known, tmp_path, batch_size):
+    good, bright, broken = known.data.test[0], known.data.test[4], tmp_path / "broken.png"
+    broken.write_bytes(Path(bright.image).read_bytes()[:-30])
+    test = (good, bright, replace(bright, image=broken, mask=None), bright, replace(bright, kind="dim", mask=None))
+    report = evaluate(known.model, replace(known.data, test=test), batch_size=batch_size)
+    assert report.counts == {"listed": 5, "judged": 4, "failed": 1, "without_mask": 1, "mask_outside_crop": 0}
+    assert [image["kind"] for image in report.images] == ["good", "bright", "bright", "dim"]
+    assert [image["f1"]["otsu"] is None for image in report.images] == [True, False, False, True]
+
+
 @pytest.mark.parametrize("kind", ["all", "mean"])
 def test_kinds_are_not_called_as_the_rows_over_all_of_them(tmp_path, kind):
     with pytest.raises(ValueError, match=rf"^dataset: .*other than 'mean' and 'all', got '{kind}'"):

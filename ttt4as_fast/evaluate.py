@@ -204,7 +204,7 @@ def _predictions(
 ) -> Iterator[tuple[Sample, ImagePrediction, np.ndarray | None]]:
     """Each sample with what the model says and the ground truth on its grid, or None; what cannot be read to `run`."""
     for start in range(0, len(samples), batch_size):
-        good: dict[Path, tuple[Sample, np.ndarray | None]] = {}
+        good: list[tuple[Sample, np.ndarray | None]] = []
         for sample in samples[start : start + batch_size]:
             try:
                 size = image_size(sample.image)
@@ -212,11 +212,13 @@ def _predictions(
             except ImageError as error:
                 run.fail(error)
             else:
-                good[sample.image] = sample, mask
-        for prediction in model.predict_iter(list(good), batch_size=batch_size, on_error=run.fail) if good else ():
+                good.append((sample, mask))
+        paths, rest = [sample.image for sample, _ in good], iter(good)
+        for prediction in model.predict_iter(paths, batch_size=batch_size, on_error=run.fail) if good else ():
             for stage, milliseconds in prediction.milliseconds.items():
                 run.detector_milliseconds[stage] += milliseconds
-            sample, mask = good[prediction.path]
+            # In the order of the images, without those that failed; an image may be listed twice.
+            sample, mask = next(one for one in rest if one[0].image == prediction.path)
             yield sample, prediction, mask
         progress("evaluation", min(start + batch_size, len(samples)), len(samples))
 
