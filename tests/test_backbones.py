@@ -265,6 +265,26 @@ def test_weights_that_do_not_fit(how, message, tmp_path):
         create_backbone("resnet18", weights=tmp_path / "w.safetensors", device="cpu")
 
 
+@pytest.mark.filterwarnings("ignore")  # torch: sparse and quantised tensors are not what they will be
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x: (x * 100).to(torch.int8),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        lambda x: x.to(torch.complex64),
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+    ],
+    ids=["int8", "quantised", "complex", "sparse", "meta"],
+)
+def test_weights_that_are_no_dense_floats(how, tmp_path):
+    state = random_network("resnet18").state_dict()
+    state["layer1.0.conv1.weight"] = how(state["layer1.0.conv1.weight"])
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth' holds layer1\.0\.conv1\.weight as .* expected dense floats"):
+        create_backbone("resnet18", weights=tmp_path / "w.pth", device="cpu")
+
+
 def test_weights_of_another_network(resnet_file):
     with pytest.raises(WeightsError, match=r"does not hold weights of 'dino_vits8'"):
         create_backbone("dino_vits8", weights=resnet_file, device="cpu")
@@ -291,6 +311,9 @@ def test_file_without_a_state_dict(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     with pytest.raises(WeightsError, match=r"expected a state dict .*got Tensor"):
         create_backbone("resnet18", weights=tmp_path / "tensor.pth", device="cpu")
+    torch.save({0: torch.zeros(3)}, tmp_path / "numbered.pth")
+    with pytest.raises(WeightsError, match=r"expected a state dict in .*numbered"):
+        create_backbone("resnet18", weights=tmp_path / "numbered.pth", device="cpu")
     with pytest.raises(WeightsError, match=r"no such file: .*absent"):
         create_backbone("resnet18", weights=tmp_path / "absent.pth", device="cpu")
 

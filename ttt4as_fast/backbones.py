@@ -358,7 +358,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model"):  # training checkpoints wrap it
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(key, str) for key in content)
+    if not named or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise WeightsError(f"weights: expected a state dict in {str(path)!r}, got {type(content).__name__}")
     return content
 
@@ -381,7 +382,13 @@ def _load_weights(network: nn.Module, state: dict[str, torch.Tensor], name: str,
         found = "; ".join(f"{what} {', '.join(few[:3])}{_more(few)}" for what, few in parts if few)
         raise WeightsError(f"weights: {str(path)!r} does not hold weights of {name!r}: it {found}")
     for key in required:
-        if state[key].is_floating_point() and not torch.isfinite(state[key]).all():
+        tensor = state[key]
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.is_meta:
+            raise WeightsError(
+                f"weights: {str(path)!r} holds {key} as a tensor of {tensor.dtype} and {tensor.layout} on the device "
+                f"{tensor.device}, expected dense floats with values"
+            )
+        if not torch.isfinite(tensor.float()).all():  # as which they are used; torch has no such test of 8-bit floats
             raise WeightsError(f"weights: {str(path)!r} holds a non-finite value in {key}")
     network.load_state_dict({key: state[key] for key in required}, strict=False)
 
