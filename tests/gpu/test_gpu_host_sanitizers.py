@@ -9,7 +9,7 @@ import torch
 from ttt4as_fast.kernels.gpu_common.cuda import Unit
 from ttt4as_fast.kernels.segment import nominal_candidates
 
-from . import emulator, host_sanitizers, test_gpu_knn
+from . import emulator, host_sanitizers, test_gpu_knn, test_gpu_knn_proposals
 from .conftest import require_interpreter
 from .test_gpu_segment import inputs
 
@@ -121,7 +121,7 @@ def test_knn_proposes_by_the_hardware_of_hopper(checked, rng, monkeypatch, kept)
     require_interpreter()
     from ttt4as_fast.kernels.knn import hopper
 
-    search = test_gpu_knn.Proposing(rng, (60, 270, 100), torch.device("cpu"))
+    search = test_gpu_knn_proposals.Proposing(rng, (60, 270, 100), torch.device("cpu"))
     monkeypatch.setattr(hopper, "processors", lambda device: 1)
     monkeypatch.setattr(hopper, "QUERIES", (56,))
     found = search.run(search.index._propose_hopper, kept)
