@@ -392,7 +392,7 @@ def _pipeline_rows(plan: Plan) -> Iterator[Row]:
     yield _row(
         "segment",
         f"PatchCore.predict + TTT4AS, {len(defective)} images of {source}, bank {len(fast.memory_bank_)} x 152",
-        "every backend reference",
+        "PatchCore and TTT4AS with backend reference",
         machine.versions()["ttt4as_fast"],
         found["ours"],
         found["reference"],

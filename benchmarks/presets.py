@@ -349,12 +349,19 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Parse the command line, measure, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.presets", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--data", type=Path, help="folder with mvtec_ad/screw and magnetic_tile; without: textures only"
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--every", type=int, default=2, help="of magnetic tile, take every n-th test image")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parent / "results",
+        help="folder for presets.json and presets.png; default: benchmarks/results of this checkout",
+    )
+    parser.add_argument(
+        "--every", type=int, default=2, help="of magnetic tile, take every n-th test image; default: %(default)s"
+    )
     parser.add_argument(
         "--cache", type=Path, help="folder for what the detector gives; delete it when the detector changes"
     )
