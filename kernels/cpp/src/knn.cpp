@@ -216,8 +216,9 @@ class IndexOf final : public KnnIndex::Impl {
             }
         };
         search_some(probes);
-        // Where every probe was in vain the others are spared the attempt: theirs would be, most likely.
-        if (raw.size() == probes.size()) {
+        // Where most probes were in vain the others are spared the attempt: theirs would be, most likely, and one in
+        // vain costs more than one that is spared would gain.
+        if (4 * raw.size() >= 3 * probes.size()) {
             raw.insert(raw.end(), others.begin(), others.end());
         } else {
             search_some(others);
