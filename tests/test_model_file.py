@@ -178,10 +178,14 @@ def test_changed_file(saved, tmp_path, change):
         PatchCore.load(rewrite(saved, tmp_path / "m.safetensors", change, seal=False), device="cpu")
 
 
-def test_tensors_that_numpy_cannot_hold(saved, tmp_path):
+@pytest.mark.parametrize("held", [False, True], ids=["numpy", "numpy with ml_dtypes"])
+def test_tensors_that_numpy_cannot_hold(saved, tmp_path, held):
+    """Where a program has imported ml_dtypes, as ONNX does, they come as arrays, of which there is no buffer."""
     from safetensors import safe_open
     from safetensors import torch as for_torch
 
+    if held:
+        pytest.importorskip("ml_dtypes")
     with safe_open(saved, framework="numpy") as file:
         metadata = file.metadata()
     for_torch.save_file({"memory_bank": torch.zeros(2, 2, dtype=torch.bfloat16)}, tmp_path / "m.safetensors", metadata)
