@@ -23,7 +23,7 @@ class Index:
     float32 and float64 banks with adjacent columns are kept by reference, memory-mapped ones too; others are copied.
     Codes take about 210 + D bytes a vector (274 + D from 320 channels on; D as the next multiple of 64), made in one
     pass over the bank, and D more once a search met queries without structure. A search reads N * 64 bytes for every
-    eight queries and does 64 N multiply-adds of bytes a query; where 12 of 16 queries, evenly spread, find no
+    eight queries and does 64 N multiply-adds of bytes a query; where 8 of 16 queries, evenly spread, find no
     structure to use, all of them read N * D bytes for every 32 and do D N multiply-adds each. Their time is the floor.
     """
 

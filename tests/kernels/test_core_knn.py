@@ -167,6 +167,19 @@ def test_structure_is_used_and_its_absence_noticed(core: ModuleType, rng: np.ran
     assert index.counts["measured"] < 64 * 600
 
 
+@pytest.mark.parametrize(("in_vain", "unstructured"), [(7, 28), (8, 8 + 48), (12, 12 + 48)])
+def test_half_of_the_probes_spare_the_others_the_attempt(
+    core: ModuleType, rng: np.random.Generator, in_vain: int, unstructured: int
+) -> None:
+    """Of 16 probes among 64 queries: every fourth, and like the three behind it here."""
+    bank = low_rank(rng, 6000, 344)
+    query = bank[:64] + np.float32(0.01)
+    query[: 4 * in_vain] = 3 * rng.standard_normal((4 * in_vain, 344))
+    index = core.KnnIndex(bank)
+    assert_same(query, bank, 3, index.search(query, 3))
+    assert index.counts["unstructured"] == unstructured
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_double_points_keep_their_digits(core: ModuleType, rng: np.random.Generator, dtype: type) -> None:
     bank = rng.standard_normal((500, 80)) + 1e6

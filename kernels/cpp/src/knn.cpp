@@ -216,9 +216,9 @@ class IndexOf final : public KnnIndex::Impl {
             }
         };
         search_some(probes);
-        // Where most probes were in vain the others are spared the attempt: theirs would be, most likely, and one in
-        // vain costs more than one that is spared would gain.
-        if (4 * raw.size() >= 3 * probes.size()) {
+        // Where half of the probes or more were in vain the others are spared the attempt: it costs about as much as it
+        // saves the others.
+        if (2 * raw.size() >= probes.size()) {
             raw.insert(raw.end(), others.begin(), others.end());
         } else {
             search_some(others);
