@@ -7,6 +7,7 @@ page that nobody may touch directly before or after it. Prints each operation th
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
 import sys
@@ -64,9 +65,9 @@ class Guard:
 
 
 def knn(guard: Guard) -> None:
-    """By each way to propose; refined in CUDA where that is built, and in Triton."""
+    """By each way to propose, and in parts; refined in CUDA where that is built, and in Triton."""
     from ttt4as_fast.kernels.gpu_common import cuda
-    from ttt4as_fast.kernels.knn import gpu, hopper
+    from ttt4as_fast.kernels.knn import gpu, hopper, pipelined
 
     rng = np.random.default_rng(0)
     for n_query, n_bank, dim, k, dtype in ((5, 129, 65, 3, torch.float32), (3, 70, 8, 1, torch.float16)):
@@ -75,13 +76,16 @@ def knn(guard: Guard) -> None:
         want = torch.cdist(query.double(), bank.double()).topk(k, largest=False).indices
         index, refined_by_triton = gpu.Index(bank), gpu.Index(bank)
         refined_by_triton._fits_cuda = lambda: False
-        ways = [index._propose, index._propose_gemm, refined_by_triton._propose]
-        if "cpu" in cuda.LAUNCHERS:
+        ways, built = [index._propose, index._propose_gemm, refined_by_triton._propose], "cpu" in cuda.LAUNCHERS
+        if built:
             hopper.processors = lambda device: 1
             ways.append(index._propose_hopper)
-        for propose in ways:
+        searches = [functools.partial(propose.__self__._search, propose=propose) for propose in ways]
+        if built:
+            searches.append(functools.partial(pipelined.search, index, part=2))
+        for search in searches:
             found = guard.empty(n_query, k), guard.empty(n_query, k, dtype=torch.int64)
-            propose.__self__._search(query, k, *found, propose)
+            search(query, k, *found)
             assert torch.equal(found[1], want)
 
 

@@ -127,44 +127,47 @@ def test_many_neighbours_and_values_beyond_float32_search_exhaustively(device, r
     assert gpu.Index(bank.to(device) * 1e30).exhaustive
 
 
-def test_copies_of_a_row_tie_in_any_part_of_an_exhaustive_search(device, rng, monkeypatch):
+@pytest.fixture
+def differences(monkeypatch) -> list[tuple[int, ...]]:
+    """Shapes of the differences that exhaustive searches square: queries, rows, channels."""
+    shapes: list[tuple[int, ...]] = []
+    square = torch.Tensor.square_
+    monkeypatch.setattr(torch.Tensor, "square_", lambda self: shapes.append(tuple(self.shape)) or square(self))
+    return shapes
+
+
+def test_copies_of_a_row_tie_in_any_part_of_an_exhaustive_search(device, rng, differences):
     """The order of a sum may depend on how many rows are summed at once: as many always are."""
     from ttt4as_fast.kernels.knn import gpu
 
-    shapes, square = [], torch.Tensor.square_
-    monkeypatch.setattr(torch.Tensor, "square_", lambda self: shapes.append(tuple(self.shape)) or square(self))
     row = rng.standard_normal((1, 37)).astype(np.float32)
     bank = torch.from_numpy(row.repeat(9, axis=0)).to(device)
     index = gpu.Index(bank, scratch_bytes=8 * (9 + 37 + 4 * (37 + 37 + 1)))
     index.exhaustive = True
     distances, indices = index.search(bank[:1] + 0.3, 9)
     assert indices[0].tolist() == list(range(9)) and (distances == distances[0, 0]).all()
-    assert shapes == [(1, 4, 37)] * 3
+    assert differences == [(1, 4, 37)] * 3
 
 
-def test_an_exhaustive_search_of_long_vectors_keeps_to_the_scratch(device, rng, monkeypatch):
+def test_an_exhaustive_search_of_long_vectors_keeps_to_the_scratch(device, rng, differences):
     """Queries in float64 and their differences from a row of the bank were not counted beside few rows."""
     from ttt4as_fast.kernels.knn import gpu
 
-    shapes, square = [], torch.Tensor.square_
-    monkeypatch.setattr(torch.Tensor, "square_", lambda self: shapes.append(tuple(self.shape)) or square(self))
     bank, query = (torch.from_numpy(rng.standard_normal((n, 256)).astype(np.float32)).to(device) for n in (80, 301))
     index = gpu.Index(bank, scratch_bytes=1 << 18)
     compare(*index.search(query, gpu.MAX_K + 1), query, bank)
-    assert {n for n, *_ in shapes} == {30, 1}
-    assert all(8 * (n * (80 + 256) + rows * 256 + n * rows * (256 + 1)) <= 1 << 18 for n, rows, _ in shapes)
+    assert {n for n, *_ in differences} == {30, 1}
+    assert all(8 * (n * (80 + 256) + rows * 256 + n * rows * (256 + 1)) <= 1 << 18 for n, rows, _ in differences)
 
 
-def test_an_exhaustive_search_without_scratch_for_a_query_takes_what_one_needs(device, rng, monkeypatch):
+def test_an_exhaustive_search_without_scratch_for_a_query_takes_what_one_needs(device, rng, differences):
     """And not a row of the bank at a time, of which there may be millions."""
     from ttt4as_fast.kernels.knn import gpu
 
-    shapes, square = [], torch.Tensor.square_
-    monkeypatch.setattr(torch.Tensor, "square_", lambda self: shapes.append(tuple(self.shape)) or square(self))
     bank, query = (torch.from_numpy(rng.standard_normal((n, 3)).astype(np.float32)).to(device) for n in (400, 2))
     index = gpu.Index(bank, scratch_bytes=1 << 10)
     compare(*index.search(query, gpu.MAX_K + 1), query, bank)
-    assert len(shapes) == 6 and {(n, rows) for n, rows, _ in shapes} == {(1, 172)}
+    assert len(differences) == 6 and {(n, rows) for n, rows, _ in differences} == {(1, 172)}
 
 
 def test_numbers_that_float16_has_none_for_at_any_scale(device, rng):
