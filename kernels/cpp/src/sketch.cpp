@@ -22,17 +22,6 @@ double rest_of(double norm, double projected_squared, double off, double* error)
     return rest;
 }
 
-// In four sums, so that an addition need not wait for the one before.
-double sum_of_squares(const float* x, std::int64_t n) {
-    double sums[4] = {0, 0, 0, 0};
-    std::int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-        for (int j = 0; j < 4; ++j) sums[j] += double(x[i + j]) * double(x[i + j]);
-    }
-    for (; i < n; ++i) sums[0] += double(x[i]) * double(x[i]);
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
 // An upper bound of how far rounding n coordinates of a vector of length `norm` to codes moved it.
 double moved_by(float squared, std::int64_t n, double norm) {
     return std::sqrt(double(squared)) * (1.0 + double(n + 16) * kUnit) + 4 * kUnit * norm;
@@ -83,15 +72,16 @@ void Sketch::lift(Encoded& out) const {
         for (int q = 0; q < kQuad; ++q) {
             float* t = out.coordinates.data() + q * lifted_;
             const double norm = std::isfinite(out.norm[q]) ? out.norm[q] : 0.0, off = projection_error_ * norm;
-            double squared = sum_of_squares(t, coarse_directions_), rest_error = 0;
+            double squared = 0, rest_error = 0;
+            for (std::int64_t i = 0; i < coarse_directions_; ++i) squared += double(t[i]) * double(t[i]);
             t[kPanel - 1] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - coarse_rest_);
             out.coarse_error[q] = out.error[q] = off + rest_error + 4 * kUnit * (norm + coarse_rest_);
             if (fine_dims_) {
-                const std::int64_t second = std::min(kSecond, fine_directions_);
-                squared += sum_of_squares(t + kPanel, second);
+                std::int64_t i = kPanel;
+                for (; i < kPanel + std::min(kSecond, fine_directions_); ++i) squared += double(t[i]) * double(t[i]);
                 out.second_rest[q] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - second_rest_);
                 out.second_error[q] = off + rest_error + 4 * kUnit * (norm + second_rest_);
-                squared += sum_of_squares(t + kPanel + second, fine_directions_ - second);
+                for (; i < kPanel + fine_directions_; ++i) squared += double(t[i]) * double(t[i]);
                 t[lifted_ - 1] = static_cast<float>(rest_of(norm, squared, off, &rest_error) - fine_rest_);
                 out.error[q] = off + rest_error + 4 * kUnit * (norm + fine_rest_);
             }
