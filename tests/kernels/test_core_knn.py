@@ -275,10 +275,12 @@ def test_a_mapped_bank_is_not_copied(core: ModuleType, tmp_path: Path, rng: np.r
 def test_scratch_of_a_search_does_not_grow_with_the_bank(core: ModuleType, rng: np.random.Generator, k: int) -> None:
     measure = pytest.importorskip("ttt4as_fast.benchmarks.measure")
     bank = low_rank(rng, 100_000, 64)
-    index, query = core.KnnIndex(bank), bank[:200] + np.float32(0.01)
-    peak = measure.peak_mebibytes(lambda: index.search(query, k))
-    if peak is None:
+    query = bank[:200] + np.float32(0.01)
+    # The first search of an index, which makes the scratch; Linux counts pages by processor, and may be half a MiB off.
+    peaks = [measure.peak_mebibytes(partial(core.KnnIndex(bank).search, query, k)) for _ in range(5)]
+    if None in peaks:
         pytest.skip("this kernel does not tell the high-water mark")
+    peak = np.median(peaks)
     assert 0.5 < peak < core.max_threads() * (1.5 + (64 + k) / 1024) + 0.5  # and the result
 
 
