@@ -314,40 +314,6 @@ def refining(bench: Bench) -> Row:
     return row
 
 
-def in_parts(bench: Bench) -> Row:
-    """A search whose proposals and measures run at the same time, by parts: `PARTS` of kernels/knn/pipelined.py."""
-    from ttt4as_fast import kernels
-    from ttt4as_fast.kernels.knn import pipelined
-
-    row = Row("9-NN in parts, 25088 queries x 16384 x 1024", "sooner than in one: a row of PARTS")
-    n_query, n_bank, dim = bench.size(25088, 3), bench.size(16384, 70), bench.size(1024, 12)
-    both = network_like((n_bank + n_query, dim), 7, bench.device)
-    index = kernels.KnnIndex(both[:n_bank].contiguous(), backend=bench.backend)._parts[0]
-    query = both[n_bank:].contiguous()
-
-    def search(k: int, part: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        distances = torch.empty((n_query, k), dtype=torch.float32, device=query.device)
-        indices = torch.empty((n_query, k), dtype=torch.int64, device=query.device)
-        if part is None:
-            index._search(query, k, distances, indices, index._propose)
-        else:
-            pipelined.search(index, query, k, distances, indices, part)
-        return distances, indices
-
-    row.ours, row.correct = bench.clock.time(functools.partial(search, 9, None), [()]), True
-    parts = [bench.size(n, 2) for n in (3136, 6272, 12544)]
-    bench.peers_time(row, {f"parts of {n}": functools.partial(search, 9, n) for n in parts}, [()])
-    for k in (9, 1):
-        want = search(k, None)
-        for n in parts:
-            found = search(k, n)
-            row.correct = row.correct and all(torch.equal(a, b) for a, b in zip(want, found, strict=True))
-        captured = {f"k {k}, parts of {n}, in a graph": (functools.partial(search, k, n), [()]) for n in parts}
-        bench.note_captured(row, {f"k {k}, in one, in a graph": (functools.partial(search, k, None), [()]), **captured})
-    row.floor = floor_ms(bench.limits, 2 * dim * (n_query + n_bank), 2 * n_query * n_bank * dim)
-    return row
-
-
 # --- coreset ---
 
 
@@ -486,7 +452,6 @@ ROWS: dict[str, Case] = {
     "coreset": Case(coreset, 4),
     "peaks": Case(peaks, 4),
     "bilinear": Case(bilinear, 3),
-    "knn-pipelined": Case(in_parts, 10),
     "knn-crossover": Case(crossover, 9),
     **{f"knn-{q}-{k}-1536": _knn_case(q, k, 1536) for q in (784, 784 * 32) for k in (1, 9)},
     "knn-tiles": Case(tiles, 7),

@@ -1,4 +1,4 @@
-"""What the ``gpu.py`` files share: capability tests, the launcher of CUDA C++ kernels, graphs, streams, tables, chunks.
+"""What the ``gpu.py`` files share: capability tests, the launcher of CUDA C++ kernels, graphs, tables, chunks.
 
 Triton kernels live beside the operation that owns them. CUDA C++ (``*.cu``, ``*.cuh``) is written once, for three
 compilers: CuPy hands it to NVRTC at run time, ``nvcc`` can build it ahead of time, and a C++ compiler builds it for the

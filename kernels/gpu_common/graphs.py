@@ -28,7 +28,6 @@ import torch
 
 from ..dispatch import BackendWarning, warn_once
 from .layout import layout
-from .streams import own_stream
 from .tables import DEVICE_MUST_NOT_WAIT
 
 ENVIRONMENT_VARIABLE = "TTT4AS_CUDA_GRAPHS"
@@ -318,4 +317,11 @@ def _end_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    return own_stream(device)
+    """A stream of our own: torch's are handed to everyone in turn, and what others launch there would be captured."""
+    import cupy
+
+    with cupy.cuda.Device(device.index):
+        made = cupy.cuda.Stream(non_blocking=True)
+    stream = torch.cuda.ExternalStream(made.ptr, device=device)
+    stream.owner = made  # type: ignore[attr-defined]
+    return stream

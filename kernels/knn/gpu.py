@@ -12,8 +12,7 @@ float16 carries three more bits than bfloat16 at the same rate, which leaves few
 
 Triton has a kernel for each step (`gpu_kernels`). Where CuPy can compile CUDA C++, ``refine.cu`` has the same result
 sooner, and on compute capability 9.0 ``propose.cu`` makes the proposals of a small search (`hopper`): the three least
-of a group where several neighbours are asked for, so that a group is rarely measured as a whole. A large search may
-be `pipelined`.
+of a group where several neighbours are asked for, so that a group is rarely measured as a whole.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ..gpu_common.graphs import Graphs
 from ..gpu_common.layout import dense
 from ..gpu_common.memory import chunks, in_chunks
 from ..gpu_common.units import blocks, power_of_two, unit_of
-from . import hopper, pipelined
+from . import hopper
 from .gpu_kernels import (
     BLOCK,
     GROUP,
@@ -270,21 +269,14 @@ class Index:
         indices: torch.Tensor,
         propose: Callable[..., None] | None = None,
     ) -> None:
-        if propose is None:
-            propose = self._way_to_propose(len(query))
-            part = pipelined.part_of(query.device, len(query))
-            if part and propose == self._propose and self._fits_cuda():
-                return pipelined.search(self, query, k, distances, indices, part)
+        low, facts = self._prepare(query, self.largest)
+        propose = self._way_to_propose(len(query)) if propose is None else propose
         kept = 3 if propose == self._propose_hopper and k > 1 else 2  # two of several neighbours may be in one group
-        proposed = (*self._prepare(query, self.largest), *self._groups(len(query), kept))
-        propose(*proposed)
+        size = (len(query), self.n_groups)
+        groups = [torch.empty(size, dtype=torch.int32, device=query.device) for _ in range(kept)]
+        propose(low, facts, *groups)
         refine = self._refine_cuda if self._fits_cuda() else self._refine_triton
-        refine(query, k, proposed, distances, indices)
-
-    def _groups(self, n_query: int, kept: int) -> list[torch.Tensor]:
-        """Room for the `kept` least of each group."""
-        size = (n_query, self.n_groups)
-        return [torch.empty(size, dtype=torch.int32, device=self.bank.device) for _ in range(kept)]
+        refine(query, k, (low, facts, *groups), distances, indices)
 
     def _fits_cuda(self) -> bool:
         """Whether ``refine.cu`` runs on the device and can keep a query in shared memory."""
@@ -304,9 +296,7 @@ class Index:
         proposed: tuple[torch.Tensor, ...],
         distances: torch.Tensor,
         indices: torch.Tensor,
-        beside: bool = False,
     ) -> None:
-        """With ``refine.cu``; `beside` proposals of other queries, which leave it few registers."""
         low, facts, least, second, *third = proposed
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
         size = self.bank.element_size()
@@ -323,7 +313,7 @@ class Index:
             distances, indices,
             *(np.int32(x) for x in (kind, self.size, self.dim, self.padded, self.n_groups, k)),
             *(np.int64(x) for x in (q_n, q_d, b_n, b_d)),
-            shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, wide, beside),
+            shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, wide),
         )  # fmt: skip
 
     def _refine_triton(
@@ -370,7 +360,6 @@ class Index:
         least: torch.Tensor,
         second: torch.Tensor,
         tile: tuple[int, int, int, int, int] | None = None,
-        registers: int | None = None,
     ) -> None:
         block_q, block_n, block_d, warps, stages = tile_of(low.device) if tile is None else tile
         n = low.shape[0]
@@ -384,12 +373,10 @@ class Index:
                 b = self._described = TensorDescriptor.from_tensor(self.low, [block_n, block_d])
             programs = processors(low.device)  # one each: its tile fills a multiprocessor
             propose_persistent_kernel[(min(programs, tiles),)](
-                q, b, *rest, **blocking, PROGRAMS=programs, num_warps=warps, num_stages=stages, maxnreg=registers
+                q, b, *rest, **blocking, PROGRAMS=programs, num_warps=warps, num_stages=stages
             )
         else:
-            propose_kernel[(tiles,)](
-                low, self.low, *rest, **blocking, num_warps=warps, num_stages=stages, maxnreg=registers
-            )
+            propose_kernel[(tiles,)](low, self.low, *rest, **blocking, num_warps=warps, num_stages=stages)
 
     def _propose_gemm(self, low: torch.Tensor, facts: torch.Tensor, least: torch.Tensor, second: torch.Tensor) -> None:
         if low.is_cuda:
@@ -438,15 +425,12 @@ _REFINED = {  # the type in refine.cu, its numbers in 16 bytes, blocks that shar
 _REFINED_SINGLE = (1, 5)  # where rows cannot be read 16 bytes at a time
 
 
-def refine_prelude(dtype: torch.dtype, vectorized: bool, beside: bool = False) -> str:
+def refine_prelude(dtype: torch.dtype, vectorized: bool) -> str:
     """What ``refine.cu`` needs defined for a bank of `dtype`, whose rows are read 16 bytes at a time (`vectorized`) or
-    number by number, to run by itself or `beside` proposals: each is a kernel of its own, which is compiled when it is
-    first used.
+    number by number: each is a kernel of its own, which is compiled when it is first used.
     """
     kind, *rest = _REFINED[dtype]
     width, most_blocks = rest if vectorized else _REFINED_SINGLE
-    if beside and vectorized:  # else it would spill
-        most_blocks = pipelined.BLOCKS
     return f"#define TYPE {kind}\n#define WIDTH {width}\n#define BLOCKS {most_blocks}\n"
 
 

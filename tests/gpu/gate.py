@@ -35,7 +35,6 @@ def cases() -> list[dict]:
     from ttt4as_fast.kernels.coreset import gpu as coreset
     from ttt4as_fast.kernels.gpu_common import probe, svm
     from ttt4as_fast.kernels.knn import gpu as knn
-    from ttt4as_fast.kernels.knn import pipelined
     from ttt4as_fast.kernels.segment import gpu_stages as stages
 
     found = []
@@ -251,9 +250,6 @@ def cases() -> list[dict]:
         types = typed(kernel, **tensors, **floats, **packed)
         options = {"num_warps": warps, "num_stages": stages}
         add("knn-propose", kernel, types, constants, True, architectures=(architecture,), **options)
-        if architecture == 90:  # beside which a multiprocessor has room for other kernels
-            few = options | {"maxnreg": pipelined.REGISTERS}
-            add("knn-propose-beside", kernel, types, constants, True, architectures=(architecture,), **few)
     return found
 
 

@@ -65,9 +65,9 @@ class Guard:
 
 
 def knn(guard: Guard) -> None:
-    """By each way to propose, and in parts; refined in CUDA where that is built, and in Triton."""
+    """By each way to propose; refined in CUDA where that is built, and in Triton."""
     from ttt4as_fast.kernels.gpu_common import cuda
-    from ttt4as_fast.kernels.knn import gpu, hopper, pipelined
+    from ttt4as_fast.kernels.knn import gpu, hopper
 
     rng = np.random.default_rng(0)
     for n_query, n_bank, dim, k, dtype in ((5, 129, 65, 3, torch.float32), (3, 70, 8, 1, torch.float16)):
@@ -81,8 +81,6 @@ def knn(guard: Guard) -> None:
             hopper.processors = lambda device: 1
             ways.append(index._propose_hopper)
         searches = [functools.partial(propose.__self__._search, propose=propose) for propose in ways]
-        if built:
-            searches.append(functools.partial(pipelined.search, index, part=2))
         for search in searches:
             found = guard.empty(n_query, k), guard.empty(n_query, k, dtype=torch.int64)
             search(query, k, *found)

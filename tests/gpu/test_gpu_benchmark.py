@@ -41,9 +41,9 @@ def test_rows_before_any_run(tmp_path):
     gpu = module("gpu")
     assert gpu.main(["--output", str(tmp_path), "--not-measured"]) == 0
     saved = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(saved["rows"]) == 17 and {row["status"] for row in saved["rows"]} == {"not measured"}
+    assert len(saved["rows"]) == 16 and {row["status"] for row in saved["rows"]} == {"not measured"}
     assert all("ours" not in row for row in saved["rows"])
-    assert gpu.table(saved["rows"]).count("not measured") == 17
+    assert gpu.table(saved["rows"]).count("not measured") == 16
     assert gpu.succeeded(saved) and gpu.gemm_from(saved) is None
 
 
@@ -52,7 +52,7 @@ def test_rows_before_any_run(tmp_path):
     "name",
     [
         *("segment-1", "segment-64", "knn-784-1-1024", "knn-784-9-1024", "coreset", "bilinear", "peaks"),
-        *("knn-crossover", "knn-pipelined", "knn-tiles", "knn-refining"),
+        *("knn-crossover", "knn-tiles", "knn-refining"),
     ],
 )
 def test_rows_on_tiny_inputs(device, name, tmp_path):
@@ -65,8 +65,7 @@ def test_rows_on_tiny_inputs(device, name, tmp_path):
     (saved,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert saved["status"] == "ok" and saved["row"] == name, saved
     assert saved["ours"]["p50_ms"] > 0 and saved["over_floor"] > 0
-    undecided = ("knn-crossover", "knn-pipelined", "knn-tiles", "knn-refining")
-    assert saved["goal_met"] in ((None,) if name in undecided else (True, False))
+    assert saved["goal_met"] in ((None,) if name in ("knn-crossover", "knn-tiles", "knn-refining") else (True, False))
     assert saved["ratios"]
     assert all(isinstance(peer, dict) or peer.startswith("not measured") for peer in saved["peers"].values())
     assert "floors" in gpu.table([saved]) and gpu.succeeded(result)
@@ -75,7 +74,7 @@ def test_rows_on_tiny_inputs(device, name, tmp_path):
 def test_rows_are_those_that_the_tiny_inputs_cover():
     """The k-NN rows differ in sizes alone; every other row is run above."""
     names = [name for name in module("gpu_rows").ROWS if not re.fullmatch(r"knn-\d+-[19]-\d+", name)]
-    proposals = ["knn-crossover", "knn-pipelined", "knn-refining", "knn-tiles"]
+    proposals = ["knn-crossover", "knn-refining", "knn-tiles"]
     assert sorted(names) == ["bilinear", "coreset", *proposals, "peaks", "segment-1", "segment-64"]
 
 

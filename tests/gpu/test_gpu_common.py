@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import threading
 import weakref
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -125,79 +121,3 @@ def test_the_host_sets_aside_what_the_kernels_take():
     named = ("VECTORS", "PAD", "CELL_DOUBLES", "PIXEL_DOUBLES")
     assert [solver[name] for name in named] == [svm._VECTORS, svm._PAD, svm._CELL, svm._PIXEL]
     assert svm.THREADS <= solver["MAX_THREADS"]
-
-
-class TestBeside:
-    """Launches on a stream beside the current one; what each stream is told, in order."""
-
-    @pytest.fixture
-    def told(self, monkeypatch) -> list[str]:
-        from ttt4as_fast.kernels.gpu_common import streams
-
-        log: list[str] = []
-
-        class Stream:
-            def __init__(self, name: str) -> None:
-                self.name = name
-
-            def wait_stream(self, other: Stream) -> None:
-                log.append(f"{self.name} waits for {other.name}")
-
-            def record_event(self) -> str:
-                log.append(f"{self.name} records")
-                return f"event {len(log)}"
-
-            def wait_event(self, event: str) -> None:
-                log.append(f"{self.name} waits for {event}")
-
-        @contextlib.contextmanager
-        def current(stream: Stream) -> Iterator[None]:
-            log.append(f"on {stream.name}")
-            yield
-            log.append(f"off {stream.name}")
-
-        main, beside = Stream("main"), Stream("beside")
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
-        monkeypatch.setattr(torch.cuda, "stream", current)
-        monkeypatch.setattr(streams, "_stream_beside", lambda device: beside)
-        return log
-
-    def test_what_is_launched_there_follows_what_came_before_and_comes_before_what_waits(self, told):
-        from ttt4as_fast.kernels.gpu_common.streams import Beside
-
-        with Beside(torch.device("cuda", 0)) as beside:
-            first = beside.launch(lambda: told.append("first"))
-            beside.launch(lambda: told.append("second"))
-            beside.wait_for(first)
-        launches = [
-            ["beside waits for main", "on beside", name, "off beside", "beside records"] for name in ("first", "second")
-        ]
-        assert told == [*launches[0], *launches[1], "main waits for event 5", "main waits for beside"]
-
-    def test_the_current_stream_waits_where_something_fails_too(self, told):
-        from ttt4as_fast.kernels.gpu_common.streams import Beside
-
-        with pytest.raises(KeyError), Beside(torch.device("cuda", 0)) as beside:
-            beside.launch(lambda: {}["no such launch"])
-        assert told[-1] == "main waits for beside"
-
-    def test_the_host_has_done_it_by_then(self):
-        from ttt4as_fast.kernels.gpu_common.streams import Beside
-
-        done: list[int] = []
-        with Beside(torch.device("cpu")) as beside:
-            beside.wait_for(beside.launch(lambda: done.append(1)))
-        assert done == [1]
-
-    def test_each_thread_has_one_of_its_own(self, monkeypatch):
-        from ttt4as_fast.kernels.gpu_common import streams
-
-        made: list[int] = []
-        monkeypatch.setattr(streams, "own_stream", lambda device, priority: made.append(priority) or object())
-        monkeypatch.setattr(streams, "_of_thread", threading.local())
-        device = torch.device("cuda", 0)
-        here = streams._stream_beside(device)
-        assert streams._stream_beside(device) is here
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(streams._stream_beside, device).result() is not here
-        assert made == [-1, -1]  # before all streams that are told nothing

@@ -106,29 +106,6 @@ def test_refining_with_nvrtc(dtype, architecture):
     assert wide[1] >= wide[0] + 4
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_a_block_of_refining_fits_beside_proposals(report, dtype):
-    """In the registers and the shared memory of one multiprocessor, whose unit of registers is 256 a warp."""
-    torch = pytest.importorskip("torch")
-    gpu = pytest.importorskip("ttt4as_fast.kernels.knn.gpu", reason="Triton is not installed")
-    proposals = report["triton"]["knn-propose-beside"]["90"]
-    prelude = gpu.refine_prelude(getattr(torch, dtype), True, beside=True)
-    cubin, _ = _compile("knn/refine.cu", 90, *CUPY_OPTIONS, prelude=prelude)
-    facts = gate.resources_of(cubin)["refine"]
-    assert facts["stack"] == 0 and facts["local"] == 0, facts
-    threads_of_proposals = 32 * gpu.TILES[9][3]
-    held = [
-        (-(-registers // 8) * 8) * threads
-        for registers, threads in (
-            (proposals["registers"], threads_of_proposals),
-            (facts["registers"], gpu.REFINE_THREADS),
-        )
-    ]
-    assert sum(held) <= 1 << 16, (proposals, facts)
-    query = 12 * 1536  # float32, the channels of two layers
-    assert proposals["shared"] + facts["shared"] + query + 1024 <= 228 * 1024
-
-
 @pytest.mark.parametrize("kept", [2, 3])
 @pytest.mark.parametrize("queries", [56, 88, 104, 120, 136])
 def test_proposals_for_hopper_with_nvrtc(queries, kept):

@@ -6,7 +6,6 @@ import functools
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -178,72 +177,6 @@ def test_a_device_that_is_not_the_current_one(rng):
 
     for here, other in zip(results(torch.device("cuda", 0)), results(there), strict=True):
         assert other.device == there and torch.equal(here.cpu(), other.cpu())
-
-
-class TestPipelined:
-    """A search whose proposals are on a stream beside the caller's."""
-
-    @pytest.fixture
-    def index(self, rng, monkeypatch):
-        pytest.importorskip("cupy")
-        from ttt4as_fast.kernels.knn import gpu, pipelined
-
-        index = gpu.Index(torch.from_numpy(rng.standard_normal((5000, 96)).astype(np.float32)).cuda())
-        monkeypatch.setattr(index, "_way_to_propose", lambda n: index._propose)
-        monkeypatch.setattr(pipelined, "part_of", lambda device, n: 256 if n > 256 else None)
-        return index
-
-    def queries(self, rng, index) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """700 of them, and their neighbours by a search of each 256 alone."""
-        query = torch.from_numpy(rng.standard_normal((700, 96)).astype(np.float32)).cuda()
-        alone = [index._launch(query[start : start + 256], 9) for start in range(0, 700, 256)]
-        want = tuple(torch.cat(found) for found in zip(*alone, strict=True))
-        torch.cuda.synchronize()
-        return query, want
-
-    def test_is_in_turn_with_the_callers_stream(self, rng, index):
-        cases = [self.queries(rng, index) for _ in range(3)]
-        index._launch(cases[0][0], 9)  # compiles
-        found, query = [], torch.empty_like(cases[0][0])
-        with torch.cuda.stream(torch.cuda.Stream()):
-            for one, _ in cases * 4:
-                torch.cuda._sleep(2_000_000)
-                query.copy_(one)
-                found.append([x.clone() for x in index._launch(query, 9)])
-                query.fill_(7)  # right after, and memory that was used goes to others
-                junk = [torch.full((n,), 2**30, dtype=torch.int32, device="cuda") for n in (1 << 12, 1 << 16, 1 << 18)]
-                del junk
-        torch.cuda.synchronize()
-        for got, (_, want) in zip(found, cases * 4, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-
-    def test_in_a_graph_of_the_callers(self, rng, index):
-        cases = [self.queries(rng, index) for _ in range(2)]
-        query = cases[0][0].clone()
-        index._launch(query, 9)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = index._launch(query, 9)
-        for one, want in cases:
-            query.copy_(one)
-            graph.replay()
-            assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
-        again = index._launch(cases[0][0], 9)  # the stream is of no capture any more
-        assert all(torch.equal(a, b) for a, b in zip(again, cases[0][1], strict=True))
-
-    def test_by_several_threads(self, rng, index):
-        cases = [self.queries(rng, index) for _ in range(4)]
-        index._launch(cases[0][0], 9)
-
-        def work(case: tuple) -> bool:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                for _ in range(10):
-                    found = index._launch(case[0], 9)
-                torch.cuda.current_stream().synchronize()
-            return all(torch.equal(a, b) for a, b in zip(found, case[1], strict=True))
-
-        with ThreadPoolExecutor(4) as pool:
-            assert all(pool.map(work, cases))
 
 
 class TestMemory:

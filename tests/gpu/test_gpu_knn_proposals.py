@@ -64,50 +64,6 @@ def test_product_in_memory_gives_the_same(device, rng, k):
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
-@pytest.mark.usefixtures("cuda_source")
-@pytest.mark.parametrize(("n_query", "k"), [(6, 1), (8, 5)])
-def test_a_pipelined_search_gives_the_same(device, rng, monkeypatch, n_query, k):
-    """Parts that are full, and a last one that is not; each is proposed with few registers and measured with few."""
-    from ttt4as_fast.kernels.knn import gpu, pipelined
-
-    if device.type == "cuda" and not gpu.has_descriptors(device):
-        pytest.skip("this device has no tensor descriptors")
-    query = torch.from_numpy(rng.standard_normal((n_query, 12)).astype(np.float32)).to(device)
-    index = gpu.Index(torch.from_numpy(rng.standard_normal((301, 12)).astype(np.float32)).to(device))
-    want = index._launch(query, k)
-    proposed, measured = [], []
-    propose, refine = gpu.Index._propose, gpu.Index._refine_cuda
-
-    def propose_part(self, low, *others, registers):
-        proposed.append((len(low), registers))
-        propose(self, low, *others, registers=registers)
-
-    def refine_part(self, some, *others, beside):
-        measured.append((len(some), beside))
-        refine(self, some, *others, beside=beside)
-
-    monkeypatch.setattr(gpu.Index, "_propose", propose_part)
-    monkeypatch.setattr(gpu.Index, "_refine_cuda", refine_part)
-    monkeypatch.setattr(gpu.Index, "_way_to_propose", lambda self, n: self._propose)
-    monkeypatch.setattr(pipelined, "part_of", lambda device, n: 3)
-    found = index._launch(query, k)
-    assert torch.equal(found[0], want[0]) and torch.equal(found[1], want[1])
-    sizes = [3, 3, 2][: -(-n_query // 3)]
-    assert proposed == [(n, pipelined.REGISTERS) for n in sizes] and measured == [(n, True) for n in sizes]
-
-
-def test_parts_of_a_pipelined_search(monkeypatch):
-    pipelined = pytest.importorskip("ttt4as_fast.kernels.knn.pipelined", reason="torch is not installed")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    device = torch.device("cuda", 0)
-    monkeypatch.setattr(pipelined, "PARTS", {(8, 0): 128})
-    assert pipelined.part_of(device, 25088) is None
-    monkeypatch.setattr(pipelined, "PARTS", {(9, 0): 6272})
-    assert pipelined.part_of(torch.device("cpu"), 25088) is None
-    assert [pipelined.part_of(device, n) for n in (1, 12543, 12544, 25088)] == [None, None, 6272, 6272]
-    assert pipelined.part_of(device, 20000) == 6784  # three, of 53 tiles, 53 and 51
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1), (37, 300, 70), (130, 257, 128)], ids=str)
 def test_tiles_by_descriptors_give_the_same(device, rng, monkeypatch, shape):
     """On a device it is the loop over tiles, interpreted the kernel of one, that `_propose` runs unless told."""

@@ -34,13 +34,13 @@ def test_bilinear(device, rng):
     )
 
 
-@pytest.mark.parametrize("way", ["_propose", "_propose_gemm", "_propose_hopper", "pipelined"])
+@pytest.mark.parametrize("way", ["_propose", "_propose_gemm", "_propose_hopper"])
 @pytest.mark.parametrize(("triton", "dim"), [(False, 21), (False, 24), (True, 21)], ids=["cuda", "wide", "triton"])
 def test_knn(device, rng, monkeypatch, way, triton, dim):
-    """By each way to propose, and in parts; refined in CUDA where CuPy is there, number by number and 16 bytes at a
-    time, and in Triton. The first query has its neighbours in one group.
+    """By each way to propose; refined in CUDA where CuPy is there, number by number and 16 bytes at a time, and in
+    Triton. The first query has its neighbours in one group.
     """
-    from ttt4as_fast.kernels.knn import gpu, pipelined
+    from ttt4as_fast.kernels.knn import gpu
 
     if triton:
         monkeypatch.setattr(gpu.Index, "_fits_cuda", lambda self: False)
@@ -53,12 +53,7 @@ def test_knn(device, rng, monkeypatch, way, triton, dim):
     if way == "_propose_hopper" and not gpu.hopper.usable(device):
         pytest.skip("not of compute capability 9.0, or no CuPy")
     index = gpu.Index(bank.to(device))
-    if way != "pipelined":
-        index._search(query.to(device), k, distances, indices, getattr(index, way))
-    elif index._fits_cuda():
-        pipelined.search(index, query.to(device), k, distances, indices, 2)
-    else:
-        pytest.skip("it has no way in Triton, or there is no CuPy")
+    index._search(query.to(device), k, distances, indices, getattr(index, way))
     want, order = kernels.nearest_neighbors(query, bank, k, backend="reference")
     close(distances, want)
     assert torch.equal(indices.cpu(), order)
