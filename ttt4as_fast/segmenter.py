@@ -196,7 +196,8 @@ class TTT4AS:
         Raises
         ------
         ValueError, TypeError, RuntimeError
-            As a call.
+            As a call; and where a CUDA graph is being captured on the current stream, which to capture another would
+            end.
         """
         if isinstance(self.options, RobustOptions):
             run_robust(anomaly_map, features, pred_score, self.options, self.backend)

@@ -175,7 +175,14 @@ class Graphs:
     def capture(self, options: Hashable, work: Work, inputs: Inputs) -> bool:
         """Capture the graph of such inputs if it is new; False where that fails, or it has no room: calls then launch
         kernels one by one.
+
+        Raises
+        ------
+        RuntimeError
+            The current stream is being captured, which to capture another graph would end.
         """
+        if any(x.is_cuda for x in _tensors(inputs)) and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(f"{self.name}: warm up before the capture of a CUDA graph, not inside of it")
         if os.environ.get(ENVIRONMENT_VARIABLE) == "0":
             return False
         with self.lock:

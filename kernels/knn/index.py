@@ -189,6 +189,8 @@ class KnnIndex:
         ------
         ValueError, TypeError
             As `search`.
+        RuntimeError
+            A CUDA graph is being captured on the current stream, which to capture another would end; or as `search`.
         """
         query = self.check_vectors(query, "query")
         self.search(query, k)

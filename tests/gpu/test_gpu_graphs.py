@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from ttt4as_fast import kernels
 from ttt4as_fast.kernels import arrays
@@ -71,6 +72,17 @@ class TestWhichCallsCapture:
         work, x = Work(), (torch.zeros(2, 2),)
         assert cache.capture("a", work, x) is True
         assert cache.run("a", work, x) == "replayed"
+
+    @pytest.mark.parametrize("turned_off", [False, True])
+    def test_none_inside_the_capture_of_another(self, cache, monkeypatch, turned_off):
+        if turned_off:
+            monkeypatch.setenv("TTT4AS_CUDA_GRAPHS", "0")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with FakeTensorMode():
+            x = torch.empty(2, 2, device="cuda")
+        with pytest.raises(RuntimeError, match="segment: warm up before the capture"):
+            cache.capture("a", Work(), (None, x))
+        assert not cache.kinds
 
     def test_least_recently_used_goes_first(self, cache):
         work, x = Work(), (torch.zeros(2, 2),)
@@ -450,6 +462,17 @@ class TestSearch:
         want = kernels.nearest_neighbors(queries[1], index.bank, 50, backend="gpu")
         monkeypatch.setattr(gpu.Index, "_search", None)
         self.same(index.search(queries[1], 50), want)
+
+    def test_warmup_inside_a_capture_spoils_nothing(self, rng):
+        index, queries = self.case(rng)
+        want = index.search(queries[0], 3)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            with pytest.raises(RuntimeError, match="warm up before the capture"):
+                index.warmup(queries[0], 3)
+            found = index.search(queries[0], 3)
+        graph.replay()
+        self.same(found, want)
 
     def test_grows_and_searches_by_turns(self, rng):
         index, queries = self.case(rng)
