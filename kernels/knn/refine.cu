@@ -113,18 +113,23 @@ __device__ void keep_copied(double2* kept, const uint4* copied, int dim) {
 // The squared distance of a row, by the lanes of a warp, each of which gets it. Once the first of it is being read,
 // `meanwhile` is done.
 template <typename T, int N, typename Work>
-__device__ double measure(const double* query, const typename T::Bits* row, long long step, int dim, bool exists,
-                          Work meanwhile) {
+__device__ double measure(const double* query, const typename T::Bits* row, long long step, int dim, Work meanwhile) {
     constexpr int AHEAD = N == 1 ? 16 : N == 2 ? 4 : 8;  // reads in flight
     constexpr int AT_ONCE = CHANNELS / (32 * N) < AHEAD ? CHANNELS / (32 * N) : AHEAD;
     const int lane = threadIdx.x & 31;
     double sums[4] = {0, 0, 0, 0};
     for (int first = 0; first < dim; first += 32 * N * AHEAD) {
         Piece<T, N> pieces[AHEAD];
+        const typename T::Bits* const own = row + (first + lane * N) * (N > 1 ? 1 : step);
+        if (N > 1 && first + 32 * N * AHEAD <= dim) {  // no lane has to ask what exists
 #pragma unroll
-        for (int j = 0; j < AHEAD; ++j) {
-            const int d = first + (32 * j + lane) * N;
-            pieces[j].read(row + (N > 1 ? d : d * step), exists && d < dim);
+            for (int j = 0; j < AHEAD; ++j) pieces[j].read(own + 32 * N * j, true);
+        } else {
+#pragma unroll
+            for (int j = 0; j < AHEAD; ++j) {
+                const int d = 32 * N * j;
+                pieces[j].read(own + (N > 1 ? d : d * step), first + lane * N + d < dim);
+            }
         }
         if (first == 0) meanwhile();
 #pragma unroll
@@ -361,7 +366,7 @@ __device__ void find(const void* queries, const typename T::Bits* bank, const ui
                     __syncthreads();
                     kept = true;
                 };
-                const double measured = measure<T, N>(query, bank + row * b_n, b_d, dim, row >= 0, keep);
+                const double measured = measure<T, N>(query, bank + max(row, 0) * b_n, b_d, dim, keep);
                 if (row >= 0) distance = measured;
             }
             if (lane == 0 && i < base + count) found.distance[half][i] = distance;
