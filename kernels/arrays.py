@@ -124,8 +124,15 @@ def check_dense(x: Any, name: str, *, meta: bool = False) -> None:
         raise TypeError(f"{name}: expected an array without masked values, got {np.ma.count_masked(x)} masked")
 
 
+class NonFiniteError(ValueError):
+    """What `check_finite` raises."""
+
+    without_batch: str
+    """The message for who gave one image: without the first axis of the place."""
+
+
 def check_finite(x: np.ndarray, name: str) -> None:
-    """Raise ValueError where a host array holds NaN or infinity, with the first place it does."""
+    """Raise NonFiniteError where a host array holds NaN or infinity, with the first place it does."""
     # One reduction decides the common case: a sum is finite only if every term is (or it overflowed: look closer).
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.sum(x)):
@@ -134,7 +141,14 @@ def check_finite(x: np.ndarray, name: str) -> None:
     if not finite.all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
         count = int(x.size - np.count_nonzero(finite))
-        raise ValueError(f"{name}: expected finite values, got {x[where]} at {where} ({count} non-finite in all)")
+
+        def says(place: tuple[int, ...]) -> str:
+            at = f" at {place}" if place else ""
+            return f"{name}: expected finite values, got {x[where]}{at} ({count} non-finite in all)"
+
+        error = NonFiniteError(says(where))
+        error.without_batch = says(where[1:])
+        raise error
 
 
 def to_numpy(x: Array, *, keep_bfloat16: bool = False) -> np.ndarray:

@@ -57,6 +57,8 @@ def run_local_maxima(anomaly_map: Array, percentile: float, backend: str) -> Arr
     batch = anomaly_map if anomaly_map.ndim == 3 else anomaly_map[None]
     try:
         peaks = OPERATION.run("local_maxima", {"anomaly_map": batch}, backend, percentile=percentile)
+    except arrays.NonFiniteError as error:  # on the way from a device to a backend of host arrays
+        raise error if anomaly_map.ndim == 3 else ValueError(error.without_batch) from None
     except ValueError:
         if on_host:
             arrays.check_finite(arrays.to_numpy(anomaly_map), "anomaly_map")  # says where

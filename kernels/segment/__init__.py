@@ -55,12 +55,13 @@ class Segmentation:
             and the code 4, and leaves the others as they are.
         """
         codes = self.status_code.tolist()
-        bad = [
-            i for i, code in enumerate(codes if isinstance(codes, list) else [codes]) if STATUSES[code] == "non_finite"
-        ]
+        single = not isinstance(codes, list)
+        found = [STATUSES[code] for code in ([codes] if single else codes)]
+        bad = [i for i, status in enumerate(found) if status == "non_finite"]
         if bad:
-            raise ValueError(f"anomaly_map, features: expected finite values, got others in image {bad} of the batch")
-        return [STATUSES[code] for code in codes] if isinstance(codes, list) else STATUSES[codes]
+            where = "" if single else f" in image {bad} of the batch"
+            raise ValueError(f"anomaly_map, features: expected finite values, got others{where}")
+        return found[0] if single else found
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,12 @@ def run_by(
         from .. import torch_ops
 
         batch = getattr(torch_ops, operator)
-    mask, decision, labels, codes = batch(anomaly_map, features, score, options, backend)
+    try:
+        mask, decision, labels, codes = batch(anomaly_map, features, score, options, backend)
+    except arrays.NonFiniteError as error:
+        if single:
+            raise ValueError(error.without_batch) from None
+        raise
     if single:
         mask, decision, labels, codes = mask[0], decision[0], labels[0], codes[0]
     return Segmentation(mask, decision, labels, codes)

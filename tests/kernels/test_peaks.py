@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -172,6 +173,15 @@ def test_bad_maps_are_named(backend, values, percentile, error, says):
     with pytest.raises(error) as caught:
         kernels.local_maxima(values, percentile, backend=backend)
     assert says in str(caught.value)
+
+
+def test_a_value_on_a_device_is_where_the_caller_finds_it(monkeypatch):
+    monkeypatch.setattr(kernels.arrays, "device_type", lambda x: "cuda")
+    values = torch.zeros((1, 4, 5))
+    values[0, 2, 3] = torch.nan
+    for given, where in ((values, "(0, 2, 3)"), (values[0], "(2, 3)")):
+        with pytest.raises(ValueError, match=re.escape(f"anomaly_map: expected finite values, got nan at {where} (")):
+            kernels.local_maxima(given, backend="reference")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from dataclasses import asdict
 
@@ -393,6 +394,29 @@ def test_bad_input_is_named(backend, change, error, says):
     with pytest.raises(error) as caught:
         kernels.segment(**{**GOOD, **change}, backend=backend)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("segment", [kernels.segment, kernels.segment_robust])
+def test_a_value_that_is_not_finite_is_where_the_caller_finds_it(backend, segment, kind):
+    psi, deep = np.zeros((8, 8)), np.zeros((3, 2, 2))
+    for name, x, place in (("anomaly_map", psi, (3, 4)), ("features", deep, (2, 0, 1))):
+        x[place] = np.nan
+        for single in (True, False):
+            given = [kind(x if single else x[None]) for x in (psi, deep)]
+            says = f"{name}: expected finite values, got nan at {place if single else (0, *place)} (1 non-finite"
+            with pytest.raises(ValueError, match=re.escape(says)):
+                segment(*given, backend=backend)
+        x[place] = 0
+    with pytest.raises(ValueError, match=r"^pred_score: expected finite values, got nan \(1 non-finite in all\)$"):
+        segment(kind(psi), kind(deep), pred_score=np.nan, image_threshold=1.0, backend=backend)
+
+
+def test_a_status_names_an_image_only_of_a_batch():
+    for codes, says in ((4, "got others$"), ([0, 4], r"got others in image \[1\] of the batch$")):
+        empty = np.zeros((*np.shape(codes), 2, 2))
+        with pytest.raises(ValueError, match=says):
+            _ = kernels.Segmentation(empty, empty, empty, np.array(codes, np.int8)).status
 
 
 def test_a_neighbourhood_beyond_the_shorter_side(backend, rng):
