@@ -66,6 +66,12 @@ class Operation:
         """Why backend `name` cannot serve arrays on `device` here, the current one of its type; None if it can."""
         return _why_not(self, name, device, arrays.current_device(device))
 
+    def check_backend(self, backend: Any, source: str = "backend") -> None:
+        """Raise ValueError unless `backend`, which `source` gave, is ``"auto"`` or one that exists."""
+        if not isinstance(backend, str) or (backend != "auto" and backend not in self.backends):
+            takes = ", ".join(map(repr, ("auto", *self.backends)))
+            raise ValueError(f"{source}: expected one of {takes} for {self.name}, got {backend!r}")
+
     def resolve(self, backend: str, device: str) -> ModuleType:
         """The module that serves a call with this `backend` argument and arrays on the current `device`.
 
@@ -78,12 +84,11 @@ class Operation:
             now (no memory is left, or a CUDA graph is captured).
         """
         source = "backend"
+        self.check_backend(backend)
         if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
             backend, source = os.environ[ENVIRONMENT_VARIABLE], ENVIRONMENT_VARIABLE
+            self.check_backend(backend, source)
         if backend != "auto":
-            if backend not in self.backends:
-                takes = ", ".join(map(repr, ("auto", *self.backends)))
-                raise ValueError(f"{source}: expected one of {takes} for {self.name}, got {backend!r}")
             reason = self.why_not(backend, device)
             if reason:
                 raise RuntimeError(f"{source}={backend!r} cannot serve {self.name} on {device}: {reason}")

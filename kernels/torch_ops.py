@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import bilinear, coreset, knn, peaks
+from .dispatch import Operation
+from .segment import OPERATION as SEGMENT
 from .segment import OPTION_NAMES, SegmentOptions, known_options, run_batch
+from .segment_robust import OPERATION as ROBUST
 from .segment_robust import OPTION_NAMES as ROBUST_NAMES
 from .segment_robust import RobustOptions
 from .segment_robust import run_batch as run_robust_batch
@@ -152,12 +155,26 @@ _define(
     _segment_fake,
 )
 
-bilinear_upsample = torch.ops.ttt4as.bilinear_upsample
-bilinear_sample = torch.ops.ttt4as.bilinear_sample
-nearest_neighbors = torch.ops.ttt4as.nearest_neighbors
-k_center_greedy = torch.ops.ttt4as.k_center_greedy
-local_maxima = torch.ops.ttt4as.local_maxima
-dilate = torch.ops.ttt4as.dilate
+
+def _checked(name: str, operation: Operation) -> Callable:
+    """The operator, which gets a backend that exists: torch would refuse another type in its own words, or take it."""
+    operator = getattr(torch.ops.ttt4as, name)
+
+    def call(*inputs: Any) -> Any:
+        operation.check_backend(inputs[-1])
+        return operator(*inputs)
+
+    return call
+
+
+bilinear_upsample = _checked("bilinear_upsample", bilinear.OPERATION)
+bilinear_sample = _checked("bilinear_sample", bilinear.OPERATION)
+nearest_neighbors = _checked("nearest_neighbors", knn.OPERATION)
+k_center_greedy = _checked("k_center_greedy", coreset.OPERATION)
+local_maxima = _checked("local_maxima", peaks.OPERATION)
+dilate = _checked("dilate", peaks.OPERATION)
+_checked_segment = _checked("segment", SEGMENT)
+_checked_robust = _checked("segment_robust", ROBUST)
 
 
 def segment(
@@ -165,7 +182,7 @@ def segment(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``ttt4as::segment`` with its options spread in the order of the schema."""
     values = [getattr(options, name) for name in OPTION_NAMES]
-    return torch.ops.ttt4as.segment(anomaly_map, features, score, *values, backend)
+    return _checked_segment(anomaly_map, features, score, *values, backend)
 
 
 def segment_robust(
@@ -173,4 +190,4 @@ def segment_robust(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``ttt4as::segment_robust`` with its options spread in the order of the schema."""
     values = [getattr(options, name) for name in ROBUST_NAMES]
-    return torch.ops.ttt4as.segment_robust(anomaly_map, features, score, *values, backend)
+    return _checked_robust(anomaly_map, features, score, *values, backend)

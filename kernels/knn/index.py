@@ -70,6 +70,7 @@ class KnnIndex:
     def __init__(self, bank: Array | None = None, *, dim: int | None = None, backend: str = "auto") -> None:
         if bank is None and dim is None:
             raise ValueError("bank: expected an array (N, D), or dim for an index that starts empty; got neither")
+        OPERATION.check_backend(backend)
         self._backend = backend
         self._module: ModuleType | None = None
         self._device: str | torch.device | None = None  # see `_place`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import types
 import warnings
@@ -84,12 +85,18 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.parametrize("other", ["fast", None, b"cpu", np.array(["cpu"])], ids=repr)
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_hands_its_backend_on(name, kind):
+def test_every_operation_takes_the_backends_it_has(name, kind, other):
     given = [kind(x) if isinstance(x, np.ndarray) else x for x in OPERATIONS[name]]
-    with pytest.raises(ValueError, match=r"^backend: expected one of .* got 'fast'"):
-        getattr(kernels, name)(*given, backend="fast")
+    with pytest.raises(ValueError, match=rf"^backend: expected one of 'auto', .*, got {re.escape(repr(other))}$"):
+        getattr(kernels, name)(*given, backend=other)
+
+
+def test_an_empty_index_takes_the_backends_there_are():
+    with pytest.raises(ValueError, match=r"^backend: expected one of 'auto', .* for knn, got None"):
+        kernels.KnnIndex(dim=3, backend=None)
 
 
 class TestSeveralDevices:
@@ -212,6 +219,14 @@ def test_compiles_without_a_graph_break(monkeypatch, name):
     want = CALLS[name](*inputs())
     got = torch.compile(Call(name), fullgraph=True, backend="aot_eager")(*inputs())
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("compiling")
+def test_a_named_backend_compiles_without_a_graph_break():
+    def call(anomaly_map, features):
+        return kernels.segment(anomaly_map, features, backend="reference").pred_mask
+
+    torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="aot_eager")(*inputs()), call(*inputs()))
 
 
 @pytest.mark.parametrize("name", CALLS)
