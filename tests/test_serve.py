@@ -271,6 +271,35 @@ def test_a_full_queue_turns_away_at_once(model_file):
         stop(process)
 
 
+def test_uploads_beyond_the_limit_are_turned_away(model_file):
+    process, port = start(model_file, "--no-gate", "--max-uploads", "2")
+    data = png()
+    head = f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    try:
+        with contextlib.ExitStack() as stack:
+            slow = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(3)]
+            for client in slow[:2]:
+                client.sendall(head + data[:100])
+            deadline = time.monotonic() + 8  # until both are under way, within the time for a body
+            refusal = request(port, "POST", "/segment", data)
+            while refusal[0] == 200 and time.monotonic() < deadline:
+                refusal = request(port, "POST", "/segment", data)
+            assert (refusal[0], refusal[2]["retry-after"]) == (503, "1")
+            assert json.loads(refusal[1]) == {"error": "2 uploads are under way already"}
+            assert request(port, "GET", "/health")[0] == 200
+            slow[0].sendall(data[100:])
+            assert slow[0].recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert request(port, "POST", "/segment", data)[0] == 200  # a place is free again
+            slow[2].sendall(head + data[:100])
+        for _ in range(50):  # and those of clients that went away
+            if request(port, "POST", "/segment", data)[0] == 200:
+                break
+        else:
+            pytest.fail("places of uploads that were given up are not free")
+    finally:
+        stop(process)
+
+
 def test_stopping_finishes_what_is_under_way(model_file):
     process, port = start(model_file, "--no-gate")
     data = png()
@@ -416,8 +445,8 @@ def test_images_of_clients_that_went_away_are_not_judged(monkeypatch, model_file
         def __del__(self) -> None:
             dropped.append(len(self))
 
-    async def read(request, limits) -> Body:
-        return Body(await read_body(request, limits))
+    async def read(*arguments) -> Body:
+        return Body(await read_body(*arguments))
 
     read_body, dropped = serve._read_body, []
     monkeypatch.setattr(serve, "predict_batch", predict)

@@ -437,6 +437,7 @@ def serve(
     queue_size: Annotated[int, typer.Option(min=1, help="Images that may wait; more are turned away (503).")] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Images the model takes at once.")] = 8,
     body_timeout: Annotated[float, typer.Option(help="Seconds in which a body must have arrived.")] = 10.0,
+    max_uploads: Annotated[int, typer.Option(min=1, help="Bodies that may arrive at a time; more get 503.")] = 64,
     drain_seconds: Annotated[int, typer.Option(min=0, help="Time for requests under way after SIGTERM.")] = 30,
     weights: MovedWeights = None,
     image_threshold: ImageThreshold = None,
@@ -466,7 +467,7 @@ def serve(
     detector, _ = load_detector(model, weights, device, backend)
     threshold = threshold_of(detector, image_threshold, gate)
     segmenter = segmenter_of(ctx, threshold if gate else None, detector)
-    limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout)
+    limits = service.Limits(max_bytes, max_pixels, queue_size, max_batch, body_timeout, max_uploads)
     service.serve(detector, segmenter, threshold, host, port, limits, drain_seconds)
 
 

@@ -61,6 +61,9 @@ class Limits:
         Images the model takes at once, default 8.
     body_timeout : float
         Seconds in which a body must have arrived, default 10; else 408.
+    max_uploads : int
+        Bodies that may be arriving, default 64, so that no more than `max_uploads` times `max_bytes` are held of them;
+        what comes beyond is read, not kept, and turned away (503).
     """
 
     max_bytes: int = 32 * 2**20
@@ -68,9 +71,10 @@ class Limits:
     queue_size: int = 64
     max_batch: int = 8
     body_timeout: float = 10.0
+    max_uploads: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "queue_size", "max_batch"):
+        for name in ("max_bytes", "max_pixels", "queue_size", "max_batch", "max_uploads"):
             check_int(getattr(self, name), name, 1)
         check_float(self.body_timeout, "body_timeout", 0.0, open_low=True)
 
@@ -235,12 +239,14 @@ def create_app(
     -------
     starlette.applications.Starlette
         Errors are JSON ``{"error": reason}``: 400 no readable image, 408 body too slow, 413 too large, 415 not an image
-        type, 500 the model failed at the image (the server logs why), 503 queue full (``Retry-After``) or stopping.
+        type, 500 the model failed at the image (the server logs why), 503 too many uploads or queue full
+        (``Retry-After``) or stopping.
     """
     limits = limits or Limits()
     metrics = _Metrics()
     threshold = model.image_threshold_ if label_threshold is None else label_threshold
     worker = _Worker(model, segmenter, threshold, limits, metrics)
+    uploads = asyncio.Semaphore(limits.max_uploads)
     helpers = ThreadPoolExecutor(PROCESSORS, thread_name_prefix="ttt4as-image")
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, for the process: ours may be higher
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
@@ -270,7 +276,7 @@ def create_app(
     async def segment(request: Request) -> Response:
         try:
             accept = request.headers.get("accept", "")
-            response = await _unless_gone(request, respond(await _read_body(request, limits), accept))
+            response = await _unless_gone(request, respond(await _read_body(request, limits, uploads), accept))
         except _Refusal as refusal:
             response = JSONResponse({"error": refusal.reason}, refusal.status, headers=refusal.headers)
         except asyncio.CancelledError:  # the server's time for requests under way is over; it takes one more answer
@@ -323,8 +329,8 @@ def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the service failed at this request"}, 500)
 
 
-async def _read_body(request: Request, limits: Limits) -> bytes:
-    """The body, if it is of a type and size that is taken and arrives in time."""
+async def _read_body(request: Request, limits: Limits, uploads: asyncio.Semaphore) -> bytes:
+    """The body, if it is of a type and size that is taken, arrives in time and has one of the places of `uploads`."""
     kind = request.headers.get("content-type", "application/octet-stream").split(";")[0].strip().lower()
     if kind not in CONTENT_TYPES:
         raise _Refusal(415, f"content-type: expected one of {', '.join(CONTENT_TYPES)}, got {kind!r}")
@@ -333,12 +339,12 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
     if length.isdigit() and int(length) > 2 * limits.max_bytes:
         raise too_large
 
-    async def collect() -> bytes:
+    async def collect(most: int) -> bytes:
         # Up to twice the limit what is sent is taken, and dropped: most clients read their answer only after that.
         data, received = bytearray(), 0
         async for chunk in request.stream():
             received += len(chunk)
-            if received <= limits.max_bytes:
+            if received <= most:
                 data += chunk
             elif received > 2 * limits.max_bytes:
                 break
@@ -346,11 +352,15 @@ async def _read_body(request: Request, limits: Limits) -> bytes:
             raise too_large
         return bytes(data)
 
+    full = uploads.locked()
     try:
-        data = await asyncio.wait_for(collect(), limits.body_timeout)
+        async with contextlib.nullcontext() if full else uploads:
+            data = await asyncio.wait_for(collect(0 if full else limits.max_bytes), limits.body_timeout)
     except asyncio.TimeoutError:
         reason = f"body: not complete within {limits.body_timeout:g} s"
         raise _Refusal(408, reason, Connection="close") from None
+    if full:
+        raise _Refusal(503, f"{limits.max_uploads} uploads are under way already", **{"Retry-After": "1"})
     if not data:
         raise _Refusal(400, "body: expected an image file, got nothing")
     return data
