@@ -58,7 +58,7 @@ lint: $(VENV)/.installed-dev
 
 sanitize: $(VENV)/.installed-test
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-		-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
+		-DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j 2
 
@@ -66,14 +66,14 @@ sanitize: $(VENV)/.installed-test
 clang: $(VENV)/.installed-test
 	$(BIN)/cmake -S . -B build/clang -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 		-DCMAKE_CXX_COMPILER=$(CLANG) -DBUILD_SHARED_LIBS=ON \
-		-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
+		-DTTT4AS_BUILD_TESTS=ON -DTTT4AS_SANITIZE=$(SANITIZE)
 	$(BIN)/cmake --build build/clang
 	$(BIN)/ctest --test-dir build/clang --output-on-failure -j 2
 
 # The core on processors that are not at hand: a cross compiler and QEMU's user mode (Debian: g++-aarch64-linux-gnu,
 # qemu-user). kvm64 has SSE3 and nothing later: an instruction of a newer set outside the dispatched files ends a test.
 CROSS = $(BIN)/cmake -S . -B build/$@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_BUILD_TYPE=Release \
-	-DTTT4AS_BUILD_PYTHON=OFF -DTTT4AS_BUILD_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux
+	-DTTT4AS_BUILD_TESTS=ON -DCMAKE_SYSTEM_NAME=Linux
 cross-aarch64: $(VENV)/.installed-test
 	$(CROSS) -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 		"-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64;-L;/usr/aarch64-linux-gnu"

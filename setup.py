@@ -88,6 +88,7 @@ class BuildCore(build_ext):
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build_dir)),
             f"-DPython_EXECUTABLE={sys.executable}",
+            "-DTTT4AS_BUILD_PYTHON=ON",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
         ]

@@ -38,13 +38,12 @@ def example(tmp_path_factory) -> Path:
         pytest.skip("not a checkout")
     base = tmp_path_factory.mktemp("embed")
     # The shared library, its headers in a place of the installer's choice; the C++ tests build the static one.
-    options = ["-DTTT4AS_BUILD_PYTHON=OFF", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON"]
-    options.append("-DCMAKE_INSTALL_INCLUDEDIR=include/one")
+    options = ["-DBUILD_SHARED_LIBS=ON", "-DCMAKE_INSTALL_INCLUDEDIR=include/one"]
     options += ["-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_CXX_FLAGS=-ffast-math"]  # as a project around it may have them
     steps = [
         ["-S", str(ROOT), "-B", str(base / "library"), *options],
         ["--build", str(base / "library"), "--parallel"],
-        ["--install", str(base / "library"), "--component", "embed", "--prefix", str(base / "prefix")],
+        ["--install", str(base / "library"), "--prefix", str(base / "prefix")],
         ["-S", str(ROOT / "examples" / "cpp"), "-B", str(base / "example"), f"-DCMAKE_PREFIX_PATH={base / 'prefix'}"],
         ["--build", str(base / "example"), "--parallel"],
     ]
