@@ -195,6 +195,8 @@ def test_one_bad_value_among_many(model, queries):
             ValueError,
             "crop_size: expected multiples of 8",
         ),
+        ({"layers": ["layer2"]}, ValueError, "layers: expected names among .*got 'layer2'"),
+        ({"backbone": "dino_vits8", "layers": "blocks.1"}, TypeError, "layers: expected a sequence of names"),
         ({"backbone": "dinov2_vits14", "crop_size": 222}, ValueError, "crop_size: expected multiples of 14"),
     ],
 )
@@ -203,9 +205,7 @@ def test_wrong_options(options, error, message):
         PatchCore(**{"device": "cpu", **options})
 
 
-def test_wrong_layers_and_rates(model):
-    with pytest.raises(ValueError, match=r"layers: expected names among .*got 'layer2'"):
-        small(layers=["layer2"]).fit(textures(1, 0))
+def test_wrong_rates(model):
     with pytest.raises(ValueError, match="batch_size: expected an integer >= 1, got 0"):
         model.predict(textures(1, 0), batch_size=0)
     for call in (small().fit, model.calibrate, model.predict):

@@ -200,7 +200,7 @@ def create_backbone(
     target = resolve_device(device)
     network = create_network(name, weights)
     with torch.device("cpu"):
-        backbone = Backbone(name, spec, network, _check_layers(layers, name, spec, network))
+        backbone = Backbone(name, spec, network, check_layers(layers, name))
     return backbone.to(target)
 
 
@@ -240,10 +240,20 @@ def _feature_info(network: Any) -> list[dict[str, Any]]:
     return list(getattr(info, "info", info))
 
 
-def _check_layers(layers: Sequence[str] | None, name: str, spec: _Spec, network: nn.Module) -> tuple[str, ...]:
+@functools.cache
+def _known_layers(name: str) -> tuple[str, ...]:
+    """The layers of a backbone, in its order; of a network without weights."""
+    import timm
+
+    with torch.device("meta"):
+        return tuple(row["module"] for row in _feature_info(timm.create_model(_SPECS[name].timm_name)))
+
+
+def check_layers(layers: Sequence[str] | None, name: str) -> tuple[str, ...]:
+    """`layers` in the order of the backbone `name`, its own choice for None; raises if it has no such layers."""
     if layers is None:
-        return spec.layers
-    known = [row["module"] for row in _feature_info(network)]
+        return _SPECS[name].layers
+    known = _known_layers(name)
     names = isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers)
     if not names or not all(isinstance(layer, str) for layer in layers):
         raise TypeError(f"layers: expected a sequence of names, got {layers!r}")

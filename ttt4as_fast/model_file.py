@@ -150,10 +150,7 @@ def _check_weights(model: PatchCore, fitted_with: str, path: Path) -> None:
             f"weights: the model {str(path)!r} was fitted with the local weights {str(model.weights)!r}, which are not "
             "there; pass their present path as weights (in a command: --weights)"
         )
-    try:
-        found = model.network.fingerprint
-    except (ValueError, TypeError) as error:  # layers that the backbone does not have, or that are no names
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    found = model.network.fingerprint
     if found != fitted_with:
         raise WeightsError(
             f"weights: those of {model.backbone!r} found here are not the ones that {str(path)!r} was fitted with "

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from . import kernels
-from .backbones import Backbone, available, check_input_size, create_backbone, resolve_device
+from .backbones import Backbone, available, check_input_size, check_layers, create_backbone, resolve_device
 from .baselines import NominalStatistics
 from .images import ImageError, list_images, read_image
 from .kernels.arrays import (
@@ -135,6 +135,7 @@ class PatchCore:
         max_patches: int | None = None,
     ) -> None:
         self.backbone = check_option(backbone, "backbone", tuple(available()))
+        check_layers(layers, backbone)
         self.layers = layers
         self.coreset_ratio = check_float(coreset_ratio, "coreset_ratio", 0.0, 1.0, open_low=True)
         self.n_neighbors = check_int(n_neighbors, "n_neighbors", 1)
