@@ -38,8 +38,9 @@ struct SvmResult {
     int passes = 0;                        // over the points: of the working set's rounds, or Newton's Hessian products
 };
 
-// Solves one problem after another in memory that it keeps and only grows. Not for two threads at once. T: float,
-// double. Deterministic: the same input gives the same bits on any number of threads.
+// Solves one problem after another in memory that it keeps and only grows: at most 1.1 times the samples' bytes, 200
+// MiB, and 300 bytes a sample and a feature. Not for two threads at once. T: float, double. Deterministic: the same
+// input gives the same bits on any number of threads.
 template <class T>
 class TTT4AS_API LinearSvm {
   public:
