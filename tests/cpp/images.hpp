@@ -144,9 +144,11 @@ void check_bad_input() {
     for (auto pixel : constant.mask) CHECK(pixel == 0);
     in.map[17] = std::numeric_limits<float>::infinity();
     CHECK(run(segmenter, in).info.bad == ttt4as::BadInput::anomaly_map);
+    CHECK(run(segmenter, in).info.status == ttt4as::SegmentStatus::non_finite);
     in = image(32, 32, 8, 4, 4, 9);
     in.features[5] = std::numeric_limits<float>::quiet_NaN();
     CHECK(run(segmenter, in).info.bad == ttt4as::BadInput::features);
+    CHECK(run(segmenter, in).info.status == ttt4as::SegmentStatus::non_finite);
     in.height = 0;
     CHECK_THROWS(ttt4as::InvalidArgument, run(segmenter, in));
     in = image(32, 32, 8, 4, 4, 9);

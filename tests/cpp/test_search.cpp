@@ -233,6 +233,40 @@ void check_threads_that_come_and_go() {
 
 }  // namespace
 
+// No address, more columns than there can be, no stride, and objects that were moved from and assigned to.
+void check_misuse() {
+    using ttt4as::InvalidArgument;
+    using ttt4as::Matrix;
+    constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+    Random random(77);
+    const std::vector<float> points = random.normals(40 * 6);
+    const Matrix<const float> bank{points.data(), 40, 6};
+    CHECK(bank.stride == 6);
+    const Matrix<const float> nowhere{nullptr, 40, 6, 6}, wide{points.data(), 40, kMost, 6};
+    std::vector<float> distances(40);
+    std::vector<std::int64_t> indices(40);
+    CHECK_THROWS(InvalidArgument, ttt4as::KnnIndex(nowhere));
+    CHECK_THROWS(InvalidArgument, ttt4as::KnnIndex(wide));
+    CHECK_THROWS(InvalidArgument, ttt4as::KnnIndex(bank, nullptr, std::size_t(5000)));
+    ttt4as::KnnIndex first(bank);
+    ttt4as::KnnIndex index = std::move(first);
+    CHECK_THROWS(InvalidArgument, index.search(nowhere, 1, distances.data(), indices.data()));
+    CHECK_THROWS(InvalidArgument, index.search(bank, 1, nullptr, indices.data()));
+    CHECK_THROWS(InvalidArgument, index.search(bank, 1, distances.data(), nullptr));
+    index.search(Matrix<const float>{nullptr, 0, 6}, 1, nullptr, nullptr);
+    first = ttt4as::KnnIndex(bank);
+    first.search(bank, 1, distances.data(), indices.data());
+    for (std::int64_t i = 0; i < 40; ++i) CHECK(indices[i] == i && distances[i] == 0);
+
+    CHECK_THROWS(InvalidArgument, ttt4as::GreedyCoreset(nowhere, 0));
+    CHECK_THROWS(InvalidArgument, ttt4as::GreedyCoreset(wide, 0));
+    ttt4as::GreedyCoreset coreset(bank, 3);
+    CHECK_THROWS(InvalidArgument, coreset.pick(1, nullptr));
+    coreset.pick(0, nullptr);
+    coreset.pick(1, indices.data());
+    CHECK(indices[0] == 3 && coreset.picked() == 1);
+}
+
 int main() {
     check_threads_that_come_and_go();
 #if defined(COUNTS_ALLOCATIONS)
@@ -294,5 +328,6 @@ int main() {
     CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::KnnIndex(ttt4as::Matrix<const float>{nullptr, 0, 3, 3}));
     const float one = 1;
     CHECK_THROWS(ttt4as::InvalidArgument, ttt4as::GreedyCoreset(ttt4as::Matrix<const float>{&one, 1, 1, 1}, 1));
+    check_misuse();
     return 0;
 }

@@ -83,6 +83,8 @@ int main() {
     refuses<ttt4as::Segmenter, Options>([](Options& o) { o.C = -1; }, "C: expected a finite number > 0, got -1");
     refuses<ttt4as::Segmenter, Options>([](Options& o) { o.tol = std::numeric_limits<double>::infinity(); },
                                         "tol: expected a finite number > 0, got inf");
+    refuses<ttt4as::Segmenter, Options>([](Options& o) { o.loss = static_cast<ttt4as::Loss>(2); },
+                                        "loss: expected Loss::squared_hinge or Loss::hinge, got 2");
     refuses<ttt4as::Segmenter, Options>([](Options& o) { o.percentile = 100.5; },
                                         "percentile: expected a number in [0, 100], got 100.5");
 

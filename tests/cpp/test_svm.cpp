@@ -1,6 +1,7 @@
 // The SVM: the gap it states is the gap there is, every route finds the same optimum, bits do not depend on threads.
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "allocations.hpp"
 #include "check.hpp"
@@ -195,6 +196,32 @@ void memory_is_kept(SvmRoute route, Loss loss) {
     CHECK(svm.memory() > 0 && svm.memory() < (std::size_t(1) << 24));
 }
 
+// Noise, on which every route goes all its way, in shapes where each kind of memory is the most: what a sample takes, a
+// feature, the working set's rows, the factored Hessian.
+template <class T>
+void check_memory() {
+    const std::pair<std::int64_t, std::int64_t> shapes[] = {{20000, 1}, {4, 20000}, {400, 300}, {200, 900}};
+    Random random(8);
+    for (const auto& [n, dims] : shapes) {
+        std::vector<T> x(static_cast<std::size_t>(n * dims));
+        for (T& value : x) value = static_cast<T>(random.normal());
+        std::vector<double> y(static_cast<std::size_t>(n)), coef(static_cast<std::size_t>(dims));
+        for (double& label : y) label = random.uniform() < 0.5 ? -1 : 1;
+        y[0] = -y[1];
+        for (const Loss loss : {Loss::squared_hinge, Loss::hinge}) {
+            ttt4as::LinearSvm<T> svm;
+            SvmOptions options;
+            options.C = 1;
+            options.loss = loss;
+            options.max_iter = 20;
+            svm.fit({x.data(), n, dims}, y.data(), options, coef.data());
+            const double most =
+                1.1 * static_cast<double>(x.size() * sizeof(T)) + 200 * 0x1p20 + 300.0 * static_cast<double>(n + dims);
+            CHECK(static_cast<double>(svm.memory()) <= most);
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -222,6 +249,8 @@ int main() {
     memory_is_kept(SvmRoute::working_set, Loss::squared_hinge);
     memory_is_kept(SvmRoute::newton, Loss::squared_hinge);
     memory_is_kept(SvmRoute::coordinate, Loss::hinge);
+    check_memory<float>();
+    check_memory<double>();
     // Not finite, empty, absurd.
     std::vector<float> x = {1, 2, std::numeric_limits<float>::quiet_NaN(), 4};
     std::vector<double> y = {1, -1}, w(2);
@@ -229,6 +258,19 @@ int main() {
     CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2, 2}, y.data(), {}, w.data()));
     CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 0, 2, 2}, y.data(), {}, w.data()));
     x = {1, 2, 3, 4};
+    constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+    CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 1, kMost, 2}, y.data(), {}, w.data()));
+    CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({nullptr, 2, 2}, y.data(), {}, w.data()));
+    CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2}, nullptr, {}, w.data()));
+    CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2}, y.data(), {}, nullptr));
+    for (const int other : {-1, 2, 4}) {
+        SvmOptions options;
+        options.loss = static_cast<ttt4as::Loss>(other);
+        CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2}, y.data(), options, w.data()));
+        options.loss = ttt4as::Loss::hinge;
+        options.route = static_cast<ttt4as::SvmRoute>(other == 2 ? 7 : other);
+        CHECK_THROWS(ttt4as::InvalidArgument, svm.fit({x.data(), 2, 2}, y.data(), options, w.data()));
+    }
     const double nan = std::numeric_limits<double>::quiet_NaN(), inf = std::numeric_limits<double>::infinity();
     for (const double bad : {-1.0, nan, inf}) {
         const std::vector<double> weight = {1, bad}, start = {0, bad, 0}, labels = {1, nan};

@@ -12,6 +12,7 @@
 #include <variant>
 
 #include "linear.hpp"
+#include "options.hpp"
 #include "ttt4as/knn.hpp"
 #include "ttt4as/robust.hpp"
 #include "ttt4as/segmenter.hpp"
@@ -75,7 +76,7 @@ struct Stopped {
 
 // The values of `rows` x `cols`, which must be finite.
 ttt4as::Matrix<const float> finite(const char* name, const float* values, std::int64_t rows, std::int64_t cols) {
-    if (!values) throw ttt4as::InvalidArgument(std::string(name) + ": expected an address, got NULL");
+    ttt4as::check_address(name, values);
     const auto possible = [](std::int64_t n) { return n >= 1 && n <= std::numeric_limits<std::int32_t>::max(); };
     if (possible(rows) && possible(cols) && !std::isfinite(ttt4as::max_abs_kernel<float>()(values, rows * cols)))
         throw ttt4as::InvalidArgument(std::string(name) + ": expected finite values, got NaN or infinity");
@@ -231,7 +232,6 @@ ttt4as_knn_index* ttt4as_knn_open(const float* bank, int64_t rows, int64_t cols,
                                   int verify) {
     ttt4as_knn_index* made = nullptr;
     guarded([&] {
-        if (!bank || !prepared) throw ttt4as::InvalidArgument("bank, prepared: expected addresses, got NULL");
         const ttt4as::Matrix<const float> points{bank, rows, cols, cols};
         made = new ttt4as_knn_index{ttt4as::KnnIndex(points, prepared, bytes, verify != 0)};
         return 0;
@@ -243,7 +243,6 @@ int ttt4as_knn_search(const ttt4as_knn_index* index, const float* query, int64_t
                       int64_t* indices, int threads) {
     if (!index) return fail(TTT4AS_INVALID_ARGUMENT, "index: expected a handle, got NULL");
     return guarded([&] {
-        if (!distances || !indices) throw ttt4as::InvalidArgument("distances, indices: expected addresses, got NULL");
         index->index.search(finite("query", query, rows, index->index.dim()), k, distances, indices, threads);
         return 0;
     });

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "options.hpp"
 #include "sketch.hpp"
 #include "ttt4as/threads.hpp"
 
@@ -38,10 +39,7 @@ class CoresetOf final : public GreedyCoreset::Impl {
   public:
     CoresetOf(Matrix<const T> points, std::int64_t start, int threads)
         : points_(points), kernels_(sketch_kernels()), next_(start) {
-        if (points.rows < 1 || points.cols < 1 || points.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
-            throw InvalidArgument("points: expected 1 to 2147483583 rows and at least 1 column, got (" +
-                                  std::to_string(points.rows) + ", " + std::to_string(points.cols) + ")");
-        }
+        check_matrix("points", points, std::numeric_limits<std::int32_t>::max() - kStrip);
         if (start < 0 || start >= points.rows) {
             throw InvalidArgument("start: expected an integer in [0, " + std::to_string(points.rows - 1) + "], got " +
                                   std::to_string(start));
@@ -81,6 +79,7 @@ class CoresetOf final : public GreedyCoreset::Impl {
             throw InvalidArgument("count: expected an integer in [0, " + std::to_string(points_.rows - picked) +
                                   "], got " + std::to_string(count));
         }
+        if (count > 0) check_address("picks", picks);
         for (std::int64_t i = 0; i < count; ++i) {
             picks[i] = next_;
             if (picked + 1 < points_.rows) add(next_, threads);  // may throw: then it is not picked

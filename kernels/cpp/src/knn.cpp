@@ -13,6 +13,7 @@
 #include "knn_dense.hpp"
 #include "knn_group.hpp"
 #include "late.hpp"
+#include "options.hpp"
 #include "sketch.hpp"
 #include "ttt4as/threads.hpp"
 
@@ -117,12 +118,8 @@ class IndexOf final : public KnnIndex::Impl {
     using Scratch = std::unique_ptr<std::vector<GroupScratch>>;
 
     void check_bank() {
-        const Matrix<const T>& bank = bank_;
-        if (bank.rows < 1 || bank.cols < 1 || bank.rows > std::numeric_limits<std::int32_t>::max() - kStrip) {
-            throw InvalidArgument("bank: expected 1 to 2147483583 rows and at least 1 column, got (" +
-                                  std::to_string(bank.rows) + ", " + std::to_string(bank.cols) + ")");
-        }
-        raw_only_ = bank.cols <= kPanel;
+        check_matrix("bank", bank_, std::numeric_limits<std::int32_t>::max() - kStrip);
+        raw_only_ = bank_.cols <= kPanel;
     }
 
     BlockHeader header() const {
@@ -202,6 +199,9 @@ class IndexOf final : public KnnIndex::Impl {
             throw InvalidArgument("query: expected 0 to 2147483647 rows, got " + std::to_string(query.rows));
         }
         if (query.rows < 1) return;
+        check_address("query", query.data);
+        check_address("distances", distances);
+        check_address("indices", indices);
         threads = resolve_threads(threads);  // once, for scratch and tasks alike: the limit may change meanwhile
         std::vector<std::int64_t> probes, others, raw;
         for (std::int64_t i = 0; i < query.rows; ++i) {

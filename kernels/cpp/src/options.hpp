@@ -4,9 +4,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <string>
 
 #include "ttt4as/common.hpp"
+#include "ttt4as/svm.hpp"
 
 namespace ttt4as {
 
@@ -31,10 +33,27 @@ inline void check_count(const char* name, std::int64_t value) {
     check_option(value >= 1, name, value, "an integer >= 1");
 }
 
-inline void check_solver(double C, double tol, std::int64_t max_iter) {
+inline void check_solver(double C, Loss loss, double tol, std::int64_t max_iter) {
     check_positive("C", C);
+    check_option(loss == Loss::squared_hinge || loss == Loss::hinge, "loss", static_cast<std::int64_t>(loss),
+                 "Loss::squared_hinge or Loss::hinge");
     check_positive("tol", tol);
     check_count("max_iter", max_iter);
+}
+
+inline void check_address(const char* name, const void* address) {
+    if (!address) throw InvalidArgument(std::string(name) + ": expected an address, got NULL");
+}
+
+template <class T>
+void check_matrix(const char* name, const Matrix<T>& matrix, std::int64_t most_rows) {
+    constexpr std::int64_t kMostCols = std::numeric_limits<std::int32_t>::max();
+    if (matrix.rows < 1 || matrix.rows > most_rows || matrix.cols < 1 || matrix.cols > kMostCols) {
+        throw InvalidArgument(std::string(name) + ": expected 1 to " + std::to_string(most_rows) + " rows and 1 to " +
+                              std::to_string(kMostCols) + " columns, got (" + std::to_string(matrix.rows) + ", " +
+                              std::to_string(matrix.cols) + ")");
+    }
+    check_address(name, matrix.data);
 }
 
 }  // namespace ttt4as

@@ -23,6 +23,7 @@ std::string shape(const BlockHeader& header) {
 
 BlockReader::BlockReader(const void* block, std::size_t bytes, const BlockHeader& expected, bool verify) {
     BlockHeader header;
+    if (!block) refuse("an address", "NULL");
     if (reinterpret_cast<std::uintptr_t>(block) % kFieldAlign) refuse("an address aligned to 64 bytes", "another one");
     if (bytes < sizeof header) refuse("a block of at least 64 bytes", std::to_string(bytes));
     std::memcpy(&header, block, sizeof header);

@@ -212,6 +212,7 @@ SegmentResult BasicRobustSegmenter<T>::State::run(const SegmentInput<T>& in, con
     const MapRange<T> range = map_range(in.anomaly_map, size);
     if (!range.finite) {
         result.bad = BadInput::anomaly_map;
+        result.status = SegmentStatus::non_finite;
         return result;
     }
     const bool usable = labels.find(in.anomaly_map, in.height, in.width, in.feature_height, in.feature_width,
@@ -220,6 +221,7 @@ SegmentResult BasicRobustSegmenter<T>::State::run(const SegmentInput<T>& in, con
     mix(n_points);
     if (!gather(features)) {
         result.bad = BadInput::features;
+        result.status = SegmentStatus::non_finite;
         return result;
     }
     std::memset(out.pseudo_labels, 0, static_cast<std::size_t>(size));
@@ -312,7 +314,7 @@ void BasicRobustSegmenter<T>::set_options(const RobustOptions& options) {
     check_within("size_exponent", options.size_exponent, 0, 2, "a number in [0, 2]");
     check_option(options.score_weight >= 0 && std::isfinite(options.score_weight), "score_weight", options.score_weight,
                  "a finite number >= 0");
-    check_solver(options.C, options.tol, options.max_iter);
+    check_solver(options.C, options.loss, options.tol, options.max_iter);
     state_->options = options;
 }
 

@@ -92,11 +92,13 @@ SegmentResult BasicSegmenter<T>::State::run(const SegmentInput<T>& in, const Seg
     const MapRange<T> range = map_range(in.anomaly_map, size);
     if (!range.finite) {
         result.bad = BadInput::anomaly_map;
+        result.status = SegmentStatus::non_finite;
         return result;
     }
     double magnitude = 0;
     if (!scan_features(in, &magnitude)) {
         result.bad = BadInput::features;
+        result.status = SegmentStatus::non_finite;
         return result;
     }
 
@@ -216,7 +218,7 @@ void BasicSegmenter<T>::set_options(const SegmenterOptions& options) {
                  "a number in [0, 100]");
     check_option(options.neighbor_radius >= 0, "neighbor_radius", options.neighbor_radius, "an integer >= 0");
     check_count("n_nominal", options.n_nominal);
-    check_solver(options.C, options.tol, options.max_iter);
+    check_solver(options.C, options.loss, options.tol, options.max_iter);
     state_->options = options;
 }
 

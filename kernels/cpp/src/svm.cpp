@@ -32,11 +32,12 @@ LinearSvm<T>& LinearSvm<T>::operator=(LinearSvm&&) noexcept = default;
 template <class T>
 SvmResult LinearSvm<T>::fit(Matrix<const T> samples, const double* y, const SvmOptions& options, double* coef) {
     const std::int64_t n = samples.rows, dims = samples.cols;
-    if (n < 1 || dims < 1 || n > std::numeric_limits<std::int32_t>::max()) {
-        throw InvalidArgument("X: expected from 1 to 2147483647 samples of at least 1 feature, got shape (" +
-                              std::to_string(n) + ", " + std::to_string(dims) + ")");
-    }
-    check_solver(options.C, options.tol, options.max_iter);
+    check_matrix("X", samples, std::numeric_limits<std::int32_t>::max());
+    check_address("y", y);
+    check_address("coef", coef);
+    check_solver(options.C, options.loss, options.tol, options.max_iter);
+    check_option(options.route >= SvmRoute::automatic && options.route <= SvmRoute::coordinate, "route",
+                 static_cast<std::int64_t>(options.route), "one of SvmRoute");
     for (std::int64_t i = 0; i < n; ++i) {
         check_option(!std::isnan(y[i]), "y", y[i], "numbers");
         if (!options.sample_weight) continue;

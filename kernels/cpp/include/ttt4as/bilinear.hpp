@@ -27,8 +27,8 @@ inline Tap bilinear_tap(std::int64_t position, std::int64_t out_size, std::int64
 
 // (channels, h, w) -> out, C-contiguous (channels, out_height, out_width). T: Half, BFloat16, float, double.
 // All sizes are at least 1. Blocks of 16 channels are shared among the threads (0: max_threads()). Throws
-// std::bad_alloc; scratch: 2 * (out_height + out_width) taps and, for each thread, one input row, and for inputs
-// without adjacent columns 16 channels of the input.
+// std::bad_alloc, or std::length_error for sizes that no memory holds; scratch: 2 * (out_height + out_width) taps and,
+// for each thread, one input row, and for inputs without adjacent columns 16 channels of the input.
 template <class T>
 TTT4AS_API void bilinear_upsample(const FeatureView<T>& features, std::int64_t out_height, std::int64_t out_width,
                                   T* out, int threads = 1);

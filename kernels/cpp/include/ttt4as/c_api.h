@@ -108,8 +108,8 @@ TTT4AS_C_API int ttt4as_knn_save(const ttt4as_knn_index* index, ttt4as_sink sink
 TTT4AS_C_API ttt4as_knn_index* ttt4as_knn_open(const float* bank, int64_t rows, int64_t cols, const void* prepared,
                                                size_t bytes, int verify);
 
-/* query (rows, cols as the bank), finite -> distances and indices of the k nearest rows of the bank, (rows, k), nearest
- * first. Returns 0, or a ttt4as_error. Safe from many threads. */
+/* query (rows, cols as the bank), finite -> Euclidean distances and indices of the k nearest rows of the bank, (rows,
+ * k), nearest first. Returns 0, or a ttt4as_error. Safe from many threads. */
 TTT4AS_C_API int ttt4as_knn_search(const ttt4as_knn_index* index, const float* query, int64_t rows, int64_t k,
                                    float* distances, int64_t* indices, int threads);
 

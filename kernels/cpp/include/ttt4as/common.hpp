@@ -1,5 +1,6 @@
 // What every part of the library shares: the error type, strided views of the caller's memory, and aligned scratch that
-// only grows. Knows neither Python nor torch. The headers throw: code built without exceptions has c_api.h.
+// only grows. Knows neither Python nor torch. The headers throw: code built without exceptions has c_api.h. An object
+// that has been moved from can be assigned to and destroyed, no more.
 #pragma once
 
 #include <cstddef>
@@ -83,13 +84,13 @@ class Buffer {
     std::size_t capacity_ = 0;
 };
 
-// A matrix in the caller's memory; `stride` is the distance between rows in elements.
+// A matrix in the caller's memory; `stride` is the distance between rows in elements, `cols` unless it is given.
 template <class T>
 struct Matrix {
     T* data = nullptr;
     std::int64_t rows = 0;
     std::int64_t cols = 0;
-    std::int64_t stride = 0;
+    std::int64_t stride = cols;
 
     T* row(std::int64_t i) const noexcept { return data + i * stride; }
 };

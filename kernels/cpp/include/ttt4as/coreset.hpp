@@ -14,6 +14,7 @@
 
 namespace ttt4as {
 
+// An object serves one thread at a time.
 class TTT4AS_API GreedyCoreset {
   public:
     // points (rows >= 1, cols >= 1, finite) stay the caller's and must outlive this. Adds 85 bytes a row to them,
@@ -26,7 +27,8 @@ class TTT4AS_API GreedyCoreset {
     GreedyCoreset& operator=(GreedyCoreset&&) noexcept;
 
     // The next `count` picks -> picks, at most as many as there are rows in all. Ties go to the lowest row; once every
-    // point coincides with a pick, so do the rest. The picks do not depend on `threads`.
+    // point coincides with a pick, so do the rest. The picks do not depend on `threads`. Throws InvalidArgument,
+    // std::bad_alloc.
     void pick(std::int64_t count, std::int64_t* picks, int threads = 0);
 
     std::int64_t picked() const noexcept;

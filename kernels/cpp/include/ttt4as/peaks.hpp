@@ -7,8 +7,8 @@
 
 namespace ttt4as {
 
-// Memory that the functions below reuse from call to call; at most an eighth of the map plus 8 W + 82,000 bytes, or
-// 115,000 of doubles.
+// Memory that the functions below reuse from call to call, one thread at a time; at most an eighth of the map plus
+// 8 W + 82,000 bytes, or 115,000 of doubles.
 template <class T>
 struct PeakScratch {
     Buffer<T> values;

@@ -11,6 +11,7 @@
 
 namespace ttt4as {
 
+// Ranges are those of ttt4as_robust_options in c_api.h.
 struct RobustOptions {
     std::optional<double> nominal_level;  // the score that pixels of nominal images hardly pass
     double nominal_share = 0.4;           // of the way from there to the peak, where the nominal images' own level lies

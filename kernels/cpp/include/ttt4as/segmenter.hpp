@@ -14,8 +14,10 @@ enum class SegmentStatus : std::int8_t {
     nominal = 1,        // gated by the caller: everything is zero
     degenerate = 2,     // a constant map, or a class without a pixel: labels as found, the rest zero
     not_converged = 3,  // the mask comes from the last iterate
+    non_finite = 4,     // NaN or infinity in what `bad` names: nothing was computed and the outputs hold nothing
 };
 
+// Ranges are those of ttt4as_options in c_api.h.
 struct SegmenterOptions {
     double percentile = 99.0;          // of the anomaly map: the least value of a peak
     std::int64_t neighbor_radius = 5;  // pixels by which peaks grow
@@ -53,7 +55,7 @@ struct SegmentOutput {
 
 struct SegmentResult {
     SegmentStatus status = SegmentStatus::ok;
-    BadInput bad = BadInput::none;  // not none: nothing was computed and the outputs hold nothing
+    BadInput bad = BadInput::none;
     double tau = 0;
     std::int64_t n_anomalous = 0, n_nominal = 0;
     SvmResult svm;

@@ -14,11 +14,11 @@ namespace ttt4as {
 enum class Isa { generic = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
 // The best set that this processor, the operating system and this build have, or a lesser one named by TTT4AS_ISA
-// (generic, avx2, avx512, amx); read once. Results may differ in the last bits between generic, avx2 and avx512, never
-// on the same one. What a search uses beside them changes no result: VNNI with avx2 and avx512, where the processor has
-// it, and with amx the tiles, for which the first search asks the system; where that refuses, VNNI serves, and this
-// still says amx. A process that has tiles needs alternate signal stacks of getauxval(AT_MINSIGSTKSZ) or more;
-// TTT4AS_ISA=avx512 does not ask.
+// (generic, avx2, avx512, amx); read once. Results may differ in the last bits between generic, avx2 and avx512, and
+// between builds by other compilers or with other flags (Debug), never on the same one of the same build. What a search
+// uses beside them changes no result: VNNI with avx2 and avx512, where the processor has it, and with amx the tiles,
+// for which the first search asks the system; where that refuses, VNNI serves, and this still says amx. A process that
+// has tiles needs alternate signal stacks of getauxval(AT_MINSIGSTKSZ) or more; TTT4AS_ISA=avx512 does not ask.
 TTT4AS_API Isa isa() noexcept;
 
 TTT4AS_API const char* isa_name(Isa isa) noexcept;
