@@ -24,15 +24,21 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # NumPy has none: the bits, for the C++ core
 
 
+def imported_torch() -> Any:
+    """torch, if it is imported; None too while another thread imports it, when it lacks what is asked of it."""
+    torch = sys.modules.get("torch")
+    return None if getattr(getattr(torch, "__spec__", None), "_initializing", False) else torch
+
+
 def is_tensor(x: Any) -> bool:
     """Whether `x` is a torch tensor."""
-    torch = sys.modules.get("torch")
+    torch = imported_torch()
     return torch is not None and isinstance(x, torch.Tensor)
 
 
 def is_compiling() -> bool:
     """Whether `torch.compile` or `torch.export` is tracing, which warns of cached functions."""
-    torch = sys.modules.get("torch")
+    torch = imported_torch()
     return torch is not None and torch.compiler.is_compiling()
 
 
@@ -54,7 +60,7 @@ def current_device(kind: str) -> int | None:
     """Number of the current device of a type; None where there is but one."""
     if kind != "cuda":
         return None
-    torch = sys.modules.get("torch")
+    torch = imported_torch()
     return torch.cuda.current_device() if torch is not None and torch.cuda.is_initialized() else 0
 
 

@@ -20,7 +20,6 @@ import functools
 import importlib
 import importlib.util
 import os
-import sys
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -58,9 +57,8 @@ class Operation:
         return self.cuda if device == "cuda" else self.host
 
     def module(self, name: str) -> ModuleType:
-        """The backend's file, imported."""
-        path = f"{__package__}.{self.name}.{name}"
-        return sys.modules.get(path) or importlib.import_module(path)
+        """The backend's file, imported: in `sys.modules` it also is while another thread still imports it."""
+        return importlib.import_module(f"{__package__}.{self.name}.{name}")
 
     def why_not(self, name: str, device: str) -> str | None:
         """Why backend `name` cannot serve arrays on `device` here, the current one of its type; None if it can."""

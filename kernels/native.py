@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -59,7 +58,7 @@ def threads() -> int:
 
 def within_torch(most: int) -> int:
     """At most as many threads as torch may use, where it is loaded."""
-    torch = sys.modules.get("torch")
+    torch = arrays.imported_torch()
     return most if torch is None else min(most, torch.get_num_threads())
 
 

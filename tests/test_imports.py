@@ -125,6 +125,30 @@ def test_import_loads_nothing_heavy(statement: str, tmp_path: Path) -> None:
     assert not modules & set(HEAVY)
 
 
+def test_first_uses_from_several_threads_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    # One thread is stopped within the import of kernels until another has come to a part of it, if it does.
+    code = """
+import sys, threading
+import ttt4as_fast
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ttt4as_fast.kernels.segment":
+            reached.set()
+        if name == "ttt4as_fast.kernels.bilinear":
+            other.start()
+            reached.wait(0.5)
+
+reached = threading.Event()
+other = threading.Thread(target=lambda: ttt4as_fast.TTT4AS)
+sys.meta_path.insert(0, Stop())
+ttt4as_fast.kernels
+other.join()
+print("TTT4AS" in vars(ttt4as_fast))
+"""
+    assert run(code, tmp_path).strip() == "True"
+
+
 def test_numpy_arrays_need_no_torch(tmp_path: Path) -> None:
     statement = "import numpy as np; from ttt4as_fast import kernels; kernels.bilinear_upsample(np.ones((1, 2, 2)), 4)"
     assert not loaded(statement, tmp_path) & {"torch", "timm", "triton", "cupy"}

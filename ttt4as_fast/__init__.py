@@ -37,12 +37,13 @@ __all__ = [*_WHERE, *_MODULES, "__version__"]  # noqa: PLE0604 - the names are t
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"{__name__}.{name}")
-    else:
+    if name not in _WHERE and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # First all of kernels: where one thread imports the package and another a part of it, they wait for each other, and
+    # Python ends that by an ImportError.
+    importlib.import_module(f"{__name__}.kernels")
+    module = importlib.import_module(f"{__name__}.{_WHERE.get(name, name)}")
+    value = getattr(module, name) if name in _WHERE else module
     globals()[name] = value
     return value
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import re
 import sys
+import threading
 import types
 import warnings
 from dataclasses import astuple, fields
@@ -72,6 +74,32 @@ def test_a_named_backend_serves_or_raises(operation, monkeypatch):
         operation.resolve("auto", "cpu")
 
 
+def test_a_backend_that_another_thread_imports_is_waited_for(monkeypatch, tmp_path):
+    package = types.ModuleType("ttt4as_fast.kernels.made_up")
+    package.__path__ = [str(tmp_path)]
+    package.begun, package.go_on = threading.Event(), threading.Event()
+    lines = [
+        "import sys",
+        f"package = sys.modules[{package.__name__!r}]",
+        "package.begun.set()",
+        "package.go_on.wait(60)",
+    ]
+    (tmp_path / "slow.py").write_text("\n".join([*lines, "def unavailable(device): return None"]))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    operation = dispatch.Operation("made_up", host=("slow",), cuda=("slow",))
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(operation.resolve("slow", "cpu"))) for _ in range(2)]
+    threads[0].start()
+    assert package.begun.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)  # it took the half of the module that was there, and raised
+    package.go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert found[0] is found[1] is sys.modules.pop(f"{package.__name__}.slow")
+
+
 OPERATIONS = {
     "segment": (np.eye(9), np.ones((2, 3, 3))),
     "segment_robust": (np.eye(9), np.ones((2, 3, 3))),
@@ -97,6 +125,20 @@ def test_every_operation_takes_the_backends_it_has(name, kind, other):
 def test_an_empty_index_takes_the_backends_there_are():
     with pytest.raises(ValueError, match=r"^backend: expected one of 'auto', .* for knn, got None"):
         kernels.KnnIndex(dim=3, backend=None)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_arrays_need_no_torch_that_another_thread_imports(name, monkeypatch):
+    half = types.ModuleType("torch")  # nothing of it is there yet
+    half.__spec__ = importlib.machinery.ModuleSpec("torch", None)
+    half.__spec__._initializing = True
+    want = getattr(kernels, name)(*OPERATIONS[name])
+    monkeypatch.setitem(sys.modules, "torch", half)
+    got = getattr(kernels, name)(*OPERATIONS[name])
+    monkeypatch.undo()
+    np.testing.assert_equal(
+        vars(got) if hasattr(got, "__dict__") else got, vars(want) if hasattr(want, "__dict__") else want
+    )
 
 
 class TestSeveralDevices:
