@@ -75,10 +75,11 @@ def load_array(path: Path, names: Sequence[str]) -> np.ndarray:
     if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would be to wait for its writer
         raise ValueError(f"{path}: not a regular file")
     try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
+        with open(path, "rb") as file:
+            is_archive = file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+        if not is_archive:  # `numpy.load` would take any other file for a pickle, and say so
+            return np.lib.format.open_memmap(path, mode="r")
+        with np.load(path, allow_pickle=False) as content:
             found = [name for name in names if name in content.files] or content.files
             if len(found) == 1:
                 return content[found[0]]

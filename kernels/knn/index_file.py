@@ -43,10 +43,9 @@ def read(path: str | os.PathLike, mmap: bool) -> tuple[np.ndarray, np.ndarray | 
         No NPY file of numbers, or cut short, or its vectors have changed.
     """
     try:
-        bank = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-        if not isinstance(bank, np.ndarray):
-            raise ValueError("an archive of several arrays")
-        with open(path, "rb") as file:
+        with open(path, "rb") as file:  # `numpy.load` would take what is no NPY file for a pickle, and say so
+            bank = np.lib.format.open_memmap(path, mode="r") if mmap else np.lib.format.read_array(file)
+            file.seek(0)
             _skip_header(file)
             begin = file.tell() + bank.nbytes
             begin += -begin % _ALIGN

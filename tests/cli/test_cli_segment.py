@@ -223,5 +223,6 @@ def test_segment_names_what_it_cannot_take(tmp_path: Path, case: str) -> None:
     code = 2 if case in ("absent", "mixed") else 1
     done = ttt4as("segment", maps, features, "-o", tmp_path / "out", code=code)
     assert maps.name in done.stderr
+    assert "pickle" not in done.stderr  # which NumPy takes any file for, and says how to load it unsafely
     assert done.stderr.count(f"{maps}: ") == (code == 1)
     assert len(done.stderr.strip().splitlines()) == 1

@@ -129,8 +129,10 @@ def test_damaged_files_are_refused(vectors, tmp_path, damage):
     path = tmp_path / "bank.npy"
     kernels.KnnIndex(vectors[0]).write(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match="path: expected an NPY file"):
-        kernels.KnnIndex.read(path)
+    for mmap in (False, True):
+        with pytest.raises(ValueError, match="path: expected an NPY file") as refused:
+            kernels.KnnIndex.read(path, mmap=mmap)
+        assert "pickle" not in str(refused.value)  # which NumPy takes any file for, and says how to load it unsafely
 
 
 def wide(n=900, dim=400):
