@@ -345,6 +345,16 @@ def test_wrong_shapes(shape):
         backbone(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [(torch.zeros((1, 3, 32, 32), dtype=torch.uint8), "torch.uint8"), (np.zeros((1, 3, 32, 32)), "ndarray")],
+)
+def test_what_is_no_tensor_of_floats(images, got):
+    backbone = create_backbone("efficientnet_lite0", device="cpu")
+    with pytest.raises(TypeError, match=rf"images: expected a tensor of floats in \[0, 1\], got {got}"):
+        backbone(images)
+
+
 def test_batch_norms_are_gone(resnet_file):
     for name, weights in (("efficientnet_lite0", None), ("resnet18", resnet_file)):
         backbone = create_backbone(name, weights=weights, device="cpu")

@@ -139,9 +139,12 @@ class Backbone(nn.Module):
 
         Raises
         ------
-        ValueError
-            Wrong rank or channel count, or a size that is no multiple of a ViT's patch.
+        ValueError, TypeError
+            Wrong rank or channel count, a size that is no multiple of a ViT's patch, or what is no tensor of floats.
         """
+        if not (isinstance(images, torch.Tensor) and images.is_floating_point()):
+            got = images.dtype if isinstance(images, torch.Tensor) else type(images).__name__
+            raise TypeError(f"images: expected a tensor of floats in [0, 1], got {got}")
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise ValueError(f"images: expected shape (N, 3, H, W), got {tuple(images.shape)}")
         check_input_size(self.name, *images.shape[2:])
