@@ -110,6 +110,7 @@ def test_pyplot_stays_unloaded(tmp_path: Path) -> None:
         ({"images": []}, "images"),
         ({"gt_masks": [np.zeros((60, 60), bool)]}, "gt_masks"),
         ({"anomaly_maps": [np.zeros((60, 61))] * 2}, r"anomaly_maps\[0\]"),
+        ({"anomaly_maps": [np.zeros((60, 60), complex)] * 2}, r"anomaly_maps\[0\]: .*, got complex128"),
         ({"masks": {"THR": [np.zeros((60, 60), bool)]}}, "THR"),
         ({"images": [np.zeros((60, 60), int)] * 2}, r"images\[0\]: expected uint8 or floats in \[0, 1\], got int64"),
         ({"images": [np.full((60, 60), 255.0)] * 2}, r"images\[0\]: expected values in \[0, 1\], got 255 to 255"),

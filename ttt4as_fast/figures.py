@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .io import atomic_path
-from .kernels.arrays import check_float, to_numpy
+from .kernels.arrays import as_float_array, check_float, to_numpy
 from .metrics import as_mask, mask_counts
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def comparison(
     low, high = check_float(low, "scale[0]", -np.inf), check_float(high, "scale[1]", -np.inf)
     if not low < high:
         raise ValueError(f"scale: expected lowest < highest, got {scale!r}")
-    images, anomaly_maps = ([np.asarray(to_numpy(x)) for x in column] for column in (images, anomaly_maps))
+    images = [np.asarray(to_numpy(x)) for x in images]
+    anomaly_maps = [to_numpy(as_float_array(x, f"anomaly_maps[{i}]", (2,))) for i, x in enumerate(anomaly_maps)]
     for i, image in enumerate(images):
         _check_image(image, f"images[{i}]")
     gt_masks = [as_mask(mask, f"gt_masks[{i}]") for i, mask in enumerate(gt_masks)]
