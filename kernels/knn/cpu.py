@@ -47,9 +47,12 @@ class Index:
         """Hand what was prepared to `write`, piece by piece."""
         self._index.save(write)
 
-    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index."""
-        return self._index.search(native.rows(query), k, threads=native.threads())
+    def search(self, query: np.ndarray, k: int, squared: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index.
+
+        Distances are Euclidean, or their squares, infinite beyond float32.
+        """
+        return self._index.search(native.rows(query), k, threads=native.threads(), squared=squared)
 
     @property
     def nbytes(self) -> int:

@@ -192,27 +192,29 @@ class Index:
         )  # fmt: skip
         return low, facts
 
-    def search(self, query: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def search(self, query: torch.Tensor, k: int, squared: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index.
 
-        A query with a non-finite value gets distance NaN and index -1: raising would wait for the device.
+        Distances are Euclidean, or their squares, infinite beyond float32. A query with a non-finite value gets
+        distance NaN and index -1: raising would wait for the device.
 
         A small search replays a CUDA graph where it comes again (`gpu_common.graphs`).
         """
         self.record_stream()
         if not self._has_graph(query, k):
-            return self._launch(query, k)
+            return self._launch(query, k, squared)
         query = dense(query)
         if torch.cuda.is_current_stream_capturing():
-            return self._launch(query, k)
-        distances, indices = self._graphs.run(k, functools.partial(self._launch, k=k), (query,))
+            return self._launch(query, k, squared)
+        work = functools.partial(self._launch, k=k, squared=squared)
+        distances, indices = self._graphs.run((k, squared), work, (query,))
         return distances, indices
 
-    def warmup(self, query: torch.Tensor, k: int) -> bool:
+    def warmup(self, query: torch.Tensor, k: int, squared: bool = False) -> bool:
         """Capture the graph of such a search; False where it has none."""
         self.record_stream()
-        work = functools.partial(self._launch, k=k)
-        return self._has_graph(query, k) and self._graphs.capture(k, work, (dense(query),))
+        work = functools.partial(self._launch, k=k, squared=squared)
+        return self._has_graph(query, k) and self._graphs.capture((k, squared), work, (dense(query),))
 
     def _has_graph(self, query: torch.Tensor, k: int) -> bool:
         n = query.shape[0]
@@ -228,10 +230,12 @@ class Index:
     def _scratch_exhaustively(self) -> int:
         return 32 * self.size + 24 * self.dim  # a query's, with as many differences as that leaves room for
 
-    def _launch(self, query: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _launch(self, query: torch.Tensor, k: int, squared: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         if k > MAX_K or self.exhaustive:
-            return self._in_parts(self._search_exhaustively, query, k, 1, self._scratch_exhaustively())
-        return self._in_parts(self._search, query, k, 128, self._scratch_per_query(query.shape[0]))
+            step = functools.partial(self._search_exhaustively, squared=squared)
+            return self._in_parts(step, query, k, 1, self._scratch_exhaustively())
+        step = functools.partial(self._search, squared=squared)
+        return self._in_parts(step, query, k, 128, self._scratch_per_query(query.shape[0]))
 
     def _in_parts(
         self, step: Callable[..., None], query: torch.Tensor, k: int, least: int, per_query: int
@@ -268,6 +272,7 @@ class Index:
         distances: torch.Tensor,
         indices: torch.Tensor,
         propose: Callable[..., None] | None = None,
+        squared: bool = False,
     ) -> None:
         low, facts = self._prepare(query, self.largest)
         propose = self._way_to_propose(len(query)) if propose is None else propose
@@ -276,7 +281,7 @@ class Index:
         groups = [torch.empty(size, dtype=torch.int32, device=query.device) for _ in range(kept)]
         propose(low, facts, *groups)
         refine = self._refine_cuda if self._fits_cuda() else self._refine_triton
-        refine(query, k, (low, facts, *groups), distances, indices)
+        refine(query, k, (low, facts, *groups), distances, indices, squared)
 
     def _fits_cuda(self) -> bool:
         """Whether ``refine.cu`` runs on the device and can keep a query in shared memory."""
@@ -296,6 +301,7 @@ class Index:
         proposed: tuple[torch.Tensor, ...],
         distances: torch.Tensor,
         indices: torch.Tensor,
+        squared: bool = False,
     ) -> None:
         low, facts, least, second, *third = proposed
         (q_n, q_d), (b_n, b_d) = _strides(query), _strides(self.bank)
@@ -311,7 +317,7 @@ class Index:
             self.bank.device, "knn/refine.cu", "refine", len(query), REFINE_THREADS,
             _span(query), _span(self.bank), low, self.low, self.norm, least, second, *(third or (None,)), facts,
             distances, indices,
-            *(np.int32(x) for x in (kind, self.size, self.dim, self.padded, self.n_groups, k)),
+            *(np.int32(x) for x in (kind, self.size, self.dim, self.padded, self.n_groups, k, squared)),
             *(np.int64(x) for x in (q_n, q_d, b_n, b_d)),
             shared_bytes=self._query_bytes(), prelude=refine_prelude(self.bank.dtype, wide),
         )  # fmt: skip
@@ -323,6 +329,7 @@ class Index:
         proposed: tuple[torch.Tensor, ...],
         distances: torch.Tensor,
         indices: torch.Tensor,
+        squared: bool = False,
     ) -> None:
         _, facts, least, second, *_ = proposed
         list_size = max(2, power_of_two(k))
@@ -331,7 +338,7 @@ class Index:
         unit = unit_of(self.dim, q_n, b_n)
         refine_kernel[(len(query),)](
             query, self.bank, least, second, facts, distances, indices, self.size, self.dim // unit, self.n_groups, k,
-            q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size,
+            q_n // unit, q_d, b_n // unit, b_d, UNIT=unit, LIST=list_size, SQUARED=squared,
             **refine_blocks(list_size, self.n_groups, self.dim, self.bank.dtype, warps),
             num_warps=warps, maxnreg=REFINE_REGISTERS, **FUSED,
         )  # fmt: skip
@@ -389,24 +396,27 @@ class Index:
             BLOCK_Q=block_q, BLOCK_N=block_n, **FUSED,
         )  # fmt: skip
 
-    def _search_exhaustively(self, query: torch.Tensor, k: int, distances: torch.Tensor, indices: torch.Tensor) -> None:
+    def _search_exhaustively(
+        self, query: torch.Tensor, k: int, distances: torch.Tensor, indices: torch.Tensor, squared: bool
+    ) -> None:
         """Every distance in float64 by differences, a block of the bank at a time, and a stable sort.
 
         Blocks are of one size, the last overlaps the one before: torch chooses the order of a sum by it, and copies of
         a row must tie.
         """
         rows = query.double()
-        squared = torch.empty((len(query), self.size), dtype=torch.float64, device=query.device)
-        room = max(self.scratch_bytes, self._scratch_exhaustively() * len(query)) - rows.nbytes - squared.nbytes
+        squares = torch.empty((len(query), self.size), dtype=torch.float64, device=query.device)
+        room = max(self.scratch_bytes, self._scratch_exhaustively() * len(query)) - rows.nbytes - squares.nbytes
         # A row of the bank, its differences from all queries, and their sums.
         block = min(self.size, max(1, room // (8 * (self.dim + len(query) * (self.dim + 1)))))
         for start, stop in chunks(self.size, block):
             start = stop - block if stop == self.size else start
             bank = self.bank[start:stop].double()
-            squared[:, start:stop] = (rows[:, None, :] - bank[None]).square_().sum(2)
-        ordered, order = squared.sort(dim=1, stable=True)
+            squares[:, start:stop] = (rows[:, None, :] - bank[None]).square_().sum(2)
+        ordered, order = squares.sort(dim=1, stable=True)
         number = torch.isfinite(rows).all(1)[:, None]
-        distances.copy_(ordered[:, :k].sqrt().masked_fill(~number, float("nan")))
+        nearest = ordered[:, :k] if squared else ordered[:, :k].sqrt()
+        distances.copy_(nearest.masked_fill(~number, float("nan")))
         indices.copy_(order[:, :k].masked_fill(~number, -1))
 
 

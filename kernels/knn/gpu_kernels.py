@@ -300,6 +300,7 @@ def refine_kernel(
     q_n, q_d, b_n, b_d,
     UNIT: tl.constexpr, LIST: tl.constexpr, LANES: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_1: tl.constexpr, AT_ONCE: tl.constexpr,
+    SQUARED: tl.constexpr,
 ):  # fmt: skip
     """The exact neighbours of one query: what the bound cannot exclude is measured, ties go to the lower index.
 
@@ -385,6 +386,8 @@ def refine_kernel(
     same = found[None, :] == found[:, None]
     before = (found[None, :] < found[:, None]) | (same & (rows[None, :] < rows[:, None]))
     rank = tl.sum(before.to(tl.int32), axis=1)
-    distance = tl.where(number, tl.sqrt(found), float("nan")).to(tl.float32)
+    if not SQUARED:
+        found = tl.sqrt(found)
+    distance = tl.where(number, found, float("nan")).to(tl.float32)
     tl.store(distance_ptr + query * k + rank, distance, mask=place < k)
     tl.store(index_ptr + query * k + rank, tl.where(number, rows, -1).to(tl.int64), mask=place < k)

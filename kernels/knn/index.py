@@ -160,14 +160,11 @@ class KnnIndex:
         with arrays.device_of(query):
             if len(parts) > 1 and arrays.device_type(query) == "cuda":
                 _check_no_capture(len(parts))
-            found = [part.search(query, min(k, _rows(part.bank))) for part in parts]
+            found = [part.search(query, min(k, _rows(part.bank)), squared) for part in parts]
         distances, indices = found[0] if len(found) == 1 else _merge(query, [part.bank for part in parts], found, k)
-        if squared:
-            with np.errstate(over="ignore"):
-                distances = distances * distances
         return arrays.like((distances, indices), template)
 
-    def warmup(self, query: Array, k: int = 1) -> bool:
+    def warmup(self, query: Array, k: int = 1, *, squared: bool = False) -> bool:
         """Pay for the first search now: compile what searches like this one need.
 
         On a GPU this captures their CUDA graph. Call it before other threads use the device: a thread that waits for
@@ -178,7 +175,7 @@ class KnnIndex:
 
         Parameters
         ----------
-        query, k
+        query, k, squared
             As `search` takes them; the values do not matter on a GPU, and must be finite on a host.
 
         Returns
@@ -194,11 +191,11 @@ class KnnIndex:
             A CUDA graph is being captured on the current stream, which to capture another would end; or as `search`.
         """
         query = self.check_vectors(query, "query")
-        self.search(query, k)
+        self.search(query, k, squared=squared)
         if not hasattr(self._module.Index, "warmup"):  # type: ignore[union-attr]
             return False
         with arrays.device_of(query):
-            captured = [part.warmup(query, min(k, _rows(part.bank))) for part in self._parts]
+            captured = [part.warmup(query, min(k, _rows(part.bank)), squared) for part in self._parts]
         return all(captured)
 
     def write(self, path: str | os.PathLike) -> None:

@@ -21,11 +21,12 @@ class Index:
         self.exact = bank.astype(np.float64)
         self.norms = np.einsum("nd,nd->n", self.exact, self.exact)
 
-    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, query: np.ndarray, k: int, squared: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index.
 
-        The expansion |q|^2 - 2 q.b + |b|^2 in float64 proposes, differences decide: the expansion loses the small
-        distances of vectors far from the origin, so all that it cannot tell from the k-th are measured directly.
+        Distances are Euclidean, or their squares, infinite beyond float32. The expansion |q|^2 - 2 q.b + |b|^2 in
+        float64 proposes, differences decide: the expansion loses the small distances of vectors far from the
+        origin, so all that it cannot tell from the k-th are measured directly.
         """
         distances = np.empty((len(query), k), np.float32)
         indices = np.empty((len(query), k), np.int64)
@@ -37,8 +38,9 @@ class Index:
             limit = np.partition(proposed, k - 1, axis=1)[:, k - 1] + 2 * error
             for i, row in enumerate(rows):
                 near = np.flatnonzero(proposed[i] <= limit[i])
-                squared = ((self.exact[near] - row) ** 2).sum(axis=1)
-                order = np.argsort(squared, kind="stable")[:k]
-                distances[start + i] = np.sqrt(squared[order])
+                squares = ((self.exact[near] - row) ** 2).sum(axis=1)
+                order = np.argsort(squares, kind="stable")[:k]
+                with np.errstate(over="ignore"):
+                    distances[start + i] = squares[order] if squared else np.sqrt(squares[order])
                 indices[start + i] = near[order]
         return distances, indices

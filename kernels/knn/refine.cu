@@ -265,7 +265,7 @@ template <typename T, int N>
 __device__ void find(const void* queries, const typename T::Bits* bank, const uint4* low, const uint4* bank_low,
                      const float* norm, const int* least, const int* second, const int* third, const double* facts,
                      float* distances, long long* indices, int kind, int n_bank, int dim, int padded, int n_groups,
-                     int k, long long q_n, long long q_d, long long b_n, long long b_d) {
+                     int k, int squared, long long q_n, long long q_d, long long b_n, long long b_d) {
     DYNAMIC_SHARED(double2, pairs);
     double* const query = reinterpret_cast<double*>(pairs);
     uint4* const copied = reinterpret_cast<uint4*>(query + (dim + CHANNELS - 1) / CHANNELS * CHANNELS);
@@ -472,7 +472,7 @@ __device__ void find(const void* queries, const typename T::Bits* bank, const ui
     each_place(found, half, base + count, [&](int place, double distance, int row) {
         if (place >= k) return;
         const bool number = distance <= 0x1.fffffffffffffp1023;
-        distances[place] = to_float(number ? sqrt(distance) : nan);
+        distances[place] = to_float(!number ? nan : squared ? distance : sqrt(distance));
         indices[place] = number ? row : -1;
     });
 }
@@ -497,8 +497,8 @@ __device__ void find(const void* queries, const typename T::Bits* bank, const ui
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, RESIDENT)
     refine(const void* queries, const TYPE::Bits* bank, const uint4* low, const uint4* bank_low, const float* norm,
            const int* least, const int* second, const int* third, const double* facts, float* distances,
-           long long* indices, int kind, int n_bank, int dim, int padded, int n_groups, int k, long long q_n,
-           long long q_d, long long b_n, long long b_d) {
+           long long* indices, int kind, int n_bank, int dim, int padded, int n_groups, int k, int squared,
+           long long q_n, long long q_d, long long b_n, long long b_d) {
     find<TYPE, WIDTH>(queries, bank, low, bank_low, norm, least, second, third, facts, distances, indices, kind, n_bank,
-                      dim, padded, n_groups, k, q_n, q_d, b_n, b_d);
+                      dim, padded, n_groups, k, squared, q_n, q_d, b_n, b_d);
 }

@@ -133,7 +133,8 @@ def cases() -> list[dict]:
                     distance_ptr="*fp32",
                     index_ptr="*i64",
                 ),
-                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size} | knn.refine_blocks(size, 512, 1024, kind, warps),
+                {"q_d": 1, "b_d": 1, "UNIT": 8, "LIST": size, "SQUARED": False}
+                | knn.refine_blocks(size, 512, 1024, kind, warps),
                 plain=("dim", "q_n", "b_n"),
                 architectures=() if k == knn.MAX_K else _ONE.get(dtype, (90,)),
                 num_warps=warps,

@@ -188,13 +188,13 @@ def test_memory_is_bounded_by_an_argument(device, rng):
     index = gpu.Index(bank, scratch_bytes=1)
     sizes = []
 
-    def step(part, k, distances, indices):
+    def step(part, k, distances, indices, squared):
         sizes.append(len(part))
         if len(part) > 40:
             raise torch.OutOfMemoryError("too much")
-        squared = torch.cdist(part.double(), bank.double())
-        distances.copy_(squared.amin(1, keepdim=True))
-        indices.copy_(squared.argmin(1, keepdim=True))
+        every = torch.cdist(part.double(), bank.double())
+        distances.copy_(every.amin(1, keepdim=True))
+        indices.copy_(every.argmin(1, keepdim=True))
 
     index._search = step
     with pytest.warns(BackendWarning, match="going on with 64 queries or fewer at a time") as warned:
@@ -214,7 +214,7 @@ def test_parts_of_a_large_search_keep_to_the_scratch_though_fewer_queries_take_m
     index._hopper = True
     index.scratch_bytes = 1000 * (8 * index.n_groups + 2 * index.padded + 32)
     sizes = []
-    monkeypatch.setattr(index, "_search", lambda part, k, distances, indices: sizes.append(len(part)))
+    monkeypatch.setattr(index, "_search", lambda part, k, distances, indices, squared: sizes.append(len(part)))
     index._launch(torch.zeros((gpu.HOPPER_UNTIL, 4), device=device), 2)
     named = 4 * 3 * index.n_groups
     assert sum(sizes) == gpu.HOPPER_UNTIL
@@ -236,6 +236,17 @@ def test_three_rows_of_a_group_are_named_where_several_neighbours_are_asked_for(
     for k in (1, 2):
         compare(*index.search(bank[:2] + 0.1, k), bank[:2] + 0.1, bank)
     assert named == [2, 3]
+
+
+def test_squares_are_of_no_rounded_root(device, refined_by):
+    from ttt4as_fast.kernels.knn import gpu
+
+    bank = torch.tensor([[1, 1], [3, 4], [2, 1], [3e20, 4e20]], device=device).repeat(17, 1)
+    index = gpu.Index(bank, scratch_bytes=1 << 20)
+    want = torch.tensor([2.0, 5, 25, torch.inf], device=device).repeat_interleave(17)
+    for k in (1, 64, len(bank)):  # of more than MAX_K, exhaustively
+        distances, _ = index.search(torch.zeros((2, 2), device=device), k, squared=True)
+        assert torch.equal(distances, want[:k].expand(2, k))
 
 
 def test_a_query_that_is_not_finite_gets_nothing_and_spares_the_others(device, rng):

@@ -74,11 +74,11 @@ class TestSearch:
         index, queries = self.case(rng)
         for _ in range(3):
             for query in self.lying(queries[0]):
-                for k in (1, 3):
+                for k, squared in ((1, False), (3, False), (3, True)):
                     want = kernels.nearest_neighbors(query.cpu(), index.bank.cpu(), k, backend="reference")
-                    got = index.search(query, k)
+                    got = index.search(query, k, squared=squared)
                     assert torch.equal(got[1].cpu(), want[1])
-                    torch.testing.assert_close(got[0].cpu(), want[0], rtol=1e-6, atol=0)
+                    torch.testing.assert_close(got[0].cpu(), want[0] ** (1 + squared), rtol=1e-6, atol=0)
 
     def test_a_query_that_is_not_finite(self, rng):
         index, queries = self.case(rng)

@@ -208,7 +208,7 @@ def test_vectors_on_another_device_than_the_bank_are_refused(monkeypatch, kind):
         def __init__(self, bank):
             self.bank = bank
 
-        def search(self, query, k):
+        def search(self, query, k, squared):
             return np.zeros((len(query), k), np.float32), np.zeros((len(query), k), np.int64)
 
     module = types.SimpleNamespace(ARRAYS=kind, Index=Index)
@@ -232,6 +232,30 @@ def test_squared_is_a_bool(backend):
     assert index.search(np.zeros((1, 2)), squared=np.True_)[0] == 9 and index.search(np.zeros((1, 2)))[0] == 3
     with pytest.raises(TypeError, match="squared: expected a bool, got 'no'"):
         index.search(np.zeros((1, 2)), squared="no")
+
+
+def test_squares_are_of_no_rounded_root(backend):
+    """That of the root of 2 is 1.9999999."""
+    bank = np.array([[1, 1], [3, 4], [2, 1], [3e20, 4e20], [1, 1]], np.float32)
+    grown = kernels.KnnIndex(bank[:4], backend=backend)
+    grown.add(bank[4:])
+    assert len(grown._parts) == 2
+    for index in (grown, kernels.KnnIndex(bank, backend=backend)):
+        distances, indices = index.search(np.zeros((1, 2), np.float32), 5, squared=True)
+        assert distances.tolist() == [[2, 2, 5, 25, np.inf]] and indices.tolist() == [[0, 4, 2, 1, 3]]
+
+
+@pytest.mark.parametrize("noise", [0, 1e-3, 1])
+def test_squares_in_the_order_of_distances(backend, rng, noise):
+    """With structure in the features and without, and of queries far outside the bank."""
+    bank = rng.standard_normal((700, 6)) @ rng.standard_normal((6, 96)) + noise * rng.standard_normal((700, 96))
+    query = np.concatenate([bank[:40] + 0.1, 1e4 * rng.standard_normal((40, 96))])
+    squares, indices = kernels.KnnIndex(bank, backend=backend).search(query, 7, squared=True)
+    distances, order = kernels.nearest_neighbors(query, bank, 7, backend=backend)
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_allclose(squares, distances.astype(np.float64) ** 2, rtol=2e-7)
+    exact = ((query[:, None] - bank[indices]) ** 2).sum(2)
+    np.testing.assert_allclose(squares, exact, rtol=6.1e-8)  # half a unit of float32
 
 
 def test_an_addition_that_fails_leaves_no_trace(backend):

@@ -52,7 +52,7 @@ struct PyKnnIndex {
         });
     }
 
-    py::tuple search(const py::array& query, std::int64_t k, int threads) const {
+    py::tuple search(const py::array& query, std::int64_t k, int threads, bool squared) const {
         return with_matrix(query, "query", [&](auto view) -> py::tuple {
             if (view.cols != index->dim()) {
                 throw py::value_error("query: expected " + std::to_string(index->dim()) + " columns, got shape " +
@@ -73,7 +73,7 @@ struct PyKnnIndex {
                     auto part = view;
                     part.data = view.row(from);
                     part.rows = std::min(kPart, view.rows - from);
-                    index->search(part, k, to_distances + from * k, to_indices + from * k, threads);
+                    index->search(part, k, to_distances + from * k, to_indices + from * k, threads, squared);
                 }
             }
             signals.rethrow();
@@ -97,7 +97,9 @@ void bind_knn(py::module_& module) {
             "An index over a bank and the bytes that `save` wrote for it, which are read in place.")
         .def("save", &PyKnnIndex::save, py::arg("write"), "Calls write(bytes) with what was prepared, piece by piece.")
         .def("search", &PyKnnIndex::search, py::arg("query"), py::arg("k"), py::arg("threads") = 0,
-             "(Q, D) -> Euclidean distances (Q, k) float32 and rows of the bank (Q, k) int64, nearest first.")
+             py::arg("squared") = false,
+             "(Q, D) -> Euclidean distances (`squared`: their squares) (Q, k) float32 and rows of the bank (Q, k) "
+             "int64, nearest first.")
         .def_property_readonly("size", [](const PyKnnIndex& self) { return self.index->size(); })
         .def_property_readonly("dim", [](const PyKnnIndex& self) { return self.index->dim(); })
         .def_property_readonly(

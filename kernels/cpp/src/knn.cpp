@@ -33,13 +33,25 @@ constexpr std::int64_t kWideColumns = 320;  // from here on two lines of fine co
 
 class KnnIndex::Impl {
   public:
+    // Where the k neighbours of each query go.
+    struct Results {
+        std::int64_t k;
+        float* distances;
+        std::int64_t* indices;
+        bool squared;
+
+        void take(std::int64_t query, Nearest& nearest) const {
+            nearest.write(distances + query * k, indices + query * k, squared);
+        }
+    };
+
     virtual ~Impl() = default;
     virtual std::int64_t size() const noexcept = 0;
     virtual std::int64_t dim() const noexcept = 0;
     virtual std::int64_t bytes() const noexcept = 0;
     virtual void save(const BlockWriter::Sink& sink) const = 0;
-    virtual void search(Matrix<const float>, std::int64_t, float*, std::int64_t*, int) const = 0;
-    virtual void search(Matrix<const double>, std::int64_t, float*, std::int64_t*, int) const = 0;
+    virtual void search(Matrix<const float>, const Results&, int) const = 0;
+    virtual void search(Matrix<const double>, const Results&, int) const = 0;
 
     mutable std::atomic<std::int64_t> queries{0}, unstructured{0}, dense{0}, fine{0}, whole{0}, measured{0};
 };
@@ -88,12 +100,8 @@ class IndexOf final : public KnnIndex::Impl {
         return strips_.bytes() + (raw ? raw->strips.bytes() : 0) +
                static_cast<std::int64_t>(order_.bytes() + (lengths ? lengths->bytes() : 0));
     }
-    void search(Matrix<const float> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
-        run(q, k, d, i, threads);
-    }
-    void search(Matrix<const double> q, std::int64_t k, float* d, std::int64_t* i, int threads) const override {
-        run(q, k, d, i, threads);
-    }
+    void search(Matrix<const float> q, const Results& to, int threads) const override { run(q, to, threads); }
+    void search(Matrix<const double> q, const Results& to, int threads) const override { run(q, to, threads); }
 
     void save(const BlockWriter::Sink& sink) const override {
         // What is there now: what a search makes meanwhile is not part of it, and the sink may ask the index anything.
@@ -186,22 +194,22 @@ class IndexOf final : public KnnIndex::Impl {
     };
 
     template <class Q>
-    void run(Matrix<const Q> query, std::int64_t k, float* distances, std::int64_t* indices, int threads) const {
+    void run(Matrix<const Q> query, const Results& to, int threads) const {
         if (query.cols != bank_.cols) {
             throw InvalidArgument("query: expected " + std::to_string(bank_.cols) + " columns, got " +
                                   std::to_string(query.cols));
         }
-        if (k < 1 || k > bank_.rows) {
+        if (to.k < 1 || to.k > bank_.rows) {
             throw InvalidArgument("k: expected an integer in [1, " + std::to_string(bank_.rows) + "], got " +
-                                  std::to_string(k));
+                                  std::to_string(to.k));
         }
         if (query.rows < 0 || query.rows > std::numeric_limits<std::int32_t>::max()) {
             throw InvalidArgument("query: expected 0 to 2147483647 rows, got " + std::to_string(query.rows));
         }
         if (query.rows < 1) return;
         check_address("query", query.data);
-        check_address("distances", distances);
-        check_address("indices", indices);
+        check_address("distances", to.distances);
+        check_address("indices", to.indices);
         threads = resolve_threads(threads);  // once, for scratch and tasks alike: the limit may change meanwhile
         std::vector<std::int64_t> probes, others, raw;
         for (std::int64_t i = 0; i < query.rows; ++i) {
@@ -210,7 +218,7 @@ class IndexOf final : public KnnIndex::Impl {
         }
         std::vector<std::uint8_t> hard(query.rows, 0);
         const auto search_some = [&](const std::vector<std::int64_t>& which) {
-            pass(query, which, directions(), hard, k, distances, indices, threads);
+            pass(query, which, directions(), hard, to, threads);
             for (const std::int64_t i : which) {
                 if (hard[i]) raw.push_back(i);
             }
@@ -229,31 +237,31 @@ class IndexOf final : public KnnIndex::Impl {
         std::vector<std::int64_t> rest;
         if (!raw_only_ && bank_.cols <= kRawColumns) {
             std::fill(hard.begin(), hard.end(), std::uint8_t{0});
-            pass(query, raw, raw_view(threads), hard, k, distances, indices, threads);
+            pass(query, raw, raw_view(threads), hard, to, threads);
             for (const std::int64_t i : raw) {
                 if (hard[i]) rest.push_back(i);
             }
         } else {
             rest.swap(raw);
         }
-        if (!rest.empty()) search_densely(query, rest, k, distances, indices, threads);
+        if (!rest.empty()) search_densely(query, rest, to, threads);
     }
 
     template <class Q>
-    void search_densely(Matrix<const Q> query, const std::vector<std::int64_t>& which, std::int64_t k, float* distances,
-                        std::int64_t* indices, int threads) const {
+    void search_densely(Matrix<const Q> query, const std::vector<std::int64_t>& which, const Results& to,
+                        int threads) const {
         const Buffer<double>& lengths = lengths_.get([&](Buffer<double>& fresh) {
             fresh.resize(static_cast<std::size_t>(bank_.rows));
             measure_lengths(bank_, threads, fresh.data());
         });
         std::atomic<std::int64_t> pairs{0};
         dense_search(
-            bank_, lengths.data(), query, which, k, threads,
+            bank_, lengths.data(), query, which, to.k, threads,
             [&](const double* row, std::int64_t id, double limit) {
                 pairs.fetch_add(1, std::memory_order_relaxed);
                 return measure(kernels_, row, bank_.row(id), bank_.cols, limit);
             },
-            [&](std::int64_t id, Nearest& nearest) { nearest.write(distances + id * k, indices + id * k); });
+            [&](std::int64_t id, Nearest& nearest) { to.take(id, nearest); });
         dense += static_cast<std::int64_t>(which.size());
         measured += pairs;
     }
@@ -276,8 +284,7 @@ class IndexOf final : public KnnIndex::Impl {
 
     template <class Q>
     void pass(Matrix<const Q> query, const std::vector<std::int64_t>& which, CodeView view,
-              std::vector<std::uint8_t>& hard, std::int64_t k, float* distances, std::int64_t* indices,
-              int threads) const {
+              std::vector<std::uint8_t>& hard, const Results& to, int threads) const {
         const std::int64_t count = static_cast<std::int64_t>(which.size());
         Lease lease(*this, threads);
         std::vector<GroupScratch>& scratch = *lease.scratch;
@@ -285,10 +292,9 @@ class IndexOf final : public KnnIndex::Impl {
         parallel_for((count + each - 1) / each, threads, [&](std::int64_t group, int worker) {
             const std::int64_t* ids = which.data() + group * each;
             const int n = static_cast<int>(std::min(each, count - group * each));
-            GroupSearch<T>(bank_, order_.data(), kernels_, view, scratch[worker]).search(query, ids, n, k, hard);
+            GroupSearch<T>(bank_, order_.data(), kernels_, view, scratch[worker]).search(query, ids, n, to.k, hard);
             for (int q = 0; q < n; ++q) {
-                if (hard[ids[q]]) continue;
-                scratch[worker].nearest[q].write(distances + ids[q] * k, indices + ids[q] * k);
+                if (!hard[ids[q]]) to.take(ids[q], scratch[worker].nearest[q]);
             }
         });
         for (GroupScratch& part : scratch) {
@@ -331,13 +337,13 @@ KnnIndex::Counts KnnIndex::counts() const noexcept {
     return {impl_->queries, impl_->unstructured, impl_->dense, impl_->fine, impl_->whole, impl_->measured};
 }
 
-void KnnIndex::search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices,
-                      int threads) const {
-    impl_->search(query, k, distances, indices, threads);
+void KnnIndex::search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices, int threads,
+                      bool squared) const {
+    impl_->search(query, {k, distances, indices, squared}, threads);
 }
-void KnnIndex::search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices,
-                      int threads) const {
-    impl_->search(query, k, distances, indices, threads);
+void KnnIndex::search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices, int threads,
+                      bool squared) const {
+    impl_->search(query, {k, distances, indices, squared}, threads);
 }
 
 }  // namespace ttt4as

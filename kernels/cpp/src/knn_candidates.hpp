@@ -40,11 +40,11 @@ struct Nearest {
             std::push_heap(heap.begin(), heap.end());
         }
     }
-    // Distances and ids, nearest first; the heap is none afterwards.
-    void write(float* distances, std::int64_t* ids) {
+    // Distances, or their squares, and ids, nearest first; the heap is none afterwards.
+    void write(float* distances, std::int64_t* ids, bool as_squares) {
         std::sort_heap(heap.begin(), heap.end());
         for (std::size_t i = 0; i < heap.size(); ++i) {
-            distances[i] = static_cast<float>(std::sqrt(heap[i].squared));
+            distances[i] = static_cast<float>(as_squares ? heap[i].squared : std::sqrt(heap[i].squared));
             ids[i] = heap[i].id;
         }
     }

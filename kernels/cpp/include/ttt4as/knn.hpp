@@ -45,13 +45,14 @@ class TTT4AS_API KnnIndex {
     std::int64_t dim() const noexcept;    // its columns
     std::int64_t bytes() const noexcept;  // held beside the bank
 
-    // The k nearest rows of each finite query, nearest first, ties by lowest index -> distances (Euclidean, not
-    // squared) and indices, both C-contiguous (query.rows, k). 1 <= k <= size(). The results do not depend on
-    // `threads`, nor a query's on the others. Safe from many threads. Throws InvalidArgument, std::bad_alloc.
-    void search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices,
-                int threads = 0) const;
-    void search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices,
-                int threads = 0) const;
+    // The k nearest rows of each finite query, nearest first, ties by lowest index -> Euclidean distances (`squared`:
+    // their squares, infinite beyond float's range) and indices, both C-contiguous (query.rows, k). 1 <= k <= size().
+    // The results do not depend on `threads`, nor a query's on the others. Safe from many threads. Throws
+    // InvalidArgument, std::bad_alloc.
+    void search(Matrix<const float> query, std::int64_t k, float* distances, std::int64_t* indices, int threads = 0,
+                bool squared = false) const;
+    void search(Matrix<const double> query, std::int64_t k, float* distances, std::int64_t* indices, int threads = 0,
+                bool squared = false) const;
 
     // Hands what was prepared to `sink`, piece after piece: a block of bytes for the constructor above, on machines of
     // the same byte order. Searches of other threads go on, and `sink` may ask the index anything.
