@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,12 @@ class IndexFlatL2:
     def reset(self) -> None:
         """Remove all vectors."""
         self._index.reset()
+
+    def __copy__(self) -> IndexFlatL2:
+        """An index of its own, as FAISS copies: what is added to one is not in the other."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _index=copy.copy(self._index))
+        return other
 
     def write(self, path: str | os.PathLike) -> None:
         """Save the vectors as an NPY file, and what was prepared behind them; see `KnnIndex.write`."""
