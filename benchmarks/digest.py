@@ -180,15 +180,18 @@ def _gpu(content: Content) -> str:
         for row in measured
         if row["goal_met"] is not None
     ]
-    machine = content.get("machine") or {}
-    device, commit = (machine.get("device") or {}).get("name", "a GPU"), machine.get("commit") or "unknown"
     left = [row["name"] for row in content["rows"] if row not in measured]
     heads = ("row", "ours, ms", "captured, ms", "speed-up", "goal")
-    text = (
-        f"On {device}, commit {commit[:12]}; *captured* is the time in a CUDA graph, without the host's launches:\n\n"
-    )
+    text = f"On {gpu_device(content)}; *captured* is the time in a CUDA graph, without the host's launches:\n\n"
     text += _table(heads, rows, ("captured, ms", "speed-up", "goal"))
     return text + (f"\n\nNot measured there: {', '.join(left)}." if left else "")
+
+
+def gpu_device(content: Content) -> str:
+    """Device and commit of a ``gpu.json``."""
+    machine = content.get("machine") or {}
+    device, commit = (machine.get("device") or {}).get("name", "a GPU"), machine.get("commit") or "unknown"
+    return f"{device}, commit {commit[:12]}"
 
 
 def gpu_graph(row: Content) -> str:

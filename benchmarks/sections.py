@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from . import measure, svg
-from .digest import gpu_graph
+from .digest import gpu_device, gpu_graph
 from .integrations import described
 from .peers import STAGES
 
@@ -340,8 +340,17 @@ def _masks(content: Content) -> str:
     return text
 
 
+_GPU_VERSIONS = ("python", "torch", "cuda", "triton", "cupy", "cuml", "faiss", "sklearn", "numpy", "anomalib")
+
+
 def _gpu(content: Content) -> str:
     """The rows of ``benchmarks.gpu``, whose file has a format of its own."""
+    machine = content.get("machine") or {}
+    said = [gpu_device(content), *(f"{name} {machine[name]}" for name in _GPU_VERSIONS if machine.get(name))]
+    about = (
+        f'<p class="faint">{escape("; ".join(said))}. Captured: in a CUDA graph, without the host\'s launches. Floors: '
+        "how many times it takes what bandwidth and arithmetic allow.</p>"
+    )
     rows = []
     for row in content["rows"]:
         ours = row.get("ours")
@@ -364,7 +373,7 @@ def _gpu(content: Content) -> str:
                 )
             )
     heads = ("operation", "status", "peer", "peer ms", "ours ms", "speed-up", "captured ms", "floors", "goal")
-    return table("On the GPU", heads, rows)
+    return about + table("On the GPU", heads, rows)
 
 
 def _anything(content: Content) -> str:

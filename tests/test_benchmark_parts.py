@@ -28,6 +28,7 @@ from ttt4as_fast.benchmarks import (
     measure,
     peers,
     presets,
+    sections,
     workloads,
 )
 
@@ -321,7 +322,7 @@ def test_what_is_timed_is_called():
     assert found["a"].summary()["p50"] >= 60
 
 
-def test_the_digest_of_gpu_results():
+def test_gpu_results_in_digest_and_report():
     """Goals that are missed are said; a row without a goal tells nobody."""
     notes = {"in_a_graph": {"p50_ms": 0.064}, "bare_bf16_product_in_a_graph": {"p50_ms": 0.0408}}
     row = {"name": "segment-1", "status": "ok", "ours": {"p50_ms": 0.5}, "ratios": {"recipe": 12.0}}
@@ -330,7 +331,12 @@ def test_the_digest_of_gpu_results():
         row | {"name": "tiles", "goal": "a tile", "goal_met": None, "notes": {}},
         {"name": "knn", "status": "not measured"},
     ]
-    text = digest.digest({"gpu": {"machine": {"device": {"name": "H100"}, "commit": "abc" * 20}, "rows": rows}})
+    content = {
+        "machine": {"device": {"name": "H100"}, "commit": "abc" * 20, "torch": "2.11", "cuml": None},
+        "rows": rows,
+    }
+    text = digest.digest({"gpu": content})
     assert "On H100, commit abcabcabcabc;" in text and "Not measured there: knn." in text
     assert "| segment-1 | 0.5 | 0.064 (bare product 0.0408) | 12x recipe | >= 1000x: **missed** |" in text
     assert "tiles" not in text and digest.gpu_graph(row) == "-"
+    assert "H100, commit abcabcabcabc; torch 2.11." in sections.section("gpu", content)
