@@ -83,7 +83,7 @@ class NominalStatistics:
             np.sqrt(variance).astype(np.float32),
             stack.max(axis=(1, 2)).astype(np.float32),
             values.astype(np.float32),
-            nominal_level(stack),
+            float(np.float32(nominal_level(stack))),
         )
 
     def arrays(self) -> dict[str, np.ndarray]:

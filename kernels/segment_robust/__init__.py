@@ -220,7 +220,7 @@ def nominal_level(nominal_maps: Array, quantile: float = 0.999) -> float:
     Returns
     -------
     float
-        A float32 value.
+        A float32 value; of float64 maps, which float32 may not tell apart or hold, a float64 one.
 
     Raises
     ------
@@ -230,4 +230,5 @@ def nominal_level(nominal_maps: Array, quantile: float = 0.999) -> float:
     maps = arrays.to_numpy(arrays.as_float_array(nominal_maps, "nominal_maps", (3,)))
     arrays.check_finite(maps, "nominal_maps")
     quantile = arrays.check_float(quantile, "quantile", 0.0, 1.0)
-    return float(np.float32(np.quantile(maps.astype(np.float64), quantile)))
+    level = np.quantile(maps.astype(np.float64), quantile)
+    return float(level if maps.dtype == np.float64 else np.float32(level))

@@ -438,6 +438,18 @@ def test_nominal_level(rng):
         nominal_level(maps[0])
 
 
+@pytest.mark.parametrize(("scale", "shift"), [(1, -(2.0**30)), (2.0**150, 0), (2.0**-160, 0)], ids=str)
+def test_a_level_of_float64_maps_is_theirs(rng, scale, shift):
+    """In float32 it is another, infinite or zero."""
+    psi, features = smooth_map(rng, 40, 40).astype(np.float64), structured_features(rng, 6, 5, 5)
+    maps = np.stack([smooth_map(rng, 40, 40, peaks=0) for _ in range(4)]).astype(np.float64)
+    want = TTT4AS("robust").calibrate(maps)(psi, features)
+    assert (want.pred_mask != TTT4AS("robust")(psi, features).pred_mask).any()
+    found = TTT4AS("robust").calibrate(maps * scale + shift)(psi * scale + shift, features)
+    assert found.status == "ok"
+    np.testing.assert_array_equal(found.pred_mask, want.pred_mask)
+
+
 def test_preset(rng):
     psi, features = smooth_map(rng, 40, 40), structured_features(rng, 6, 5, 5)
     maps = np.stack([smooth_map(rng, 40, 40, peaks=0) for _ in range(4)])
