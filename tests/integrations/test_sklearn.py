@@ -224,6 +224,57 @@ def test_transformer_names_a_bad_number_of_neighbours(k, error):
         fitted.kneighbors(np.eye(6), k)
 
 
+def test_transformer_takes_every_parameter():
+    ours, theirs = (cls().get_params() for cls in (ExactKNeighborsTransformer, KNeighborsTransformer))
+    assert ours.pop("backend") == "auto" and ours == theirs
+
+
+@pytest.mark.parametrize("mode", ["distance", "connectivity"])
+def test_neighbours_of_the_fitted_samples_leave_out_each_itself(mode):
+    X = np.concatenate([load_digits(return_X_y=True)[0][:200].astype(np.float32), np.full((9, 64), 3, np.float32)])
+    ours = ExactKNeighborsTransformer(n_neighbors=4, n_jobs=2).fit(X)
+    theirs = KNeighborsTransformer(n_neighbors=4, algorithm="brute").fit(X)
+    distances, indices = ours.kneighbors()
+    want, _ = theirs.kneighbors()
+    np.testing.assert_allclose(distances, want, rtol=1e-5, atol=1e-3)
+    assert indices.shape == (209, 4) and not (indices == np.arange(209)[:, None]).any()
+    assert (distances[200:] == 0).all() and (indices[200:] >= 200).all()  # more copies than neighbours
+    got = ours.kneighbors_graph(n_neighbors=3, mode=mode)
+    assert got.shape == (209, 209) and (got.diagonal() == 0).all()
+    np.testing.assert_allclose(got.data, theirs.kneighbors_graph(n_neighbors=3, mode=mode).data, rtol=1e-5, atol=1e-3)
+    with pytest.raises(ValueError, match="Expected n_neighbors < n_samples_fit, but n_neighbors = 209"):
+        ours.kneighbors(n_neighbors=209)
+
+
+@pytest.mark.parametrize(
+    ("options", "accelerated"),
+    [
+        ({"metric": "euclidean"}, True),
+        ({"metric": "l2", "algorithm": "kd_tree", "leaf_size": 9}, True),
+        ({"metric": "minkowski", "p": 2}, True),
+        ({"p": 1}, False),
+        ({"metric": "manhattan"}, False),
+        ({"metric_params": {"w": np.arange(1.0, 65)}}, False),
+        ({"metric": lambda a, b: abs(a - b).max()}, False),
+    ],
+)
+def test_what_the_transformer_cannot_accelerate_is_scikit_learns(options, accelerated):
+    X = load_digits(return_X_y=True)[0][:120]
+    ours = ExactKNeighborsTransformer(n_neighbors=3).set_params(**options).fit(X[:100])
+    theirs = KNeighborsTransformer(n_neighbors=3, **options).fit(X[:100])
+    assert (ours.index_ is not None) == accelerated
+    for found, want in zip(ours.kneighbors(X[100:]), theirs.kneighbors(X[100:]), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+    np.testing.assert_allclose(ours.transform(X).toarray(), theirs.transform(X).toarray(), rtol=1e-5, atol=1e-5)
+
+
+def test_transformer_hands_sparse_samples_on():
+    X = sparse.random_array((40, 30), density=0.2, rng=np.random.default_rng(0), format="csr")
+    ours, theirs = (cls(n_neighbors=3).fit(X) for cls in (ExactKNeighborsTransformer, KNeighborsTransformer))
+    assert ours.index_ is None
+    np.testing.assert_array_equal(ours.transform(X).toarray(), theirs.transform(X).toarray())
+
+
 def test_transformer_serves_precomputed_estimators():
     X, y = load_iris(return_X_y=True)
     chain = make_pipeline(ExactKNeighborsTransformer(n_neighbors=5), KNeighborsClassifier(5, metric="precomputed"))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.base import _fit_context
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.neighbors import KNeighborsTransformer as _KNeighborsTransformer
 from sklearn.svm import LinearSVC as _LinearSVC
 from sklearn.utils import compute_class_weight
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -199,17 +198,19 @@ max_iter
         )
 
 
-class ExactKNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """`sklearn.neighbors.KNeighborsTransformer` for the Euclidean metric, by `ttt4as_fast.kernels.KnnIndex`.
+class ExactKNeighborsTransformer(_KNeighborsTransformer):
+    """`sklearn.neighbors.KNeighborsTransformer`, by `ttt4as_fast.kernels.KnnIndex`.
 
-    Gives the sparse neighbour graph that scikit-learn's estimators take with ``metric="precomputed"``.
+    Gives the sparse neighbour graph that scikit-learn's estimators take with ``metric="precomputed"``. Takes every
+    parameter of scikit-learn's class with the same meaning and default.
+
+    Accelerated: dense samples with the Euclidean metric, which is the default. All else is passed on to scikit-learn.
 
     Parameters
     ----------
-    mode : {"distance", "connectivity"}
-        Entries are distances (one neighbour more, as scikit-learn gives, since a training point is its own), or ones.
-    n_neighbors : int
-        Neighbours of each sample, default 5.
+    mode, n_neighbors, algorithm, leaf_size, metric, p, metric_params, n_jobs
+        As in `sklearn.neighbors.KNeighborsTransformer`. An accelerated search is exact whatever the `algorithm`, and
+        has the threads of `set_num_threads`, whatever `leaf_size` and `n_jobs` are.
     backend : str
         ``"auto"`` or a name from `ttt4as_fast.kernels.backends`.
 
@@ -217,6 +218,8 @@ class ExactKNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMix
     ----------
     n_samples_fit_ : int
         Samples searched.
+    index_ : KnnIndex or None
+        The search; None where scikit-learn searches.
 
     Examples
     --------
@@ -226,27 +229,49 @@ class ExactKNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMix
            [3., 2., 0.]])
     """
 
-    _parameter_constraints: ClassVar[dict] = {
-        "mode": [StrOptions({"distance", "connectivity"})],
-        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "backend": [str],
-    }
+    _parameter_constraints: ClassVar[dict] = _KNeighborsTransformer._parameter_constraints | {"backend": [str]}
 
-    def __init__(self, *, mode: str = "distance", n_neighbors: int = 5, backend: str = "auto") -> None:
-        self.mode = mode
-        self.n_neighbors = n_neighbors
+    def __init__(
+        self,
+        *,
+        mode: str = "distance",
+        n_neighbors: int = 5,
+        algorithm: str = "auto",
+        leaf_size: int = 30,
+        metric: Any = "minkowski",
+        p: float = 2,
+        metric_params: dict | None = None,
+        n_jobs: int | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            mode=mode,
+            n_neighbors=n_neighbors,
+            algorithm=algorithm,
+            leaf_size=leaf_size,
+            metric=metric,
+            p=p,
+            metric_params=metric_params,
+            n_jobs=n_jobs,
+        )
         self.backend = backend
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> ExactKNeighborsTransformer:
         """Prepare the search of `X`, (n, d); `y` is ignored."""
+        self.index_ = None
+        euclidean = self.metric in ("euclidean", "l2") or (self.metric == "minkowski" and self.p == 2)
+        if not euclidean or self.metric_params or sparse.issparse(X):
+            return super().fit(X, y)
         X = validate_data(self, X, dtype=[np.float32, np.float64], order="C")
         self.n_samples_fit_ = self._n_features_out = len(X)
+        self.effective_metric_ = "euclidean"
+        self.effective_metric_params_: dict[str, Any] = {}
         self.index_ = kernels.KnnIndex(X, backend=self.backend)
         return self
 
     def kneighbors(
-        self, X: Any, n_neighbors: int | None = None, return_distance: bool = True
+        self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Distances (m, k) float64 and indices (m, k) int64 of the nearest fitted samples, nearest first.
 
@@ -254,9 +279,10 @@ class ExactKNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMix
 
         Parameters
         ----------
-        X : array-like, (m, d)
+        X : array-like, (m, d), optional
+            The fitted samples when absent, of which none is its own neighbour.
         n_neighbors : int, optional
-            k, at most the fitted samples; `n_neighbors` of the constructor when absent.
+            k, at most the fitted samples, without `X` fewer; `n_neighbors` of the constructor when absent.
         return_distance : bool
             Whether to return the distances too.
 
@@ -266,21 +292,22 @@ class ExactKNeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMix
             Invalid `X` or `n_neighbors`, or more neighbours than samples.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float32, np.float64], order="C", reset=False)
+        if self.index_ is None:
+            return super().kneighbors(X, n_neighbors, return_distance)
         k = kernels.arrays.check_int(self.n_neighbors if n_neighbors is None else n_neighbors, "n_neighbors", 1)
-        if k > self.n_samples_fit_:
+        fitted = X is None
+        if k > self.n_samples_fit_ - fitted:
             raise ValueError(
-                f"Expected n_neighbors <= n_samples_fit, but n_neighbors = {k}, n_samples_fit = {self.n_samples_fit_}"
+                f"Expected n_neighbors {'<' if fitted else '<='} n_samples_fit, but n_neighbors = {k}, n_samples_fit = "
+                f"{self.n_samples_fit_}"
             )
-        distances, indices = self.index_.search(X, k)
+        if fitted:
+            X = self.index_.bank
+        else:
+            X = validate_data(self, X, dtype=[np.float32, np.float64], order="C", reset=False)
+        distances, indices = self.index_.search(X, k + fitted)
+        if fitted:
+            others = indices != np.arange(len(X))[:, None]
+            others[others.all(1), 0] = False  # where a sample has more copies than neighbours: one, as near, goes
+            distances, indices = distances[others].reshape(-1, k), indices[others].reshape(-1, k)
         return (distances.astype(np.float64), indices) if return_distance else indices
-
-    def transform(self, X: Any) -> sparse.csr_matrix:
-        """The graph (m, n_samples_fit_) of `X`'s neighbours among the fitted samples, CSR, float64."""
-        check_is_fitted(self)
-        distances, indices = self.kneighbors(X, self.n_neighbors + (self.mode == "distance"))
-        rows, k = indices.shape
-        values = distances.ravel() if self.mode == "distance" else np.ones(rows * k)
-        return sparse.csr_matrix(
-            (values, indices.ravel(), np.arange(0, rows * k + 1, k)), shape=(rows, self.n_samples_fit_)
-        )
