@@ -112,9 +112,10 @@ class Capacity:
 
     @property
     def scratch(self) -> int:
-        """Doubles of scratch of an image, as the solver takes them."""
+        """Doubles of scratch of an image, as the solver takes them: even, for it reads two at a time of every image."""
         cells, pixels = self.grid[0] * self.grid[1], self.size[0] * self.size[1]
-        return self.vectors + self.dim + _CELL * cells + _PIXEL * pixels
+        used = self.vectors + self.dim + _CELL * cells + _PIXEL * pixels
+        return used + used % 2
 
     @property
     def bytes(self) -> int:

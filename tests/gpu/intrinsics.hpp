@@ -23,25 +23,25 @@
 #define __isShared(pointer) true
 #define __builtin_assume(condition) ((void)(condition))
 
-struct int2 {
+struct alignas(8) int2 {
     int x, y;
 };
-struct uint2 {
+struct alignas(8) uint2 {
     unsigned x, y;
 };
-struct int4 {
+struct alignas(16) int4 {
     int x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
-struct double2 {
+struct alignas(16) double2 {
     double x, y;
 };
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
 };
-struct uint4 {
+struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 struct Dim {

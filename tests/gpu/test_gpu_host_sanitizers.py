@@ -135,7 +135,7 @@ def test_knn_proposes_by_the_hardware_of_hopper(checked, rng, monkeypatch, kept)
         ({"loss": "hinge", "C": 1.0}, {}),  # directions in float64 too
         ({"limit": 40}, {}),  # nominal samples are pixels, not points; a K too large for registers
         ({}, {"GRAM_CAPACITY": 8}),  # products through the basis
-        ({}, {"_RESERVED": 48 * 1024 - 2048}),  # everything in global memory
+        ({"batch": 2}, {"_RESERVED": 48 * 1024 - 2048}),  # everything in global memory
     ],
     ids=["points", "hinge", "pixels", "basis", "global"],
 )
@@ -147,10 +147,10 @@ def test_segment(checked, rng, monkeypatch, options, patches):
     monkeypatch.setattr(cuda, "shared_memory_limit", lambda device: 48 * 1024)
     for name, value in patches.items():
         monkeypatch.setattr(svm, name, value)
-    maps, features = inputs(rng, (26, 30), (6, 6, 6), batch=1)
+    maps, features = inputs(rng, (26, 30), (7, 6, 6), batch=options.get("batch", 1))
     limit = options.get("limit", 12)
     candidates, limit = nominal_candidates((26, 30), limit)
     base = {"percentile": 98.0, "neighbor_radius": 2, "C": 0.1, "loss": "squared_hinge", "tol": 1e-3, "max_iter": 12}
-    given = base | {name: value for name, value in options.items() if name != "limit"}
+    given = base | {name: value for name, value in options.items() if name not in ("batch", "limit")}
     mask, _, labels, codes = gpu.segment(maps, features, skip=None, candidates=candidates, limit=limit, **given)
     assert int(codes[0]) in (0, 3) and mask.any() and (labels != 0).any()
