@@ -9,6 +9,7 @@ import torch
 
 from ..dispatch import BackendWarning
 from .graphs import drop_least_used
+from .tables import DEVICE_MUST_NOT_WAIT
 
 
 def chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
@@ -58,7 +59,8 @@ def in_chunks(work: Callable[[int, int], None], total: int, size: int, what: str
                 raise
         # Outside the handler: its exception keeps the frames, and with them the tensors of the attempt.
         if on_device:
-            torch.cuda.empty_cache()
+            with DEVICE_MUST_NOT_WAIT:  # it waits, which torch refuses while any thread captures
+                torch.cuda.empty_cache()
         if dropped:
             continue
         size = (stop - start + 1) // 2

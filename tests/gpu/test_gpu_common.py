@@ -73,6 +73,26 @@ def test_what_a_failed_part_held_is_free_before_the_next():
         in_chunks(lambda start, stop: (_ for _ in ()).throw(torch.OutOfMemoryError()), 1, 1, "things")
 
 
+def test_memory_goes_back_to_the_device_once_no_graph_is_captured(monkeypatch):
+    """torch fails where it is to give memory back while any thread captures."""
+    from ttt4as_fast.kernels.dispatch import BackendWarning
+    from ttt4as_fast.kernels.gpu_common import memory
+    from ttt4as_fast.kernels.gpu_common.tables import DEVICE_MUST_NOT_WAIT
+
+    given_back = []
+    for name, found in (("is_initialized", True), ("is_current_stream_capturing", False), ("current_device", 0)):
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(DEVICE_MUST_NOT_WAIT.locked()))
+
+    def work(start, stop):
+        if stop - start > 1:
+            raise torch.OutOfMemoryError("too much")
+
+    with pytest.warns(BackendWarning, match="going on with 1 things or fewer"):
+        assert memory.in_chunks(work, 2, 2, "things") == 1
+    assert given_back == [True] and not DEVICE_MUST_NOT_WAIT.locked()
+
+
 def test_layout_is_the_callers():
     from ttt4as_fast.kernels.gpu_common.layout import dense, layout
 
