@@ -16,7 +16,7 @@ __all__ = ["ARRAYS", "sample", "unavailable", "upsample"]
 
 ARRAYS = "torch"
 GRID_LIMIT = 65535
-"""Blocks along the second and third axis of a grid."""
+"""Blocks along any axis of a grid but the first."""
 
 
 @triton.jit
@@ -30,14 +30,16 @@ def upsample_kernel(
     The two input rows are interpolated along x once and blended for every output row between them, so that loads (which
     hit L1) stay few beside stores. Moves h*w + H*W elements a channel; 8 operations an element: bandwidth is the floor.
     """
-    row = tl.program_id(0)
+    # One axis of the grid for all but images: the others end at 65,535 blocks.
+    row = tl.program_id(0) % h
+    block = tl.program_id(0) // h
     blocks_w = tl.cdiv(width, BLOCK_W)
     # One axis holds both, the contiguous one inside: with two axes, Triton 3.6 distributes loads that it cannot prove
     # contiguous along the first, and every row passes through shared memory to be stored along the second.
     element = tl.arange(0, BLOCK_C * BLOCK_W)
-    channel = (tl.program_id(1) // blocks_w) * BLOCK_C + (element % BLOCK_C if CHANNELS_LAST else element // BLOCK_W)
-    col = (tl.program_id(1) % blocks_w) * BLOCK_W + (element // BLOCK_C if CHANNELS_LAST else element % BLOCK_W)
-    batch = tl.program_id(2).to(tl.int64)
+    channel = (block // blocks_w) * BLOCK_C + (element % BLOCK_C if CHANNELS_LAST else element // BLOCK_W)
+    col = (block % blocks_w) * BLOCK_W + (element // BLOCK_C if CHANNELS_LAST else element % BLOCK_W)
+    batch = tl.program_id(1).to(tl.int64)
     mask = (channel < channels) & (col < width)
 
     left = tl.load(col_lower_ptr + col, mask=mask, other=0)
@@ -73,8 +75,9 @@ def sample_kernel(
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A block of pixels by a block of channels: four reads and one write an element. A pixel off the grid gives NaN."""
-    sample = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    blocks_n = tl.cdiv(n, BLOCK_N)
+    sample = (tl.program_id(0) % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = (tl.program_id(0) // blocks_n) * BLOCK_C + tl.arange(0, BLOCK_C)
     exists = sample < n
     row = tl.load(row_ptr + sample, mask=exists, other=0)
     col = tl.load(col_ptr + sample, mask=exists, other=0)
@@ -109,16 +112,14 @@ def upsample(features: torch.Tensor, height: int, width: int) -> torch.Tensor:
     y = torch.empty((batch, channels, height, width), dtype=x.dtype, device=x.device, memory_format=memory_format)
     rows, cols = _axes(x, height, width)
     block_c, block_w = upsample_blocks(channels, width, last)
-    blocks_w = blocks(width, block_w)
-    part_c = max(1, GRID_LIMIT // blocks_w) * block_c
+    programs = h * blocks(channels, block_c) * blocks(width, block_w)
     for first, last_image in chunks(batch, GRID_LIMIT):
-        for channel, last_channel in chunks(channels, part_c):
-            part, out = x[first:last_image, channel:last_channel], y[first:last_image, channel:last_channel]
-            upsample_kernel[(h, blocks(part.shape[1], block_c) * blocks_w, len(part))](
-                part, out, rows.start, rows.weight, cols.lower, cols.weight,
-                part.shape[1], h, w, width, *x.stride(), *y.stride(),
-                BLOCK_C=block_c, BLOCK_W=block_w, CHANNELS_LAST=last, **FUSED,
-            )  # fmt: skip
+        part, out = x[first:last_image], y[first:last_image]
+        upsample_kernel[(programs, len(part))](
+            part, out, rows.start, rows.weight, cols.lower, cols.weight,
+            channels, h, w, width, *x.stride(), *y.stride(),
+            BLOCK_C=block_c, BLOCK_W=block_w, CHANNELS_LAST=last, **FUSED,
+        )  # fmt: skip
     return y.reshape(*features.shape[:-2], height, width)
 
 
@@ -131,7 +132,7 @@ def sample(features: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, heigh
         return y
     row_axis, col_axis = _axes(features, height, width)
     block_n, block_c = 16, min(64, power_of_two(channels))
-    sample_kernel[(blocks(len(rows), block_n), blocks(channels, block_c))](
+    sample_kernel[(blocks(len(rows), block_n) * blocks(channels, block_c),)](
         features, y, rows.contiguous(), cols.contiguous(),
         row_axis.lower, row_axis.weight, col_axis.lower, col_axis.weight,
         len(rows), channels, h, w, height, width, *features.stride(), BLOCK_N=block_n, BLOCK_C=block_c,

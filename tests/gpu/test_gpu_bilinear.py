@@ -69,7 +69,7 @@ def test_sample_of_nothing_and_off_the_grid(device):
 
 
 def test_more_blocks_than_a_grid_axis_holds(device, monkeypatch, rng):
-    """Batches and channels beyond 65,535 blocks go in parts; here the limit is lowered, the arithmetic the same."""
+    """Batches beyond 65,535 blocks go in parts; here the limit is lowered, the arithmetic the same."""
     from ttt4as_fast.kernels.bilinear import gpu
 
     monkeypatch.setattr(gpu, "GRID_LIMIT", 2)
@@ -77,3 +77,26 @@ def test_more_blocks_than_a_grid_axis_holds(device, monkeypatch, rng):
     x = torch.from_numpy(rng.standard_normal((5, 7, 3, 4)).astype(np.float32))
     want = kernels.bilinear_upsample(x, (9, 20), backend="reference")
     close(gpu.upsample(x.to(device), 9, 20), want, "float32")
+
+
+def test_the_other_axes_of_a_grid_are_short(monkeypatch):
+    """However many the channels and columns: only the first axis takes more than 65,535 blocks."""
+    pytest.importorskip("triton")
+    from ttt4as_fast.kernels.bilinear import gpu
+
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *arguments, **constants: None
+
+    monkeypatch.setattr(gpu, "upsample_kernel", Kernel())
+    monkeypatch.setattr(gpu, "sample_kernel", Kernel())
+    wide = torch.zeros((1, 128, 1, 2), dtype=torch.float16).to(memory_format=torch.channels_last)
+    deep = torch.zeros((1, 1, 1), dtype=torch.float16).expand(64 * 65_536, 1, 1)
+    gpu.upsample(wide, 1, 8 * 65_536)
+    one = torch.zeros(1, dtype=torch.int64)
+    gpu.sample(deep, one, one, 1, 1)
+    assert [grid[0] for grid in grids] == [65_536, 65_536]
+    assert all(size <= 65_535 for grid in grids for size in grid[1:])
