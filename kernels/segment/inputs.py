@@ -62,7 +62,15 @@ def check_finite(backend: ModuleType, anomaly_map: Array, features: Array, score
 
 
 def gate(anomaly_map: Array, score: Array | None, image_threshold: float | None) -> Array | None:
-    """(B,) bool, on the device of `anomaly_map`: images below the image threshold. None if there is no gate."""
+    """(B,) bool, on the device of `anomaly_map`: images below the image threshold. None if there is no gate.
+
+    Raises
+    ------
+    ValueError
+        A score on the host is not finite: beside a map on a device nobody else looks at it.
+    """
+    if score is not None and arrays.device_type(score) == "cpu":
+        arrays.check_finite(arrays.to_numpy(score), "pred_score")
     if image_threshold is None:
         return None
     if score is None:

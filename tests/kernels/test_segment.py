@@ -15,6 +15,7 @@ from sklearn.svm import LinearSVC
 
 from ttt4as_fast import TTT4AS, kernels
 from ttt4as_fast.kernels.segment import SegmentOptions
+from ttt4as_fast.kernels.segment.inputs import gate
 
 from .cases import DTYPES, assert_range, smooth_map, structured_features, tensor
 
@@ -410,6 +411,12 @@ def test_a_value_that_is_not_finite_is_where_the_caller_finds_it(backend, segmen
         x[place] = 0
     with pytest.raises(ValueError, match=r"^pred_score: expected finite values, got nan \(1 non-finite in all\)$"):
         segment(kind(psi), kind(deep), pred_score=np.nan, image_threshold=1.0, backend=backend)
+
+
+def test_a_score_on_the_host_is_checked_beside_a_map_on_a_device():
+    maps, scores = torch.empty((2, 4, 4), device="meta"), torch.tensor([1.0, math.nan])
+    with pytest.raises(ValueError, match=r"^pred_score: expected finite values, got nan at \(1,\)"):
+        gate(maps, scores, 0.5)
 
 
 def test_a_status_names_an_image_only_of_a_batch():
