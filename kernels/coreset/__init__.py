@@ -46,7 +46,8 @@ def k_center_greedy(
     Raises
     ------
     ValueError, TypeError
-        Wrong rank or dtype, a non-finite value, `n_samples` or `start` out of range, unknown backend.
+        Wrong rank or dtype, a non-finite value, `n_samples` or `start` out of range, unknown backend; on a GPU more
+        than 2**30 points.
     RuntimeError
         `backend` names one that cannot serve here.
 

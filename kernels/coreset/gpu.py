@@ -137,8 +137,10 @@ def greedy(
     Raises
     ------
     ValueError
-        `points` holds a non-finite value.
+        `points` holds a non-finite value, or more than 2**30 rows: 32-bit numbers would not hold the step past the end.
     """
+    if len(points) > 2**30:
+        raise ValueError(f"points: expected at most 2**30 on a GPU, got {len(points)}")
     dtype = torch.promote_types(points.dtype, torch.float32)
     points = _scaled(points, dtype)
     n, dim = points.shape

@@ -57,6 +57,14 @@ def test_progress_and_strides(device, rng):
     assert torch.equal(got.cpu(), kernels.k_center_greedy(points, 9, 2, backend="reference"))
 
 
+def test_more_points_than_32_bits_count_are_refused():
+    pytest.importorskip("triton")
+    from ttt4as_fast.kernels.coreset import gpu
+
+    with pytest.raises(ValueError, match=r"^points: expected at most 2\*\*30 on a GPU, got 1073741825$"):
+        gpu.greedy(torch.zeros((1, 1), dtype=torch.float16).expand(2**30 + 1, 1), 1, 0)
+
+
 def test_not_finite(device):
     from ttt4as_fast.kernels.coreset import gpu
 
