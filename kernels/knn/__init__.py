@@ -39,7 +39,9 @@ def nearest_neighbors(query: Array, bank: Array, k: int = 1, *, backend: str = "
     Raises
     ------
     ValueError, TypeError
-        Wrong ranks, different channel counts or devices, a non-finite value, k > N, unknown backend.
+        Wrong ranks, different channel counts or devices, a non-finite value, k > N, unknown backend. On a GPU a query
+        with such a value, or with squared distances beyond float64's range, gets distances NaN and indices -1: raising
+        would wait for the device.
     RuntimeError
         `backend` names one that cannot serve here.
 

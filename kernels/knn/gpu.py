@@ -195,8 +195,8 @@ class Index:
     def search(self, query: torch.Tensor, k: int, squared: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """(Q, D) -> distances (Q, k) float32, indices (Q, k) int64, nearest first, ties by lowest index.
 
-        Distances are Euclidean, or their squares, infinite beyond float32. A query with a non-finite value gets
-        distance NaN and index -1: raising would wait for the device.
+        Distances are Euclidean, or their squares, infinite beyond float32. A query with a non-finite value, or with
+        squared distances beyond float64's range, gets distance NaN and index -1: raising would wait for the device.
 
         A small search replays a CUDA graph where it comes again (`gpu_common.graphs`).
         """
@@ -414,7 +414,7 @@ class Index:
             bank = self.bank[start:stop].double()
             squares[:, start:stop] = (rows[:, None, :] - bank[None]).square_().sum(2)
         ordered, order = squares.sort(dim=1, stable=True)
-        number = torch.isfinite(rows).all(1)[:, None]
+        number = torch.isfinite(ordered[:, :k])
         nearest = ordered[:, :k] if squared else ordered[:, :k].sqrt()
         distances.copy_(nearest.masked_fill(~number, float("nan")))
         indices.copy_(order[:, :k].masked_fill(~number, -1))

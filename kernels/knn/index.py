@@ -146,7 +146,8 @@ class KnnIndex:
         ------
         ValueError, TypeError
             Wrong rank, channel count or device of `query`, a non-finite value, k beyond the bank, an empty index, or a
-            `squared` that is no bool.
+            `squared` that is no bool. On a GPU a query with such a value, or with squared distances beyond float64's
+            range, gets distances NaN and indices -1: raising would wait for the device.
         RuntimeError
             The caller captures a CUDA graph, and the bank is in several parts.
         """

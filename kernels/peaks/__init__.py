@@ -36,7 +36,8 @@ def local_maxima(anomaly_map: Array, percentile: float = 99.0, *, backend: str =
     Raises
     ------
     ValueError, TypeError
-        Wrong rank or dtype, empty axis, non-finite value, percentile out of range, unknown backend.
+        Wrong rank or dtype, empty axis, non-finite value, percentile out of range, unknown backend. On a GPU a map with
+        such a value has no peaks: raising would wait for the device.
     RuntimeError
         `backend` names one that cannot serve here.
     """
