@@ -65,14 +65,17 @@ def reason_of(error: Exception, library: str) -> str:
 
     Raises
     ------
-    torch.OutOfMemoryError
-        Memory ran out, which may pass: that is not remembered.
+    torch.OutOfMemoryError, RuntimeError
+        Memory ran out, or another thread captures a CUDA graph, in whose mode nothing else may wait for the device.
+        Either may pass: that is not remembered.
     """
     import torch
 
     said = f"{library} cannot run a kernel here ({type(error).__name__}: {error})"
     if "out of memory" in str(error).lower():  # torch, Triton and the driver under CuPy each raise errors of their own
         raise torch.OutOfMemoryError(said) from error
+    if "capturing" in str(error).lower():  # the driver: "not permitted when stream is", "depend on a ... stream"
+        raise RuntimeError(said) from error
     return said
 
 
