@@ -69,7 +69,7 @@ def gate(anomaly_map: Array, score: Array | None, image_threshold: float | None)
     ValueError
         A score on the host is not finite: beside a map on a device nobody else looks at it.
     """
-    if score is not None and arrays.device_type(score) == "cpu":
+    if score is not None and arrays.device_type(score) == "cpu" != arrays.device_type(anomaly_map):
         arrays.check_finite(arrays.to_numpy(score), "pred_score")
     if image_threshold is None:
         return None
