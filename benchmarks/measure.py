@@ -156,7 +156,7 @@ def peak_mebibytes(function: Callable[[], Any]) -> float | None:
         core.release_memory()
     try:
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # Windows takes no None
         return None
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:

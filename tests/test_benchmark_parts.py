@@ -169,6 +169,14 @@ def test_peak_memory_counts_what_is_freed() -> None:
     assert 60 < peak < 100
 
 
+def test_peak_memory_is_not_told_where_the_process_has_no_handle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_windows(name: None) -> None:
+        raise TypeError("argument of type 'NoneType' is not iterable")
+
+    monkeypatch.setattr(measure.ctypes, "CDLL", on_windows)
+    assert measure.peak_mebibytes(lambda: None) is None
+
+
 def test_peak_memory_counts_what_calls_keep() -> None:
     core = machine._core()
     rng = np.random.default_rng(0)
