@@ -269,7 +269,7 @@ def test_what_the_transformer_cannot_accelerate_is_scikit_learns(options, accele
 
 
 def test_transformer_hands_sparse_samples_on():
-    X = sparse.random_array((40, 30), density=0.2, rng=np.random.default_rng(0), format="csr")
+    X = sparse.csr_array(sparse.random(40, 30, density=0.2, random_state=0))
     ours, theirs = (cls(n_neighbors=3).fit(X) for cls in (ExactKNeighborsTransformer, KNeighborsTransformer))
     assert ours.index_ is None
     np.testing.assert_array_equal(ours.transform(X).toarray(), theirs.transform(X).toarray())
