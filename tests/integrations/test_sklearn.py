@@ -154,8 +154,9 @@ def test_no_iterations_are_scikit_learns():
 
 def test_too_few_iterations_warn():
     X, y = make_classification(200, 50, flip_y=0.3, random_state=0)
-    with pytest.warns(ConvergenceWarning, match="LinearSVC stopped after max_iter=1"):
+    with pytest.warns(ConvergenceWarning, match="LinearSVC stopped after max_iter=1") as told:
         ttt.LinearSVC(C=1e3, tol=1e-12, max_iter=1).fit(X, y)
+    assert told[0].filename == __file__
 
 
 def test_iterations_are_those_of_the_class_that_took_most():

@@ -157,7 +157,7 @@ max_iter
                 f"LinearSVC stopped after max_iter={self.max_iter} at a relative duality gap of {self.gap_:.2g} "
                 f"(tol={self.tol:g}); increase max_iter, or scale the data.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,  # beyond scikit-learn's decorator
             )
         return self
 
