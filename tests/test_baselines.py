@@ -88,6 +88,8 @@ def test_the_tail_is_followed_to_the_rate():
     assert equal.image_threshold(extrapolate=True) == np.nextafter(np.float32(3), np.float32(9))
     for rate in (0.0, 0.25, 0.5):
         assert found.image_threshold(rate, extrapolate=True) == found.image_threshold(rate)
+    four = with_scores([1, 2, 5, 9])  # the upper two: counted from 2, by 5 on average
+    assert four.image_threshold(0.01, extrapolate=True) == pytest.approx(2 + 5 * np.log(50), rel=1e-6)
     few = with_scores([1, 2, 5])
     assert few.image_threshold(extrapolate=True) == few.image_threshold()
 

@@ -275,6 +275,21 @@ def test_missing_mask_is_an_error_where_the_layout_promises_one(tmp_path):
     assert [s.mask is None for s in data.test if s.label] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("make", "mask"),
+    [
+        (make_mvtec_3d, "test/crack/gt/000.png"),
+        (make_btad, "ground_truth/ko/0001.png"),
+        (make_visa, "Data/Masks/Anomaly/001.png"),
+    ],
+)
+def test_a_mask_is_missed_in_the_other_layouts_too(tmp_path, make, mask):
+    root = make(tmp_path)
+    (root / mask).unlink()
+    with pytest.raises(ValueError, match=r"1 of [12] defective images have no mask"):
+        load_dataset(root)
+
+
 def test_broken_link_to_a_mask_is_not_taken_for_none(tmp_path):
     root = make_mvtec_ad(tmp_path)
     for mask in (root / "ground_truth").rglob("*.png"):

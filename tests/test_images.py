@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import PIL
@@ -18,7 +19,7 @@ from .image_files import write_image, write_mask
 ORIENTATION = 0x0112
 
 
-def pixel(path: Path) -> tuple[int, int, int]:
+def pixel(path: Path | IO[bytes]) -> tuple[int, int, int]:
     image = read_image(path)
     assert image.mode == "RGB"
     return image.getpixel((0, 0))
@@ -46,6 +47,8 @@ def pixel(path: Path) -> tuple[int, int, int]:
 def test_png_modes_become_rgb(tmp_path, mode, value, expected):
     Image.new(mode, (3, 2), value).save(tmp_path / "a.png")
     assert pixel(tmp_path / "a.png") == expected
+    with open(tmp_path / "a.png", "rb") as file:
+        assert pixel(file) == expected
 
 
 def test_sixteen_bits_are_scaled_by_their_full_range_and_rounded(tmp_path):
@@ -71,8 +74,9 @@ def test_cmyk_jpeg_is_rgb(tmp_path):
 
 
 def test_float_tiff_lies_in_0_1(tmp_path):
-    Image.fromarray(np.full((2, 2), 0.5, np.float32)).save(tmp_path / "a.tiff")
-    assert pixel(tmp_path / "a.tiff") == (128, 128, 128)
+    for value, level in ((0.0, 0), (0.5, 128), (1.0, 255)):
+        Image.fromarray(np.full((2, 2), value, np.float32)).save(tmp_path / "a.tiff")
+        assert pixel(tmp_path / "a.tiff") == (level, level, level)
     for bad in (1.5, -0.1, np.nan):
         Image.fromarray(np.full((2, 2), bad, np.float32)).save(tmp_path / "b.tiff")
         with pytest.raises(ImageError, match=r"b\.tiff.*expected \[0, 1\]"):

@@ -108,7 +108,8 @@ def test_repr_shows_the_threshold_as_it_stands():
     module.load_state_dict({"image_threshold": torch.tensor(2.5)})
     assert "image_threshold=2.5" in repr(module)
     assert "meta" in repr(module.to("meta"))
-    assert "score_weight=1.0" in repr(nn.TTT4AS("robust"))
+    robust = repr(nn.TTT4AS("robust"))
+    assert "preset='robust'" in robust and "score_weight=1.0" in robust
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ttt4as_fast import results
 from ttt4as_fast.results import ResultFolder, overlay, regions, write_map, write_mask
 
 # ---------------------------------------------------------------- one image
@@ -50,7 +51,9 @@ def test_regions_refuse_other_shapes() -> None:
         regions(np.ones((1, 2, 2), bool), np.ones((1, 2, 2)))
 
 
-def test_overlay_shows_map_outline_and_what_was_not_seen() -> None:
+@pytest.mark.parametrize("strip", [1, 64 * 7, 1 << 20])
+def test_overlay_shows_map_outline_and_what_was_not_seen(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    monkeypatch.setattr(results, "_STRIP", strip)
     image = Image.new("RGB", (64, 48), (100, 100, 100))
     psi = np.zeros((48, 64), np.float32)
     psi[10:20, 10:20] = 1.0
@@ -58,7 +61,9 @@ def test_overlay_shows_map_outline_and_what_was_not_seen() -> None:
     mask = np.zeros((48, 64), bool)
     mask[10:20, 10:20] = True
     shown = np.asarray(overlay(image, psi, mask, (0.0, 1.0)))
-    assert tuple(shown[10, 12]) == (0, 229, 255)  # the outline
+    outline = mask.copy()
+    outline[11:19, 11:19] = False
+    np.testing.assert_array_equal((shown == (0, 229, 255)).all(2), outline)
     assert shown[15, 15, 0] > 180  # the hot end of the colour map
     assert tuple(shown[30, 30]) == (100, 100, 100)  # the cold end is transparent
     assert tuple(shown[30, 62]) == (40, 40, 40)

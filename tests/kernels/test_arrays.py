@@ -129,6 +129,11 @@ def test_what_reads_values_refuses_the_device_meta(name, call):
         call()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_finite_values_whose_sum_is_not(dtype):
+    arrays.check_finite(np.full(9, np.finfo(dtype).max), "x")
+
+
 @pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["large", "small"])
 def test_integers_beyond_the_floats(value):
     with pytest.raises(ValueError, match=r"C: expected a number in \(0, inf\), got -?inf"):

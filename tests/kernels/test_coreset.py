@@ -85,6 +85,7 @@ def test_progress_is_told_to_the_end(backend, rng):
     kernels.k_center_greedy(rng.random((300, 4)), 200, progress=lambda *t: told.append(t), backend=backend)
     assert told[-1] == (200, 200)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert len(told) > 1 or backend == "cpu"  # whose parts are longer
 
 
 def test_an_exception_in_progress_stops_it(backend, rng):

@@ -16,6 +16,7 @@ from sklearn.svm import LinearSVC
 from ttt4as_fast import TTT4AS, kernels
 from ttt4as_fast.kernels.segment import SegmentOptions
 from ttt4as_fast.kernels.segment.inputs import gate
+from ttt4as_fast.segmenter import PRESETS
 
 from .cases import DTYPES, assert_range, smooth_map, structured_features, tensor
 
@@ -220,6 +221,23 @@ def test_thread_count_changes_nothing(backend, rng, threads):
         np.testing.assert_array_equal(kernels.segment(maps, features, backend=backend).decision_map, want)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_map_of_the_same_area_and_another_count_have_grids_of_their_own(backend, rng):
+    features = structured_features(rng, 4, 5, 5)
+    for shape, n in (((30, 50), 100), ((50, 30), 100), ((50, 30), 40)):
+        psi = smooth_map(rng, *shape)
+        got, want = (kernels.segment(psi, features, n_nominal=n, backend=name) for name in (backend, "reference"))
+        np.testing.assert_array_equal(got.pseudo_labels, want.pseudo_labels)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_warmup_on_a_host_is_a_call_and_has_no_graph(preset, rng):
+    psi, features = smooth_map(rng, 30, 30), structured_features(rng, 4, 5, 5)
+    assert TTT4AS(preset).warmup(psi, features) is False
+    features[0, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="features: expected finite values"):
+        TTT4AS(preset).warmup(psi, features)
 
 
 def test_degenerate_images(backend, rng):

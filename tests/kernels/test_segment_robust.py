@@ -464,10 +464,14 @@ def test_preset(rng):
     np.testing.assert_array_equal(
         module(tensor(psi[None], "float32"), tensor(features[None], "float32"))[0], want.pred_mask
     )
+    with pytest.raises(ValueError, match="preset: expected one of 'paper', 'robust', got 'other'"):
+        TTT4AS(preset="other")
     with pytest.raises(ValueError, match="percentile: not an option of the preset 'robust'"):
         TTT4AS(preset="robust", percentile=95.0)
     with pytest.raises(ValueError, match="core: not an option of the preset 'paper'"):
         TTT4AS(core=0.5)
+    with pytest.raises(ValueError, match="backend: expected one of 'auto', 'cpu', 'reference', got 'gpu'"):
+        TTT4AS(preset="robust", backend="gpu")
     with pytest.raises(TypeError, match="cores: unknown option"):
         TTT4AS(preset="robust", cores=0.5)
     with pytest.raises(ValueError, match="calibrate"):
