@@ -42,7 +42,7 @@ def segment(
         features,
         skip,
         percentile=percentile,
-        neighbor_radius=min(neighbor_radius, max(anomaly_map.shape[-2:])),
+        neighbor_radius=neighbor_radius,
         candidates=candidates,
         limit=limit,
         C=C,

@@ -58,8 +58,26 @@ int main() {
 #endif
     using Options = ttt4as::RobustOptions;
     const double infinite = std::numeric_limits<double>::infinity();
-    refuses<ttt4as::RobustSegmenter, Options>([](Options& o) { o.hard_share = 2; },
-                                              "hard_share: expected a number in [0, 1], got 2");
+    const struct {
+        double Options::* option;
+        double value;
+        const char* message;
+    } beyond[] = {
+        {&Options::nominal_share, 1, "nominal_share: expected a number in [0, 0.99], got 1"},
+        {&Options::nominal_weight, -1, "nominal_weight: expected a number in [0, 1], got -1"},
+        {&Options::base_quantile, 2, "base_quantile: expected a number in [0, 1], got 2"},
+        {&Options::core, 1, "core: expected a number in [0, 0.99], got 1"},
+        {&Options::hard_share, 2, "hard_share: expected a number in [0, 1], got 2"},
+        {&Options::size_exponent, 3, "size_exponent: expected a number in [0, 2], got 3"},
+        {&Options::score_weight, -1, "score_weight: expected a finite number >= 0, got -1"},
+    };
+    for (const auto& one : beyond) {
+        refuses<ttt4as::RobustSegmenter, Options>([&](Options& o) { o.*one.option = one.value; }, one.message);
+    }
+    refuses<ttt4as::RobustSegmenter, Options>([](Options& o) { o.height = 1; },
+                                              "height: expected a number in [0.01, 0.99], got 1");
+    refuses<ttt4as::RobustSegmenter, Options>([&](Options& o) { o.nominal_level = infinite; },
+                                              "nominal_level: expected a finite number, got inf");
     refuses<ttt4as::RobustSegmenter, Options>([&](Options& o) { o.core_weight = infinite; },
                                               "core_weight: expected a finite number > 0, got inf");
     refuses<ttt4as::RobustSegmenter, Options>([&](Options& o) { o.background_weight = infinite; },

@@ -50,6 +50,9 @@ int main() {
         options.n_nominal = 9;
         segmenter.set_options(options);
         CHECK(before > 50 && run(segmenter, in).info.n_nominal <= 12);
+        const Image turned = image(48, 64, 8, 4, 4, 9);  // of as many pixels, and another grid
+        ttt4as::Segmenter fresh(options);
+        CHECK(run(segmenter, turned).labels == run(fresh, turned).labels);
     }
 #if defined(COUNTS_ALLOCATIONS)
     {

@@ -243,9 +243,10 @@ def test_warmup_on_a_host_is_a_call_and_has_no_graph(preset, rng):
 def test_degenerate_images(backend, rng):
     features = structured_features(rng, 4, 5, 5)
     constant = kernels.segment(np.full((30, 30), 3.0, np.float32), features, backend=backend)
-    everywhere = kernels.segment(smooth_map(rng, 30, 30), features, neighbor_radius=40, backend=backend)
+    psi = smooth_map(rng, 30, 30)
+    everywhere, far = (kernels.segment(psi, features, neighbor_radius=n, backend=backend) for n in (40, 2**63 - 1))
     single = kernels.segment(np.ones((1, 1)), np.ones((2, 1, 1)), backend=backend)
-    for got in (constant, everywhere, single):
+    for got in (constant, everywhere, far, single):
         assert got.status == "degenerate"
         assert not got.pred_mask.any()
         assert not got.decision_map.any()

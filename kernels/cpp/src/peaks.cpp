@@ -176,27 +176,25 @@ class Dilation {
 
     void finish() {
         if (!dense_) return paint(labels_, height_, width_, radius_, runs_, n_runs_);
-        spread(0, 1, 2);
-        spread(height_ - 1, -1, 1);
+        spread(0, 1);
+        spread(height_ - 1, -1);
     }
 
   private:
     static constexpr std::size_t kMostRuns = 4096;
 
-    // Rows in one direction: an unset pixel at most `radius_` rows after an original one (value 1) becomes `mark`. The
-    // second sweep turns every mark into 1.
-    void spread(std::int64_t first, std::int64_t step, std::uint8_t mark) {
+    // Rows in one direction: a pixel at most `radius_` rows after a set one is set. What the first sweep has set is
+    // within reach of an original pixel that the second sweep meets later, so that it reaches no farther.
+    void spread(std::int64_t first, std::int64_t step) {
         std::fill(reach_, reach_ + width_, 0);
         const std::int32_t radius = static_cast<std::int32_t>(radius_);
         for (std::int64_t i = 0; i < height_; ++i) {
             std::uint8_t* row = labels_ + (first + i * step) * width_;
             std::int32_t* reach = reach_;
             for (std::int64_t x = 0; x < width_; ++x) {
-                const std::int32_t original = row[x] == 1;
                 const std::int32_t covered = reach[x] > 0;
-                reach[x] = original ? radius : reach[x] - covered;
-                const std::uint8_t kept = mark == 1 ? row[x] != 0 : row[x];
-                row[x] = kept ? kept : static_cast<std::uint8_t>(covered ? mark : 0);
+                reach[x] = row[x] ? radius : reach[x] - covered;
+                row[x] = row[x] || covered;
             }
         }
     }
