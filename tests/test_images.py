@@ -78,15 +78,16 @@ def test_float_tiff_lies_in_0_1(tmp_path):
         Image.fromarray(np.full((2, 2), value, np.float32)).save(tmp_path / "a.tiff")
         assert pixel(tmp_path / "a.tiff") == (level, level, level)
     for bad in (1.5, -0.1, np.nan):
-        Image.fromarray(np.full((2, 2), bad, np.float32)).save(tmp_path / "b.tiff")
+        Image.fromarray(np.array([[0.5, bad]], np.float32)).save(tmp_path / "b.tiff")
         with pytest.raises(ImageError, match=r"b\.tiff.*expected \[0, 1\]"):
             read_image(tmp_path / "b.tiff")
 
 
 def test_integer_tiff_beyond_sixteen_bits_is_refused(tmp_path):
-    Image.fromarray(np.full((2, 2), 70000, np.int32)).save(tmp_path / "a.tiff")
-    with pytest.raises(ImageError, match="65535"):
-        read_image(tmp_path / "a.tiff")
+    for bad in (70000, -1):
+        Image.fromarray(np.array([[7, bad]], np.int32)).save(tmp_path / "a.tiff")
+        with pytest.raises(ImageError, match="65535"):
+            read_image(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

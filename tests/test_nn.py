@@ -60,6 +60,7 @@ def test_exports_with_a_dynamic_batch(tmp_path):
     [
         ((torch.rand(40, 44), torch.rand(1, 2, 3, 3)), "anomaly_map: expected"),
         ((torch.rand(2, 40, 44), torch.rand(1, 2, 3, 3)), "anomaly_map: expected"),
+        ((torch.rand(1, 44), torch.rand(1, 2, 3, 3)), r"anomaly_map: expected \(B, H, W\)"),
         ((torch.rand(1, 8, 8), torch.rand(1, 2, 3, 3), torch.rand(2)), "pred_score: expected shape"),
         ((torch.full((1, 8, 8), torch.nan), torch.rand(1, 2, 3, 3)), "anomaly_map: expected finite values"),
         ((torch.rand(1, 0, 8), torch.rand(1, 2, 3, 3)), r"anomaly_map: expected no empty axis, got shape \(1, 0, 8\)"),

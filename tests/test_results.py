@@ -79,6 +79,8 @@ def test_overlay_scale_is_not_the_images_own() -> None:
     assert np.abs(faint - 100).max() < 20 < np.abs(strong - 100).max()
     top, beyond = (np.asarray(overlay(image, np.full((8, 8), x, np.float32), nothing, (0.0, 1.0))) for x in (1.0, 5.0))
     np.testing.assert_array_equal(beyond, top)
+    elsewhere = overlay(image, np.full((8, 8), 8.6, np.float32), nothing, (5.0, 9.0))
+    np.testing.assert_array_equal(np.asarray(elsewhere), strong)
 
 
 @pytest.mark.parametrize("suffix", [".tiff", ".npy"])
@@ -127,9 +129,11 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     with ResultFolder(tmp_path / "out" / "deep", {"k": 1}) as folder:
         assert start(folder, wanted) == [("/x/a.png", "a"), ("/x/b.png", "b"), ("/x/c.png", "c")]
         finish(folder, "/x/a.png", "a")
-    with ResultFolder(tmp_path / "out" / "deep", {"k": 1}) as folder:
+    with ResultFolder(tmp_path / "out" / "deep", {"k": 1}, {"version": "2"}) as folder:
         assert start(folder, wanted) == [("/x/b.png", "b"), ("/x/c.png", "c")]
         finish(folder, "/x/b.png", "b")
+    run = json.loads((tmp_path / "out" / "deep" / "run.json").read_text("utf-8"))
+    assert run == {"format_version": 1, "settings": {"k": 1}, "version": "2"}
     assert keys(tmp_path / "out" / "deep") == ["/x/a.png", "/x/b.png"]
 
 

@@ -61,7 +61,7 @@ def test_agrees_with_scikit_learn(data, class_weight, C, loss):
     options = {"C": C, "loss": loss, "class_weight": class_weight, "max_iter": 1_000_000}
     ours = ttt.LinearSVC(tol=1e-6, **options).fit(X, y)
     theirs = Original(tol=1e-7, random_state=0, dual=True, **options).fit(X, y)
-    assert ours.coef_.shape == theirs.coef_.shape
+    assert ours.coef_.shape == theirs.coef_.shape and ours.coef_.dtype == theirs.coef_.dtype
     if class_weight is None:
         for i, coef in enumerate(ours.coef_):
             signs = np.where(y == ours.classes_[i if len(ours.coef_) > 1 else 1], 1.0, -1.0)

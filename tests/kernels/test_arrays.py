@@ -134,9 +134,9 @@ def test_finite_values_whose_sum_is_not(dtype):
     arrays.check_finite(np.full(9, np.finfo(dtype).max), "x")
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["large", "small"])
-def test_integers_beyond_the_floats(value):
-    with pytest.raises(ValueError, match=r"C: expected a number in \(0, inf\), got -?inf"):
+@pytest.mark.parametrize(("value", "got"), [(10**400, "inf"), (-(10**400), "-inf")], ids=["large", "small"])
+def test_integers_beyond_the_floats(value, got):
+    with pytest.raises(ValueError, match=rf"C: expected a number in \(0, inf\), got {got}"):
         arrays.check_float(value, "C", 0.0, open_low=True)
 
 

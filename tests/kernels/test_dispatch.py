@@ -44,6 +44,7 @@ def test_automatic_choice_falls_back_with_one_warning(operation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         operation.resolve("auto", "cpu")
+        assert operation.resolve("auto", "cuda").__name__.endswith("reference")  # no word of a backend that is missing
 
 
 def test_an_operation_without_a_gpu_backend_says_once_that_tensors_travel(operation):

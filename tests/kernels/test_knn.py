@@ -164,9 +164,10 @@ def test_a_query_on_another_device_is_refused(backend):
         index.search(torch.eye(3, device="meta"))
 
 
-def test_a_pickle_keeps_the_backend(backend):
+def test_a_pickle_keeps_the_backend_and_the_vectors(backend):
     for index in (kernels.KnnIndex(np.eye(3), backend=backend), kernels.KnnIndex(dim=3, backend=backend)):
-        assert pickle.loads(pickle.dumps(index))._backend == backend
+        back = pickle.loads(pickle.dumps(index))
+        assert back._backend == backend and back.dim == 3 and len(back) == len(index)
 
 
 def test_warmup_on_a_host_searches_once_and_has_no_graph(backend, rng):

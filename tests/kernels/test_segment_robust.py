@@ -460,6 +460,7 @@ def test_preset(rng):
     np.testing.assert_array_equal(segmenter(psi, features).decision_map, want.decision_map)
     np.testing.assert_array_equal(TTT4AS(**segmenter.get_params())(psi, features).decision_map, want.decision_map)
     assert "nominal_level" in repr(segmenter)
+    assert repr(TTT4AS(n_nominal=50, backend="cpu")) == "TTT4AS(preset='paper', n_nominal=50, backend='cpu')"
     module = nn.TTT4AS(preset="robust", score_weight=0.5, nominal_level=level)
     np.testing.assert_array_equal(
         module(tensor(psi[None], "float32"), tensor(features[None], "float32"))[0], want.pred_mask
@@ -472,6 +473,7 @@ def test_preset(rng):
         TTT4AS(core=0.5)
     with pytest.raises(ValueError, match="backend: expected one of 'auto', 'cpu', 'reference', got 'gpu'"):
         TTT4AS(preset="robust", backend="gpu")
+    assert TTT4AS().runs_on_cuda and not segmenter.runs_on_cuda
     with pytest.raises(TypeError, match="cores: unknown option"):
         TTT4AS(preset="robust", cores=0.5)
     with pytest.raises(ValueError, match="calibrate"):
