@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from ttt4as_fast import kernels
-from ttt4as_fast.kernels.linear_svm.reference import objective
+from ttt4as_fast.kernels.linear_svm.reference import objective, relative_gap
 
 from .cases import DTYPES, structured_features, tensor
 
@@ -58,6 +58,12 @@ def test_reaches_the_optimum(backend, rng, n, d, C, loss):
     assert got.converged
     assert objective(X, y, got.coef, got.intercept, C, loss) <= want * (1 + 1e-6)
     assert np.isnan(got.gap) or got.gap <= 1e-7
+
+
+def test_the_reference_gap_of_nothing_learned(rng):
+    X, y = rng.standard_normal((20, 3)), np.repeat([1.0, -1.0], [14, 6])
+    want = 2 * 0.1 * (np.sum((X.T @ y) ** 2) + y.sum() ** 2) / 20
+    assert relative_gap(X, y, np.zeros(3), 0.0, 0.1) == pytest.approx(want)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
