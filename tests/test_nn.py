@@ -101,6 +101,12 @@ def test_a_threshold_that_is_none_is_not_loaded(bad):
     assert float(model[0].image_threshold) == 0.25
 
 
+@pytest.mark.parametrize(("bad", "error"), [(float("nan"), ValueError), ("high", TypeError)])
+def test_a_threshold_is_a_number(bad, error):
+    with pytest.raises(error, match="image_threshold: expected a number"):
+        nn.TTT4AS(image_threshold=bad)
+
+
 def test_repr_shows_the_threshold_as_it_stands():
     assert "image_threshold=None" in repr(nn.TTT4AS())
     module = nn.TTT4AS(image_threshold=7.5, backend="reference")

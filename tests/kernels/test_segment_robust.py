@@ -473,8 +473,8 @@ def test_preset(rng):
         TTT4AS(core=0.5)
     with pytest.raises(ValueError, match="backend: expected one of 'auto', 'cpu', 'reference', got 'gpu'"):
         TTT4AS(preset="robust", backend="gpu")
-    for preset in ("paper", "robust"):  # options are kept as Python's own numbers, which JSON takes
-        assert type(TTT4AS(preset, C=np.float32(1)).options.C) is float
+    kept = TTT4AS(C=np.float32(1)).options.C, TTT4AS("robust", core=np.float32(0.5)).options.core
+    assert [type(x) for x in kept] == [float, float]  # Python's own numbers, which JSON takes
     assert TTT4AS().runs_on_cuda and not segmenter.runs_on_cuda
     with pytest.raises(TypeError, match="cores: unknown option"):
         TTT4AS(preset="robust", cores=0.5)
