@@ -14,7 +14,7 @@ import pytest
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine, make_classification
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsTransformer
 from sklearn.pipeline import make_pipeline
@@ -274,6 +274,19 @@ def test_transformer_hands_sparse_samples_on():
     ours, theirs = (cls(n_neighbors=3).fit(X) for cls in (ExactKNeighborsTransformer, KNeighborsTransformer))
     assert ours.index_ is None
     np.testing.assert_array_equal(ours.transform(X).toarray(), theirs.transform(X).toarray())
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
+def test_a_fit_that_fails_keeps_the_samples_before(metric):
+    X = load_digits(return_X_y=True)[0][:60]
+    ours = ExactKNeighborsTransformer(n_neighbors=3).fit(X)
+    want = ours.kneighbors(X)
+    with pytest.raises(ValueError, match="NaN"):
+        ours.set_params(metric=metric).fit(np.full_like(X, np.nan))
+    for found, before in zip(ours.kneighbors(X), want, strict=True):
+        np.testing.assert_array_equal(found, before)
+    with pytest.raises(NotFittedError):
+        ExactKNeighborsTransformer().kneighbors(X)
 
 
 def test_transformer_serves_precomputed_estimators():

@@ -259,15 +259,16 @@ class ExactKNeighborsTransformer(_KNeighborsTransformer):
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> ExactKNeighborsTransformer:
         """Prepare the search of `X`, (n, d); `y` is ignored."""
-        self.index_ = None
         euclidean = self.metric in ("euclidean", "l2") or (self.metric == "minkowski" and self.p == 2)
         if not euclidean or self.metric_params or sparse.issparse(X):
-            return super().fit(X, y)
+            super().fit(X, y)
+            self.index_ = None
+            return self
         X = validate_data(self, X, dtype=[np.float32, np.float64], order="C")
+        self.index_ = kernels.KnnIndex(X, backend=self.backend)
         self.n_samples_fit_ = self._n_features_out = len(X)
         self.effective_metric_ = "euclidean"
         self.effective_metric_params_: dict[str, Any] = {}
-        self.index_ = kernels.KnnIndex(X, backend=self.backend)
         return self
 
     def kneighbors(
